@@ -1,0 +1,167 @@
+"""The hook that MoE layers need: collects auxiliary losses, logs utilisation, warns of collapse."""
+
+from __future__ import annotations
+
+from mmengine.dist import all_reduce
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from torch import nn
+
+from ..errors import MoEConfigError
+from ..routing.collection import attach_collection
+from ..routing.experts import ExpertGroup
+from ..routing.metrics import Utilisation, utilisation
+from ..routing.records import UsageRecorder
+from ..routing.router import find_routers
+
+MOST_LAYERS_LOGGED = 4  # with more, one line of extremes over all layers
+
+
+class MoEHook(Hook):
+    """Adds the layers' auxiliary losses to the detector's and reports how the experts are used.
+
+    While training, every ``interval`` iterations, these scalars go to the log and to every visualisation backend, per
+    layer (over all layers when there are more than four):
+
+    - ``moe_load_ratio_max``, ``moe_load_ratio_min``: rows of the most and the least used expert over the fair share;
+      1.0 is fair.
+    - ``moe_living_experts``: experts with more than 1 % of the weights.
+    - ``moe_gate_entropy``: mean entropy of a row's gate probabilities in bits.
+
+    A warning appears when no more experts live than a single row uses. Validation and test end with a table.
+
+    Args:
+        interval: iterations between two logs.
+
+    Attributes:
+        utilisation: by layer, of the last validation or test.
+    """
+
+    priority = 'NORMAL'  # before LoggerHook, which writes what this hook measures
+
+    def __init__(self, interval: int = 50) -> None:
+        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
+            raise MoEConfigError(f'MoEHook.interval={interval!r}: expected an integer >= 1')
+        self.interval = interval
+        self.utilisation: dict[str, Utilisation] = {}
+        self._model: nn.Module | None = None
+        self._handles = []
+        self._collapsed: set[str] = set()
+        self._recorder: UsageRecorder | None = None
+
+    def before_run(self, runner) -> None:
+        """Finds the MoE layers and attaches to the detector.
+
+        Raises:
+            MoEConfigError: the config builds no MoE layer.
+        """
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if model is self._model:
+            return
+        if not any(isinstance(module, ExpertGroup) for module in model.modules()):
+            raise MoEConfigError(
+                "MoEHook is in the config, but the config builds no MoE layer: set bbox_head.type='MoERetinaHead', "
+                "backbone.type='MoEResNet', conv_cfg=dict(type='MoEConv2d') or a MoEBlock plugin with at least one "
+                'stage, or take the hook out'
+            )
+        for handle in self._handles:
+            handle.remove()
+        self._model = model
+        self._handles = attach_collection(model)
+        for router in find_routers(model).values():
+            router.monitored = True
+
+    # -- training ----------------------------------------------------------------------------------------------
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Logs the utilisation since the last log."""
+        if not self.every_n_train_iters(runner, self.interval):
+            return
+        layers = {}
+        for name, router in find_routers(self._model).items():
+            if router.recent is not None:
+                layers[name] = utilisation(router.recent)
+                router.recent = None
+        for tag, value in self._scalars(layers).items():
+            runner.message_hub.update_scalar(f'train/{tag}', value)
+        self._warn_of_collapse(runner, layers)
+
+    @staticmethod
+    def _scalars(layers: dict[str, Utilisation]) -> dict[str, float]:
+        if not layers:
+            return {}
+        if len(layers) > MOST_LAYERS_LOGGED:
+            every = list(layers.values())
+            return {
+                'moe_load_ratio_max': max(max(u.load_ratio) for u in every),
+                'moe_load_ratio_min': min(min(u.load_ratio) for u in every),
+                'moe_living_experts': min(u.living for u in every),
+                'moe_gate_entropy': sum(u.row_entropy for u in every) / len(every),
+            }
+        scalars = {}
+        for name, u in layers.items():
+            scalars[f'moe_load_ratio_max/{name}'] = max(u.load_ratio)
+            scalars[f'moe_load_ratio_min/{name}'] = min(u.load_ratio)
+            scalars[f'moe_living_experts/{name}'] = u.living
+            scalars[f'moe_gate_entropy/{name}'] = u.row_entropy
+        return scalars
+
+    def _warn_of_collapse(self, runner, layers: dict[str, Utilisation]) -> None:
+        routers = find_routers(self._model)
+        for name, used in layers.items():
+            if not used.collapsed(routers[name].top_k):
+                self._collapsed.discard(name)
+            elif name not in self._collapsed:
+                self._collapsed.add(name)
+                runner.logger.warning(
+                    f'{name}: routing has collapsed: {used.living} of {len(used.load_ratio)} experts hold more than '
+                    f'1 % of the weights over the last {self.interval} iterations (load ratios '
+                    f'{", ".join(f"{r:.2f}" for r in used.load_ratio)}; 1.00 is fair). Add a constraint, or raise '
+                    'the weight of a soft one or lower the threshold of a hard one.'
+                )
+
+    # -- validation and test -----------------------------------------------------------------------------------
+
+    def _start_recording(self) -> None:
+        self._recorder = UsageRecorder(self._model)
+        self._recorder.__enter__()
+
+    def _stop_recording(self, runner) -> None:
+        self._recorder.__exit__(None, None, None)
+        self.utilisation = {}
+        for name in self._recorder.routers:
+            usage = self._recorder.usage.get(name)
+            if usage is None:
+                continue
+            for sums in (usage.importance, usage.load, usage.probs, usage.entropy, usage.rows):
+                all_reduce(sums)
+            self.utilisation[name] = utilisation(usage)
+        if self.utilisation:
+            runner.logger.info('Expert utilisation\n' + utilisation_table(self.utilisation))
+
+    def before_val_epoch(self, runner) -> None:
+        """Starts to sum the usage."""
+        self._start_recording()
+
+    def after_val_epoch(self, runner, metrics=None) -> None:
+        """Logs the table."""
+        self._stop_recording(runner)
+
+    def before_test_epoch(self, runner) -> None:
+        """Starts to sum the usage."""
+        self._start_recording()
+
+    def after_test_epoch(self, runner, metrics=None) -> None:
+        """Logs the table."""
+        self._stop_recording(runner)
+
+
+def utilisation_table(layers: dict[str, Utilisation]) -> str:
+    """A plain-text table: one line per layer, the share of the weights of each expert, living experts, entropies."""
+    width = max(len(name) for name in [*layers, 'layer'])
+    lines = [f'{"layer":{width}}  living  H_s bits  H_u bits  share of the weights per expert']
+    for name, used in layers.items():
+        shares = ' '.join(f'{share:4.0%}' for share in used.importance_share)
+        living = f'{used.living}/{len(used.importance_share)}'
+        lines.append(f'{name:{width}}  {living:>6}  {used.row_entropy:8.2f}  {used.batch_entropy:8.2f}  {shares}')
+    return '\n'.join(lines)

@@ -1,0 +1,8 @@
+"""MoE layers and the modules that fill mmdet's slots."""
+
+from .moe_block import MoEBlock
+from .moe_conv import MoEConv2d
+from .moe_layer import MoELayer
+from .settings import MoESettings
+
+__all__ = ['MoEBlock', 'MoEConv2d', 'MoELayer', 'MoESettings']

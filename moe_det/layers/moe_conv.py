@@ -1,0 +1,84 @@
+"""A convolution with experts, for the ``conv_cfg`` slot of mmdet's heads, necks and backbones."""
+
+from __future__ import annotations
+
+from mmengine.model import kaiming_init
+from torch import nn
+from torch.nn.modules.utils import _pair
+
+from ..errors import MoEConfigError
+from .moe_layer import MoELayer
+from .settings import MoESettings, check_count, split_settings
+
+
+class MoEConv2d(MoELayer):
+    """E convolutions of which each routing row runs K (paper A, section A.2, single-conv variant).
+
+    Takes the arguments of :class:`torch.nn.Conv2d` and, beside them, the keys of
+    :class:`~moe_det.layers.settings.MoESettings`::
+
+        conv_cfg=dict(type='MoEConv2d', num_experts=4, top_k=2, constraint=dict(type='KLConstraint'))
+
+    Args:
+        in_channels: C.
+        out_channels: C'.
+        kernel_size: as in Conv2d.
+        stride: as in Conv2d; ``unit='patch'`` needs 1.
+        padding: as in Conv2d.
+        dilation: as in Conv2d.
+        groups: as in Conv2d.
+        bias: as in Conv2d.
+        padding_mode: as in Conv2d.
+        num_levels: calls of the module in one step (a tower shared by 5 levels: 5); needed for
+            ``balance_over='level'``.
+        **moe: keys of MoESettings.
+
+    Raises:
+        MoEConfigError: MoE keys that cannot be built from.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = 'zeros',
+        *,
+        num_levels: int = 1,
+        **moe,
+    ) -> None:
+        ours, rest = split_settings(moe)
+        where = f'MoEConv2d({in_channels}, {out_channels})'
+        settings = MoESettings.from_config({**ours, **rest}, where)
+        check_count(where, 'num_levels', num_levels)
+        if settings.unit == 'patch' and _pair(stride) != (1, 1):
+            raise MoEConfigError(f"{where}.grid: unit='patch' does not fit a convolution with stride {stride}")
+        super().__init__(
+            settings,
+            in_channels,
+            lambda: nn.Conv2d(
+                in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode
+            ),
+            where,
+            num_levels,
+        )
+        # ConvModule copies these from the convolution that it holds
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size, self.stride = _pair(kernel_size), _pair(stride)
+        self.padding, self.dilation = _pair(padding), _pair(dilation)
+        self.transposed, self.output_padding = False, (0, 0)
+        self.is_init = False
+
+    def init_weights(self) -> None:
+        """Initialises the experts as ConvModule does a plain convolution; later calls change nothing."""
+        if self.is_init:
+            return
+        for expert in [*self.expert_group.experts, self.expert_group.shared]:
+            if expert is not None:
+                kaiming_init(expert)
+        self.is_init = True

@@ -1,0 +1,169 @@
+"""The keys that every MoE layer takes from a config, checked in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from ..errors import MoEConfigError, unknown_name
+from ..registry import CONSTRAINTS, GATES, build_named
+from ..routing.experts import DISPATCH_MODES, ExpertGroup
+from ..routing.mixtures import mix_linear
+from ..routing.router import Router
+from ..routing.rows import UNITS
+
+BALANCE_OVER = ('all', 'level')
+
+
+def check_choice(where: str, key: str, value: object, choices: Sequence[str]) -> None:
+    """Raises MoEConfigError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise MoEConfigError(f'{where}.{key}: {unknown_name("value", value, choices)}')
+
+
+def check_count(where: str, key: str, value: object, minimum: int = 1) -> None:
+    """Raises MoEConfigError unless ``value`` is an integer >= ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise MoEConfigError(f'{where}.{key}={value!r}: expected an integer >= {minimum}')
+
+
+def check_expert_norm(where: str, norm_cfg: dict | None) -> None:
+    """Raises MoEConfigError for synchronised norms: a process whose expert got no rows would make the others wait."""
+    if norm_cfg is not None and 'SyncBN' in str(norm_cfg.get('type')):
+        raise MoEConfigError(
+            f"{where}: norm_cfg type {norm_cfg['type']!r} cannot be used inside experts, because processes whose "
+            "expert got no rows would never join the synchronisation; use 'BN' or 'GN'"
+        )
+
+
+@dataclass(frozen=True)
+class MoESettings:
+    """What the experts of one place are and how rows reach them.
+
+    Attributes:
+        num_experts: E, number of experts; 1 builds the plain module without a gate.
+        top_k: K, experts per routing row.
+        gate: gate to build: ``GAPLinearGate``, ``ConvGAPGate``, ``TwoConvGAPGate``.
+        constraint: one constraint or a list of them; None leaves the experts unconstrained. Soft:
+            ``KLConstraint``, ``ImportanceConstraint``, ``SwitchConstraint``, ``EntropyConstraint``,
+            ``ZLossConstraint``. Hard: ``RelativeImportanceConstraint``, ``MeanImportanceConstraint``,
+            ``SelectionBiasConstraint``.
+        unit: what one decision is about: ``level`` (an image at a level), ``image`` (one decision for all levels)
+            or ``patch`` (a cell of a grid laid over each level).
+        grid: cells per axis for ``unit='patch'``, >= 2; other units take none.
+        balance_over: rows among which usage is balanced: ``all`` or inside each ``level``.
+        noise: learned gate noise while training; None takes it when all constraints are soft.
+        shared_expert: an additional expert that runs on every row and is added.
+        dispatch: ``sorted`` (cost of K experts) or ``dense`` (all experts run; for export and compilation).
+        soft_mixture: says that ``top_k == num_experts`` is meant.
+        copy_noise: relative standard deviation of the noise that tells experts apart when they are copied from a
+            dense checkpoint.
+    """
+
+    num_experts: int = 4
+    top_k: int = 2
+    gate: dict = field(default_factory=lambda: {'type': 'GAPLinearGate'})
+    constraint: dict | Sequence[dict] | None = None
+    unit: str = 'level'
+    grid: int | None = None
+    balance_over: str = 'all'
+    noise: bool | None = None
+    shared_expert: bool = False
+    dispatch: str = 'sorted'
+    soft_mixture: bool = False
+    copy_noise: float = 0.02
+
+    @classmethod
+    def from_config(cls, cfg: dict, where: str) -> MoESettings:
+        """Builds and checks settings.
+
+        Args:
+            cfg: keys and values of a config.
+            where: the config key that holds them, for messages.
+
+        Raises:
+            MoEConfigError: an unknown key, or a value that cannot be built from.
+        """
+        known = [f.name for f in dataclasses.fields(cls)]
+        for key in cfg:
+            if key not in known:
+                raise MoEConfigError(f'{where}: {unknown_name("key", key, known)}')
+        settings = cls(**cfg)
+        settings.check(where)
+        return settings
+
+    def check(self, where: str) -> None:
+        """Raises MoEConfigError for values that contradict each other or lie outside their range."""
+        check_count(where, 'num_experts', self.num_experts)
+        check_count(where, 'top_k', self.top_k)
+        if self.top_k > self.num_experts:
+            raise MoEConfigError(
+                f'{where}.top_k={self.top_k}: expected at most num_experts={self.num_experts}'
+            )
+        if self.top_k == self.num_experts > 1 and not self.soft_mixture:
+            raise MoEConfigError(
+                f'{where}: top_k=num_experts={self.top_k} runs every expert for every row, so nothing is chosen and '
+                'balance means little. If a soft mixture is meant, add soft_mixture=True'
+            )
+        check_choice(where, 'unit', self.unit, UNITS)
+        check_choice(where, 'balance_over', self.balance_over, BALANCE_OVER)
+        check_choice(where, 'dispatch', self.dispatch, DISPATCH_MODES)
+        if self.unit == 'patch':
+            check_count(where, 'grid', self.grid, minimum=2)
+        elif self.grid is not None:
+            raise MoEConfigError(f"{where}.grid={self.grid!r}: only unit='patch' takes a grid, unit is {self.unit!r}")
+        noise = self.copy_noise
+        if isinstance(noise, bool) or not isinstance(noise, (int, float)) or not 0 <= noise < float('inf'):
+            raise MoEConfigError(f'{where}.copy_noise={noise!r}: expected a number >= 0')
+
+    def build_router(self, in_channels: int, where: str, num_levels: int = 1, label: str | None = None) -> Router | None:
+        """Builds gate, constraints and router; None with a single expert, which needs no decision.
+
+        Args:
+            in_channels: channels of the map that the gate sees.
+            where: the config key of these settings, for messages.
+            num_levels: levels that one step passes through the layer.
+            label: name of the layer in messages and logs; ``where`` by default.
+
+        Raises:
+            MoEConfigError: an unknown gate or constraint, or arguments that they refuse.
+        """
+        constraints = self.constraint
+        if constraints is None:
+            constraints = []
+        elif not isinstance(constraints, (list, tuple)):
+            constraints = [constraints]
+        gate = build_named(
+            GATES, self.gate, f'{where}.gate', in_channels=in_channels, num_experts=self.num_experts
+        )
+        built = [build_named(CONSTRAINTS, c, f'{where}.constraint') for c in constraints]
+        if self.num_experts == 1:
+            return None
+        try:
+            return Router(
+                gate,
+                built,
+                top_k=self.top_k,
+                unit=self.unit,
+                balance_over=self.balance_over,
+                num_levels=num_levels,
+                noise=self.noise,
+                label=label or where,
+            )
+        except ValueError as error:
+            raise MoEConfigError(f'{where}: {error}') from error
+
+    def build_experts(self, make_expert, mixture=mix_linear) -> ExpertGroup:
+        """Builds E independently initialised experts, and the shared one, from a function without arguments."""
+        shared: nn.Module | None = make_expert() if self.shared_expert else None
+        return ExpertGroup([make_expert() for _ in range(self.num_experts)], shared, mixture, self.dispatch)
+
+
+def split_settings(cfg: dict) -> tuple[dict, dict]:
+    """Splits a flat config into the keys of :class:`MoESettings` and the rest."""
+    names = {f.name for f in dataclasses.fields(MoESettings)}
+    ours = {key: value for key, value in cfg.items() if key in names}
+    return ours, {key: value for key, value in cfg.items() if key not in names}

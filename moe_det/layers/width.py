@@ -1,0 +1,53 @@
+"""Expert widths that make K active experts cost what the dense branch costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from numbers import Real
+
+from ..errors import MoEConfigError
+
+MATCHED = 'matched'
+
+
+def conv_cost(in_channels: int, out_channels: int, kernel_size: int = 3) -> int:
+    """Multiply-adds of a convolution per output pixel."""
+    return kernel_size * kernel_size * in_channels * out_channels
+
+
+def matched_width(cost: Callable[[int], int], dense_cost: int, top_k: int, largest: int) -> int:
+    """The inner width at which ``top_k`` experts come nearest to the cost of the dense branch.
+
+    Args:
+        cost: inner width -> cost of one expert, increasing.
+        dense_cost: cost of the branch that the experts replace.
+        top_k: K.
+        largest: widest expert to consider.
+
+    Returns:
+        A width between 1 and ``largest``.
+    """
+    return min(range(1, largest + 1), key=lambda width: abs(top_k * cost(width) - dense_cost))
+
+
+def inner_width(
+    width: float | str, channels: int, cost: Callable[[int], int], dense_cost: int, top_k: int, where: str
+) -> int:
+    """Turns the config key ``width`` into a number of channels.
+
+    Args:
+        width: a factor of ``channels`` in (0, 4], or ``'matched'`` for equal cost.
+        channels: inner channels of the dense branch.
+        cost: inner width -> cost of one expert.
+        dense_cost: cost of the dense branch.
+        top_k: K.
+        where: config key of the settings, for messages.
+
+    Raises:
+        MoEConfigError: neither a number in range nor ``'matched'``.
+    """
+    if width == MATCHED:
+        return matched_width(cost, dense_cost, top_k, channels)
+    if isinstance(width, bool) or not isinstance(width, Real) or not 0 < width <= 4:
+        raise MoEConfigError(f"{where}.width={width!r}: expected a factor in (0, 4] or '{MATCHED}'")
+    return max(1, round(width * channels))

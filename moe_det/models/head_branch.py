@@ -1,0 +1,157 @@
+"""One branch of a RetinaNet head (class or box), dense or with experts.
+
+A branch is a tower of convolutions and a predictor. Experts can take the place of the whole branch, the tower, its
+first or its last convolution; dense parts keep the names of mmdet's RetinaHead, so that its checkpoints load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mmcv.cnn import ConvModule
+from torch import Tensor, nn
+
+from ..errors import MoEConfigError
+from ..layers.settings import MoESettings
+from ..layers.width import conv_cost, inner_width
+from ..routing.dispatch import LevelPlan
+from ..routing.experts import ExpertGroup
+from ..routing.mixtures import mix_linear, mix_probabilities
+from ..routing.routing import Routing
+from ..routing.rows import RowLayout, join_patches, rows_of
+
+PLACEMENTS = ('branch', 'tower', 'first', 'last')
+BRANCHES = ('cls', 'reg')
+
+
+@dataclass(frozen=True)
+class BranchShape:
+    """What the head fixes about a branch.
+
+    Attributes:
+        name: ``'cls'`` or ``'reg'``.
+        in_channels: C of the pyramid.
+        feat_channels: channels of the tower.
+        out_channels: channels of the predictor.
+        stacked_convs: convolutions of the tower.
+        conv_cfg: mmdet's conv_cfg of the tower.
+        norm_cfg: mmdet's norm_cfg of the tower.
+    """
+
+    name: str
+    in_channels: int
+    feat_channels: int
+    out_channels: int
+    stacked_convs: int
+    conv_cfg: dict | None
+    norm_cfg: dict | None
+
+    def conv(self, in_channels: int, out_channels: int) -> ConvModule:
+        """One 3x3 convolution of the tower."""
+        return ConvModule(
+            in_channels, out_channels, 3, stride=1, padding=1, conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg
+        )
+
+    def tower(self, inner: int, out_channels: int) -> nn.ModuleList:
+        """The convolutions with ``inner`` channels between them and ``out_channels`` after the last."""
+        widths = [inner] * (self.stacked_convs - 1) + [out_channels] * bool(self.stacked_convs)
+        inputs = [self.in_channels, *widths]
+        return nn.ModuleList(self.conv(a, b) for a, b in zip(inputs, widths, strict=False))
+
+    def predictor(self, in_channels: int) -> nn.Conv2d:
+        """The 3x3 convolution that predicts classes or boxes for every anchor."""
+        return nn.Conv2d(in_channels, self.out_channels, 3, padding=1)
+
+    def cost(self, inner: int, with_predictor: bool) -> int:
+        """Multiply-adds per pixel of an expert with ``inner`` channels; see :meth:`tower`."""
+        last = inner if with_predictor else self.feat_channels
+        widths = [self.in_channels] + [inner] * (self.stacked_convs - 1) + [last] * bool(self.stacked_convs)
+        total = sum(conv_cost(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        return total + (conv_cost(widths[-1], self.out_channels) if with_predictor else 0)
+
+
+class TowerExpert(nn.Module):
+    """An expert that is a tower of convolutions, with a predictor when it replaces the whole branch.
+
+    Args:
+        shape: the branch.
+        inner: channels inside the expert.
+        with_predictor: whether the expert predicts; else it returns ``feat_channels`` channels.
+    """
+
+    def __init__(self, shape: BranchShape, inner: int, with_predictor: bool) -> None:
+        super().__init__()
+        self.convs = shape.tower(inner, inner if with_predictor else shape.feat_channels)
+        last = inner if shape.stacked_convs else shape.in_channels
+        self.predictor = shape.predictor(last) if with_predictor else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(R, C, H, W) -> (R, C', H, W)."""
+        for conv in self.convs:
+            x = conv(x)
+        return x if self.predictor is None else self.predictor(x)
+
+
+def build_branch_experts(
+    shape: BranchShape, settings: MoESettings, placement: str, width: float | str, where: str
+) -> ExpertGroup:
+    """Builds the experts of a branch.
+
+    Args:
+        shape: the branch.
+        settings: the checked MoE keys.
+        placement: one of ``PLACEMENTS``.
+        width: factor of an expert's inner channels, or ``'matched'``.
+        where: config key of the settings, for messages.
+
+    Raises:
+        MoEConfigError: a tower, first or last convolution that does not exist, or a width without meaning.
+    """
+    if placement != 'branch' and shape.stacked_convs == 0:
+        raise MoEConfigError(f'{where}.placement={placement!r}: stacked_convs=0 leaves no convolution to replace')
+    if placement in ('first', 'last'):
+        if width != 1:
+            raise MoEConfigError(f"{where}.width={width!r}: applies to the placements 'branch' and 'tower' alone")
+        first = placement == 'first' or shape.stacked_convs == 1
+        in_channels = shape.in_channels if first else shape.feat_channels
+        return settings.build_experts(lambda: shape.conv(in_channels, shape.feat_channels))
+    whole = placement == 'branch'
+    inner = inner_width(
+        width,
+        shape.feat_channels,
+        lambda channels: shape.cost(channels, whole),
+        shape.cost(shape.feat_channels, whole),
+        settings.top_k,
+        where,
+    )
+    mixture = mix_probabilities if whole and shape.name == 'cls' else mix_linear
+    return settings.build_experts(lambda: TowerExpert(shape, inner, whole), mixture)
+
+
+def experts_in_branch(
+    maps: Sequence[Tensor],
+    experts: ExpertGroup,
+    routing: Routing | None,
+    layout: RowLayout | None,
+    plan: Sequence[LevelPlan] | None,
+    grid: int,
+) -> list[Tensor]:
+    """Runs a branch's experts on the maps of all levels.
+
+    Args:
+        maps: L tensors (N, C, H_l, W_l).
+        experts: the branch's experts.
+        routing: the decision, made on the pyramid's maps; None with a single expert.
+        layout: where the rows lie.
+        plan: per level, for sorted dispatch.
+        grid: cells per axis for ``unit='patch'``.
+
+    Returns:
+        L tensors (N, C', H_l, W_l).
+    """
+    if layout is None or layout.unit != 'patch':
+        return experts(maps, routing, layout, plan)
+    rows, _ = rows_of(maps, 'patch', grid)
+    outputs = experts(rows, routing, layout, plan)
+    return [join_patches(y, x.shape[2], x.shape[3], grid) for y, x in zip(outputs, maps, strict=True)]

@@ -1,0 +1,237 @@
+"""RetinaNet head with mixtures of experts."""
+
+from __future__ import annotations
+
+import logging
+
+from mmdet.models.dense_heads import RetinaHead
+from mmengine.logging import print_log
+from mmengine.model import bias_init_with_prob, normal_init
+from torch import Tensor, nn
+
+from ..errors import MoEConfigError, unknown_name
+from ..layers.settings import MoESettings, check_choice, check_expert_norm, split_settings
+from ..routing.dispatch import plan_dispatch
+from ..routing.experts import copy_dense_to_experts
+from ..routing.router import Router
+from ..routing.rows import rows_of
+from .head_branch import BRANCHES, PLACEMENTS, BranchShape, TowerExpert, build_branch_experts, experts_in_branch
+
+CLASS_PRIOR = 0.01  # RetinaNet, arXiv 1708.02002, section 4.1
+HEAD_KEYS = ('branches', 'placement', 'width', 'shared_gate')
+
+
+class MoERetinaHead(RetinaHead):
+    """RetinaHead whose class branch, box branch or both are mixtures of experts (paper A, sections A.2 and A.5).
+
+    One gate decision per routing row is made on the pyramid's maps, for all levels before the first convolution.
+    Class experts are mixed as probabilities and returned as logits, box experts are mixed as deltas. The head adds
+    its own auxiliary losses to the losses it returns. A checkpoint of a plain RetinaNet fills every expert of the
+    same shape, plus noise::
+
+        bbox_head=dict(type='MoERetinaHead', moe=dict(
+            num_experts=4, top_k=2, constraint=dict(type='KLConstraint', weight=0.25)))
+
+    Args:
+        *args: RetinaHead's.
+        moe: keys of :class:`~moe_det.layers.settings.MoESettings` and
+
+            - ``branches``: ``'cls'``, ``'reg'`` or both, default both.
+            - ``placement``: what an expert replaces: the whole ``branch`` (default), its ``tower``, its ``first`` or
+              ``last`` convolution.
+            - ``width``: factor of an expert's inner channels, or ``'matched'`` for K experts at the cost of one
+              dense branch; default 1.
+            - ``shared_gate``: one gate and one decision for both branches; default False.
+        init_cfg: as in RetinaHead; by default its normal initialisation with the focal prior on every class expert.
+        **kwargs: RetinaHead's.
+
+    Raises:
+        MoEConfigError: MoE keys that cannot be built from.
+    """
+
+    def __init__(self, *args, moe: dict, init_cfg: dict | None = None, **kwargs) -> None:
+        where = 'bbox_head.moe'
+        if not isinstance(moe, dict):
+            raise MoEConfigError(f'{where}={moe!r}: expected a dict')
+        common, own = split_settings(dict(moe))
+        for key in own:
+            if key not in HEAD_KEYS:
+                known = (*MoESettings.__dataclass_fields__, *HEAD_KEYS)
+                raise MoEConfigError(f'{where}: {unknown_name("key", key, known)}')
+        self.moe_settings = MoESettings.from_config(common, where)
+        branches = own.get('branches', BRANCHES)
+        self.moe_branches = (branches,) if isinstance(branches, str) else tuple(branches)
+        if not self.moe_branches:
+            raise MoEConfigError(f"{where}.branches is empty: without 'cls' or 'reg' there would be no MoE layer")
+        for branch in self.moe_branches:
+            check_choice(where, 'branches', branch, BRANCHES)
+        self.moe_placement = own.get('placement', 'branch')
+        check_choice(where, 'placement', self.moe_placement, PLACEMENTS)
+        self.moe_width = own.get('width', 1)
+        self.moe_shared_gate = bool(own.get('shared_gate', False))
+        if self.moe_shared_gate and set(self.moe_branches) != set(BRANCHES):
+            raise MoEConfigError(f"{where}.shared_gate: needs both branches, branches={self.moe_branches!r}")
+        check_expert_norm(where, kwargs.get('norm_cfg'))
+        # RetinaHead's default overrides the layer `retina_cls`, which experts may replace; see init_weights
+        init_cfg = init_cfg or {'type': 'Normal', 'layer': 'Conv2d', 'std': 0.01}
+        super().__init__(*args, init_cfg=init_cfg, **kwargs)
+
+    # -- building ----------------------------------------------------------------------------------------------
+
+    def _branch_shape(self, branch: str) -> BranchShape:
+        per_anchor = self.cls_out_channels if branch == 'cls' else self.bbox_coder.encode_size
+        return BranchShape(
+            name=branch,
+            in_channels=self.in_channels,
+            feat_channels=self.feat_channels,
+            out_channels=self.num_base_priors * per_anchor,
+            stacked_convs=self.stacked_convs,
+            conv_cfg=self.conv_cfg,
+            norm_cfg=self.norm_cfg,
+        )
+
+    def _init_layers(self) -> None:
+        """Builds both branches; parts that stay dense have RetinaHead's names."""
+        if not self.use_sigmoid_cls and self.moe_placement == 'branch' and 'cls' in self.moe_branches:
+            raise MoEConfigError(
+                "bbox_head.moe.placement='branch' mixes class experts as sigmoid probabilities; "
+                'loss_cls must have use_sigmoid=True'
+            )
+        self.relu = nn.ReLU(inplace=True)
+        self.routers = nn.ModuleDict()
+        self.branch_experts = nn.ModuleDict()
+        for branch in BRANCHES:
+            self._init_branch(self._branch_shape(branch))
+        self._init_routers()
+
+    def _init_branch(self, shape: BranchShape) -> None:
+        convs = shape.tower(shape.feat_channels, shape.feat_channels)
+        predictor = shape.predictor(shape.feat_channels if shape.stacked_convs else shape.in_channels)
+        if shape.name in self.moe_branches:
+            self.branch_experts[shape.name] = build_branch_experts(
+                shape, self.moe_settings, self.moe_placement, self.moe_width, 'bbox_head.moe'
+            )
+            # a placeholder keeps the numbers of the dense convolutions as in a plain head
+            if self.moe_placement == 'branch':
+                convs, predictor = nn.ModuleList(), None
+            elif self.moe_placement == 'tower':
+                convs = nn.ModuleList()
+            else:
+                convs[0 if self.moe_placement == 'first' else -1] = nn.Identity()
+        setattr(self, f'{shape.name}_convs', convs)
+        if predictor is not None:
+            setattr(self, f'retina_{shape.name}', predictor)
+
+    def _init_routers(self) -> None:
+        names = ['both'] if self.moe_shared_gate else list(self.moe_branches)
+        for name in names:
+            router = self.moe_settings.build_router(
+                self.in_channels, 'bbox_head.moe', self.prior_generator.num_levels, f'bbox_head.{name}'
+            )
+            if router is not None:
+                router.collected_by_owner = True
+                self.routers[name] = router
+
+    def init_weights(self) -> None:
+        """RetinaHead's initialisation; every class expert gets the focal prior, a shared expert starts at zero."""
+        again = self.is_init
+        super().init_weights()
+        if again or 'Pretrained' in str(self.init_cfg):
+            return
+        if hasattr(self, 'retina_cls'):
+            normal_init(self.retina_cls, std=0.01, bias=bias_init_with_prob(CLASS_PRIOR))
+        for branch, group in self.branch_experts.items():
+            predictors = [e.predictor for e in group.experts if isinstance(e, TowerExpert)]
+            if branch == 'cls' and self.moe_placement == 'branch':
+                for predictor in predictors:
+                    normal_init(predictor, std=0.01, bias=bias_init_with_prob(CLASS_PRIOR))
+            if group.shared is not None and self.moe_placement == 'branch':
+                nn.init.zeros_(group.shared.predictor.weight)
+                nn.init.zeros_(group.shared.predictor.bias)
+
+    # -- forward -----------------------------------------------------------------------------------------------
+
+    def _router(self, branch: str) -> Router | None:
+        name = 'both' if self.moe_shared_gate else branch
+        return self.routers[name] if name in self.routers else None
+
+    def forward(self, x: tuple[Tensor, ...]) -> tuple[list[Tensor], list[Tensor]]:
+        """Predicts from the pyramid.
+
+        Args:
+            x: L tensors (N, C, H_l, W_l).
+
+        Returns:
+            Class logits, L tensors (N, num_anchors * num_classes, H_l, W_l), and box deltas, L tensors
+            (N, num_anchors * 4, H_l, W_l).
+        """
+        grid = self.moe_settings.grid or 1
+        routings, layout, plans = {}, None, {}
+        if self.routers:
+            rows, layout = rows_of(x, self.moe_settings.unit, grid)
+            routings = {name: router(rows, layout) for name, router in self.routers.items()}
+            if self.moe_settings.dispatch == 'sorted':
+                plans = plan_dispatch(list(routings.values()), layout.level_rows)
+                plans = dict(zip(routings, plans, strict=True))
+        outputs = []
+        for branch in BRANCHES:
+            name = 'both' if self.moe_shared_gate else branch
+            outputs.append(self._forward_branch(branch, list(x), routings.get(name), layout, plans.get(name), grid))
+        return outputs[0], outputs[1]
+
+    def _forward_branch(self, branch: str, maps: list[Tensor], routing, layout, plan, grid: int) -> list[Tensor]:
+        experts = self.branch_experts[branch] if branch in self.branch_experts else None
+        convs = getattr(self, f'{branch}_convs')
+        experts_first = self.moe_placement != 'last'
+        if experts is not None and experts_first:
+            maps = experts_in_branch(maps, experts, routing, layout, plan, grid)
+        for conv in convs:
+            maps = [conv(x) for x in maps]
+        if experts is not None and not experts_first:
+            maps = experts_in_branch(maps, experts, routing, layout, plan, grid)
+        predictor = getattr(self, f'retina_{branch}', None)
+        return maps if predictor is None else [predictor(x) for x in maps]
+
+    # -- losses ------------------------------------------------------------------------------------------------
+
+    def loss_by_feat(self, *args, **kwargs) -> dict:
+        """RetinaHead's losses and, per router and soft constraint, ``loss_moe_<constraint>_<branch>``."""
+        losses = super().loss_by_feat(*args, **kwargs)
+        for name, router in self.routers.items():
+            for key, loss in router.collect().items():
+                losses[f'loss_moe_{key}_{name}'] = loss
+        return losses
+
+    # -- checkpoints -------------------------------------------------------------------------------------------
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        for branch, group in self.branch_experts.items():
+            dense = self._dense_keys(state_dict, prefix, branch)
+            if not dense:
+                continue
+            target = f'{prefix}branch_experts.{branch}.experts.'
+            problems = copy_dense_to_experts(state_dict, dense, group, target, self.moe_settings.copy_noise)
+            note = f'; not copied: {problems[0]}' + (', ...' if len(problems) > 1 else '') if problems else ''
+            print_log(
+                f'{prefix}{branch}: {len(dense) - len(problems)} of {len(dense)} dense tensors copied into '
+                f'{len(group)} experts with relative noise {self.moe_settings.copy_noise:g}{note}',
+                logger='current',
+                level=logging.WARNING if problems else logging.INFO,
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _dense_keys(self, state_dict: dict, prefix: str, branch: str) -> dict[str, str]:
+        """Keys of a plain head that this branch's experts replace -> their names inside an expert."""
+        keys = {}
+        convs = f'{prefix}{branch}_convs.'
+        last = self.stacked_convs - 1
+        for key in state_dict:
+            if key.startswith(convs):
+                number, name = key[len(convs) :].split('.', 1)
+                if self.moe_placement in ('branch', 'tower'):
+                    keys[key] = f'convs.{number}.{name}'
+                elif int(number) == (0 if self.moe_placement == 'first' else last):
+                    keys[key] = name
+            elif key.startswith(f'{prefix}retina_{branch}.') and self.moe_placement == 'branch':
+                keys[key] = f'predictor.{key.rsplit(".", 1)[1]}'
+        return keys

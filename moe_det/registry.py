@@ -1,0 +1,79 @@
+"""The one list of names that configs may use.
+
+A new class needs one line here. Gates and constraints have registries of their own; everything else goes into
+mmdet's registries, so that existing configs find it without a scope prefix.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from mmdet.registry import HOOKS, MODELS
+from mmengine.registry import Registry
+
+from .errors import MoEConfigError, unknown_name
+
+# scope='mmdet': names are looked up under the default scope of every mmdet config
+GATES = Registry('moe gate', scope='mmdet')
+CONSTRAINTS = Registry('moe constraint', scope='mmdet')
+
+REGISTERED = {
+    GATES: (
+        'moe_det.routing.gates:GAPLinearGate',
+        'moe_det.routing.gates:ConvGAPGate',
+        'moe_det.routing.gates:TwoConvGAPGate',
+    ),
+    CONSTRAINTS: (
+        'moe_det.routing.soft_constraints:ImportanceConstraint',
+        'moe_det.routing.soft_constraints:KLConstraint',
+        'moe_det.routing.soft_constraints:SwitchConstraint',
+        'moe_det.routing.soft_constraints:EntropyConstraint',
+        'moe_det.routing.soft_constraints:ZLossConstraint',
+        'moe_det.routing.hard_constraints:RelativeImportanceConstraint',
+        'moe_det.routing.hard_constraints:MeanImportanceConstraint',
+        'moe_det.routing.hard_constraints:SelectionBiasConstraint',
+    ),
+    MODELS: (
+        'moe_det.layers.moe_conv:MoEConv2d',
+        'moe_det.layers.moe_block:MoEBlock',
+        'moe_det.models.moe_retina_head:MoERetinaHead',
+        'moe_det.models.moe_resnet:MoEResNet',
+        'moe_det.models.frozen_fpn:FrozenFPN',
+    ),
+    HOOKS: ('moe_det.engine.moe_hook:MoEHook',),
+}
+
+
+def register_all() -> None:
+    """Imports every class of ``REGISTERED`` and puts it into its registry; calling it twice changes nothing."""
+    for registry, paths in REGISTERED.items():
+        for path in paths:
+            module_name, class_name = path.split(':')
+            cls = getattr(importlib.import_module(module_name), class_name)
+            if registry.module_dict.get(class_name) is not cls:
+                registry.register_module(module=cls)
+
+
+def build_named(registry: Registry, cfg: dict, where: str, **arguments):
+    """Builds ``cfg`` from one of this module's registries, with an error that names the config key.
+
+    Args:
+        registry: ``GATES`` or ``CONSTRAINTS``.
+        cfg: a dict with ``type`` (a registered name or a class) and the class's own arguments.
+        where: the config key that holds ``cfg``, for the message.
+        **arguments: given to the class beside the entries of ``cfg``.
+
+    Raises:
+        MoEConfigError: ``cfg`` is no dict with ``type``, the name is unknown, or the class refuses its arguments.
+    """
+    if not isinstance(cfg, dict) or 'type' not in cfg:
+        raise MoEConfigError(f"{where}: expected a dict with the key 'type', got {cfg!r}")
+    settings = dict(cfg)
+    name = settings.pop('type')
+    cls = name if isinstance(name, type) else registry.get(name)
+    if cls is None:
+        raise MoEConfigError(f'{where}: {unknown_name(registry.name, name, registry.module_dict)}')
+    try:
+        return cls(**settings, **arguments)
+    except (TypeError, ValueError) as error:
+        raise MoEConfigError(f'{where}: {cls.__name__}: {error}') from error

@@ -1,0 +1,56 @@
+"""Adds the auxiliary losses of a model's MoE layers to the losses that the model returns."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from .router import Router, find_routers
+
+
+def collect_losses(routers: list[Router]) -> dict[str, Tensor]:
+    """Computes the constraints of one step; losses of one kind are summed over layers.
+
+    Args:
+        routers: in an order that is the same in every process.
+
+    Returns:
+        ``loss_moe_<constraint key>`` -> scalar with gradient.
+    """
+    losses: dict[str, Tensor] = {}
+    for router in routers:
+        for key, loss in router.collect().items():
+            name = f'loss_moe_{key}'
+            losses[name] = losses[name] + loss if name in losses else loss
+    return losses
+
+
+def attach_collection(model: nn.Module) -> list[RemovableHandle]:
+    """Makes a detector add its layers' auxiliary losses to the loss dict that its ``forward`` returns.
+
+    Works on the detector inside a data-parallel wrapper too: the losses are then part of the wrapped forward. Layers
+    of a head that adds its own losses are left to it.
+
+    Args:
+        model: a detector whose forward in ``mode='loss'`` returns a dict.
+
+    Returns:
+        Handles; ``remove()`` undoes it.
+    """
+    routers = list(find_routers(model).values())
+
+    def start(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if module.training and kwargs.get('mode') == 'loss':
+            for router in routers:
+                router.start_step()
+
+    def add(module: nn.Module, args: tuple, kwargs: dict, output: object) -> object:
+        if not module.training or not isinstance(output, dict):
+            return output
+        losses = collect_losses([router for router in routers if not router.collected_by_owner])
+        return {**output, **losses} if losses else output
+
+    return [
+        model.register_forward_pre_hook(start, with_kwargs=True),
+        model.register_forward_hook(add, with_kwargs=True),
+    ]

@@ -1,0 +1,52 @@
+"""The one interface of soft and hard constraints."""
+
+from __future__ import annotations
+
+import math
+import numbers
+
+from torch import Tensor, nn
+
+from .routing import Routing
+
+
+def checked_number(owner: object, key: str, value: object, minimum: float = 0.0) -> float:
+    """Returns ``value`` as a float.
+
+    Raises:
+        ValueError: it is no finite number or smaller than ``minimum``.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value) or value < minimum:
+        raise ValueError(f'{key}={value!r}: expected a number >= {minimum:g}')
+    return float(value)
+
+
+class Constraint(nn.Module):
+    """Keeps all experts in use. Soft constraints add a loss, hard ones forbid or discourage over-used experts.
+
+    A router calls :meth:`mask` for each batch of rows, and :meth:`loss` and :meth:`update` once per training step
+    with the rows of the whole step.
+
+    Attributes:
+        key: short name; the loss appears as ``loss_moe_<key>``.
+        learned_noise: whether the gate gets learned noise while it trains under this constraint (paper A, A.2 and
+            A.4: soft constraints do, hard ones do not).
+        groups: number of balance groups that the constraint keeps state for.
+    """
+
+    key: str = 'constraint'
+    learned_noise: bool = True
+
+    def prepare(self, num_experts: int, num_groups: int) -> None:
+        """Allocates state for E experts and G balance groups; called once, when the router is built."""
+
+    def mask(self, logits: Tensor, groups: Tensor) -> Tensor:
+        """Returns the (R, E) logits that the choice is made from; -inf forbids an expert."""
+        return logits
+
+    def loss(self, routing: Routing) -> Tensor | None:
+        """Returns the auxiliary loss of a step's rows, a scalar with gradient, or None."""
+        return None
+
+    def update(self, routing: Routing) -> None:
+        """Moves the constraint's state by one step."""

@@ -1,0 +1,169 @@
+"""Dispatch: runs each chosen expert once per level on a contiguous slice of its rows and puts the outputs back.
+
+Rows are sorted by expert, so that time and activation memory grow with K, not with E: no buffer has an expert axis.
+The host learns the slice lengths from one copy per head call. Shape letters: R rows, E experts, K chosen, L levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .routing import Routing
+
+Mixture = Callable[[Tensor, Tensor, bool], Tensor]
+
+
+@dataclass(frozen=True)
+class LevelPlan:
+    """Where the rows of one level go.
+
+    Attributes:
+        first_row: position of the level's first row in the routing.
+        num_rows: R_l.
+        counts: rows of each expert; the last entry counts choices of *no expert*.
+        rows: (R_l * K,) row of each sorted assignment, within the level.
+        places: (R_l * K,) sorted position of each assignment, in (row, k) order.
+    """
+
+    first_row: int
+    num_rows: int
+    counts: tuple[int, ...]
+    rows: Tensor
+    places: Tensor
+
+    @property
+    def active(self) -> list[int]:
+        """Experts that have rows."""
+        return [expert for expert, count in enumerate(self.counts[:-1]) if count]
+
+
+def copy_to_host(counts: Tensor) -> list[int]:
+    """The one place where dispatch waits for the device."""
+    return counts.tolist()
+
+
+def plan_dispatch(routings: Sequence[Routing], level_rows: Sequence[int]) -> list[list[LevelPlan]]:
+    """Sorts the rows of several routings by expert, with one copy to the host for all of them.
+
+    Args:
+        routings: routings over the same rows, for example of the class and of the box branch.
+        level_rows: rows of each level.
+
+    Returns:
+        For each routing the plan of each level.
+    """
+    sorted_rows, all_counts = [], []
+    for routing in routings:
+        top_k = routing.indices.shape[1]
+        slots = routing.num_experts + 1
+        device = routing.indices.device
+        lengths = torch.tensor(level_rows)
+        level = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(device, non_blocking=True)
+        keys = (level[:, None] * slots + routing.indices).flatten()
+        order = torch.argsort(keys, stable=True)
+        places = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=device))
+        counts = torch.zeros(len(level_rows) * slots, dtype=torch.long, device=device)
+        all_counts.append(counts.scatter_add_(0, keys, torch.ones_like(keys)))
+        sorted_rows.append((order.div(top_k, rounding_mode='floor'), places))
+    numbers = copy_to_host(torch.cat(all_counts))
+
+    plans, position = [], 0
+    for routing, (rows, places) in zip(routings, sorted_rows, strict=True):
+        top_k, slots = routing.indices.shape[1], routing.num_experts + 1
+        levels, first = [], 0
+        for length in level_rows:
+            part = slice(first * top_k, (first + length) * top_k)
+            counts = tuple(numbers[position : position + slots])
+            levels.append(LevelPlan(first, length, counts, rows[part] - first, places[part] - first * top_k))
+            first, position = first + length, position + slots
+        plans.append(levels)
+    return plans
+
+
+def run_sorted(
+    rows: Tensor, routing: Routing, plan: LevelPlan, experts: Sequence[nn.Module], mixture: Mixture
+) -> Tensor:
+    """Runs the chosen experts of one level, each once, and mixes their outputs.
+
+    Args:
+        rows: (R_l, C, H, W).
+        routing: holds this level's rows from ``plan.first_row`` on.
+        plan: the level's plan.
+        experts: E modules.
+        mixture: a function of :mod:`moe_det.routing.mixtures`.
+
+    Returns:
+        (R_l, C', H', W').
+    """
+    log_weights = routing.log_weights.narrow(0, plan.first_row, plan.num_rows)
+    active = plan.active
+    if all(plan.counts[expert] == plan.num_rows for expert in active):
+        # every row chose the same experts (one row, collapsed routing, k = E): no copy of the input is needed
+        indices = routing.indices.narrow(0, plan.first_row, plan.num_rows)
+        spread = log_weights.new_full((plan.num_rows, routing.num_experts + 1), float('-inf'))
+        spread = spread.scatter(1, indices, log_weights)
+        outputs = torch.stack([experts[expert](rows) for expert in active], dim=1)
+        return mixture(outputs, torch.stack([spread[:, expert] for expert in active], dim=1), routing.sums_to_one)
+    sent = sum(plan.counts[:-1])
+    gathered = rows.index_select(0, plan.rows[:sent])
+    outputs, start = [], 0
+    for expert in active:
+        outputs.append(experts[expert](gathered.narrow(0, start, plan.counts[expert])))
+        start += plan.counts[expert]
+    if plan.counts[-1]:  # choices of no expert: weight 0, and a zero instead of any expert's output
+        outputs.append(outputs[0].new_zeros(plan.counts[-1], *outputs[0].shape[1:]))
+    outputs = torch.cat(outputs).index_select(0, plan.places)
+    return mixture(outputs.unflatten(0, log_weights.shape), log_weights, routing.sums_to_one)
+
+
+def run_dense(rows: Tensor, routing: Routing, first_row: int, experts: Sequence[nn.Module], mixture: Mixture) -> Tensor:
+    """Runs every expert on every row: same result as :func:`run_sorted`, no data-dependent control flow.
+
+    For export and ``torch.compile``. Costs E experts.
+
+    Args:
+        rows: (R_l, C, H, W).
+        routing: holds this level's rows from ``first_row`` on.
+        first_row: position of the level's first row.
+        experts: E modules.
+        mixture: a function of :mod:`moe_det.routing.mixtures`.
+
+    Returns:
+        (R_l, C', H', W').
+    """
+    spread = routing.dense(routing.log_weights, float('-inf')).narrow(0, first_row, rows.shape[0])
+    outputs = torch.stack([expert(rows) for expert in experts], dim=1)
+    chosen = (spread > float('-inf')).reshape(*spread.shape, *[1] * (outputs.dim() - 2))
+    # not a product with 0: an expert that was not chosen must not pass a NaN on
+    outputs = torch.where(chosen, outputs, outputs.new_zeros(()))
+    return mixture(outputs, spread, routing.sums_to_one)
+
+
+class _TouchIdle(torch.autograd.Function):
+    """Identity that gives the parameters of idle experts a zero gradient without reading them."""
+
+    @staticmethod
+    def forward(ctx, output: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.parameters = [(p.shape, p.dtype, p.device) for p in parameters]
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        zeros = [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in ctx.parameters]
+        return gradient, *zeros
+
+
+def touch_idle(output: Tensor, idle: Sequence[nn.Module]) -> Tensor:
+    """Makes idle experts part of the graph with a zero gradient.
+
+    Data-parallel training without ``find_unused_parameters`` then works, and an idle expert is treated alike in one
+    process and in several: its gradient is zero, so momentum and weight decay go on as for any parameter.
+    """
+    parameters = [p for expert in idle for p in expert.parameters() if p.requires_grad]
+    if not parameters or not torch.is_grad_enabled():
+        return output
+    return _TouchIdle.apply(output, *parameters)

@@ -1,0 +1,118 @@
+"""Gates: feature map -> one logit per expert.
+
+Every gate maps (R, C, H, W) to (R, E) in fp32 (fp64 for fp64 input), whatever autocast says. ReLUs are left out where
+the published gates have none.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def global_average(feature: Tensor) -> Tensor:
+    """(R, C, H, W) -> (R, C) spatial mean, accumulated in at least fp32."""
+    return feature.mean(dim=(2, 3), dtype=torch.promote_types(feature.dtype, torch.float32))
+
+
+class Gate(nn.Module):
+    """Base of the gates; a subclass defines :meth:`logits` and takes ``in_channels`` and ``num_experts``.
+
+    Args:
+        in_channels: C.
+        num_experts: E.
+    """
+
+    def __init__(self, in_channels: int, num_experts: int) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.num_experts = num_experts
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """(R, C, H, W) -> (R, E) logits, in full precision also under autocast."""
+        with torch.autocast(feature.device.type, enabled=False):
+            return self.logits(feature)
+
+    def logits(self, feature: Tensor) -> Tensor:
+        """Computes the logits with autocast off."""
+        raise NotImplementedError(f'{type(self).__name__} does not define logits()')
+
+
+def _linear(layer: nn.Linear, pooled: Tensor) -> Tensor:
+    """Applies a linear layer in the precision of its input, also when the model was cast to half."""
+    return F.linear(pooled, layer.weight.to(pooled.dtype), layer.bias.to(pooled.dtype))
+
+
+def _convolve(layer: nn.Conv2d, feature: Tensor) -> Tensor:
+    """Applies a convolution in at least fp32; see :func:`_linear`."""
+    feature = feature.to(torch.promote_types(feature.dtype, torch.float32))
+    return F.conv2d(feature, layer.weight.to(feature.dtype), layer.bias.to(feature.dtype), padding=layer.padding)
+
+
+class GAPLinearGate(Gate):
+    """Global average pooling, then a linear layer: the GAP-FC gate of paper A (section A.2)."""
+
+    def __init__(self, in_channels: int, num_experts: int) -> None:
+        super().__init__(in_channels, num_experts)
+        self.fc = nn.Linear(in_channels, num_experts)
+
+    def logits(self, feature: Tensor) -> Tensor:
+        return _linear(self.fc, global_average(feature))
+
+
+class ConvGAPGate(Gate):
+    """3x3 convolution without padding and nonlinearity, average pooling, linear layer: Conv-GAP of paper A (A.2).
+
+    A map smaller than the kernel is zero-padded to 3 pixels, so that the smallest pyramid levels work.
+
+    Args:
+        in_channels: C.
+        num_experts: E.
+        hidden_channels: output channels of the convolution.
+    """
+
+    def __init__(self, in_channels: int, num_experts: int, hidden_channels: int = 256) -> None:
+        super().__init__(in_channels, num_experts)
+        self.conv = nn.Conv2d(in_channels, hidden_channels, 3)
+        self.fc = nn.Linear(hidden_channels, num_experts)
+
+    def logits(self, feature: Tensor) -> Tensor:
+        missing_height = max(0, 3 - feature.shape[2])
+        missing_width = max(0, 3 - feature.shape[3])
+        if missing_height or missing_width:
+            feature = F.pad(
+                feature,
+                (
+                    missing_width // 2,
+                    missing_width - missing_width // 2,
+                    missing_height // 2,
+                    missing_height - missing_height // 2,
+                ),
+            )
+        return _linear(self.fc, global_average(_convolve(self.conv, feature)))
+
+
+class TwoConvGAPGate(Gate):
+    """Two 3x3 convolutions (C -> hidden, normalised, -> E), then average pooling: 2Conv-GAP of arXiv 2509.05086.
+
+    The original normalises with BatchNorm. This gate uses GroupNorm with one group, because BatchNorm would let an
+    image's routing depend on the other images of its batch.
+
+    Args:
+        in_channels: C.
+        num_experts: E.
+        hidden_channels: channels between the convolutions.
+    """
+
+    def __init__(self, in_channels: int, num_experts: int, hidden_channels: int = 8) -> None:
+        super().__init__(in_channels, num_experts)
+        self.conv1 = nn.Conv2d(in_channels, hidden_channels, 3, padding=1)
+        self.norm = nn.GroupNorm(1, hidden_channels)
+        self.conv2 = nn.Conv2d(hidden_channels, num_experts, 3, padding=1)
+
+    def logits(self, feature: Tensor) -> Tensor:
+        hidden = _convolve(self.conv1, feature)
+        weight, bias = self.norm.weight.to(hidden.dtype), self.norm.bias.to(hidden.dtype)
+        hidden = F.group_norm(hidden, self.norm.num_groups, weight, bias, self.norm.eps)
+        return global_average(_convolve(self.conv2, hidden))

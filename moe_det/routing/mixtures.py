@@ -1,0 +1,63 @@
+"""How the outputs of a row's experts become one output.
+
+Both mixtures take outputs (R, K, ...) and log-weights (R, K), -inf where no expert was chosen, and return (R, ...).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LARGEST_BELOW_ONE = 1 - 2**-24  # keeps log(1 - w) finite in fp32
+
+
+def mix_linear(outputs: Tensor, log_weights: Tensor, sums_to_one: bool = True) -> Tensor:
+    """Weighted sum of the outputs: y = sum_k w_k y_k (paper A, section A.2).
+
+    Args:
+        outputs: (R, K, ...) expert outputs.
+        log_weights: (R, K).
+        sums_to_one: unused; weights that sum to less scale the output down.
+
+    Returns:
+        (R, ...) in the dtype of ``outputs``.
+    """
+    weights = log_weights.exp().to(outputs.dtype)
+    if outputs.shape[1] == 1:
+        return outputs[:, 0] * weights.reshape(-1, *[1] * (outputs.dim() - 2))
+    # a batched product instead of multiply-and-sum: no (R, K, ...) intermediate is kept
+    mixed = torch.bmm(weights[:, None], outputs.flatten(2).to(weights.dtype))
+    return mixed[:, 0].unflatten(1, outputs.shape[2:])
+
+
+def mix_probabilities(outputs: Tensor, log_weights: Tensor, sums_to_one: bool = True) -> Tensor:
+    """Mixes logits as probabilities and returns logits: p = sum_k w_k sigmoid(z_k), then log(p / (1 - p)).
+
+    Paper A mixes class scores after the sigmoid (section A.5). Detection heads must return logits, so the mixture is
+    computed in the log domain: log p = logsumexp_k(log w_k + logsigmoid(z_k)), the same for 1 - p with -z_k. Weights
+    that sum to less than 1 leave the rest to "no object".
+
+    Args:
+        outputs: (R, K, ...) class logits.
+        log_weights: (R, K).
+        sums_to_one: whether a row's weights sum to 1.
+
+    Returns:
+        (R, ...) logits in at least fp32.
+    """
+    dtype = torch.promote_types(outputs.dtype, torch.float32)
+    with torch.autocast(outputs.device.type, enabled=False):
+        outputs = outputs.to(dtype)
+        trailing = [1] * (outputs.dim() - 2)
+        log_weights = log_weights.to(dtype)
+        if sums_to_one and outputs.shape[1] == 1:
+            return outputs[:, 0]
+        shaped = log_weights.reshape(*log_weights.shape, *trailing)
+        positive = shaped + F.logsigmoid(outputs)
+        log_p = torch.logsumexp(positive, dim=1)
+        log_q = torch.logsumexp(positive - outputs, dim=1)  # logsigmoid(-z) = logsigmoid(z) - z
+        if not sums_to_one:
+            total = log_weights.exp().sum(1).clamp_max(LARGEST_BELOW_ONE)
+            log_q = torch.logaddexp(log_q, torch.log1p(-total).reshape(-1, *trailing))
+        return log_p - log_q

@@ -1,0 +1,62 @@
+"""Learned gate noise whose draws are reproducible, resumable and the same for one process or several."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .distributed import world
+from .gates import global_average
+from .rows import RowLayout
+
+_STRIDE = 1_000_003  # keeps the streams of neighbouring draws apart
+
+
+class LearnedNoise(nn.Module):
+    """Adds N(0, 1) * softplus(W_n GAP(x) + 0.01) to the logits (paper A, section A.2).
+
+    W_n starts at zero, so that the noise is the same for all experts at first (arXiv 1701.06538, appendix A). Draw
+    number d comes from a generator seeded with (seed, d); both are buffers, so a resumed run continues the stream.
+    The noise of a batch that is spread over processes as ``sample i -> rank i mod W`` is that of the whole batch.
+
+    Args:
+        in_channels: C.
+        num_experts: E.
+    """
+
+    def __init__(self, in_channels: int, num_experts: int) -> None:
+        super().__init__()
+        self.scale = nn.Linear(in_channels, num_experts, bias=False)
+        nn.init.zeros_(self.scale.weight)
+        # mirrored as integers: reading a buffer on the device would be a copy to the host in every step
+        self._seed = int(torch.randint(2**31, ()))
+        self._draws = 0
+        self.register_buffer('seed', torch.tensor(self._seed))
+        self.register_buffer('draws', torch.tensor(0))
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._seed, self._draws = int(self.seed), int(self.draws)
+
+    def draw(self, layout: RowLayout, like: Tensor) -> Tensor:
+        """Draws (R, E) standard normal values for the rows of one call."""
+        rank, num_ranks = world()
+        generator = torch.Generator().manual_seed(self._seed * _STRIDE + self._draws)
+        self._draws += 1
+        self.draws.fill_(self._draws)
+        experts = like.shape[1]
+        per_level = layout.patches if layout.unit != 'image' else (1,)
+        parts = [
+            torch.randn(layout.num_images * num_ranks, patches, experts, generator=generator)[rank::num_ranks]
+            for patches in per_level
+        ]
+        noise = torch.cat([part.reshape(-1, experts) for part in parts])
+        return noise.to(device=like.device, dtype=like.dtype, non_blocking=True)
+
+    def deviation(self, rows: list[Tensor], layout: RowLayout) -> Tensor:
+        """(R, E) standard deviation of each logit's noise."""
+        with torch.autocast(rows[0].device.type, enabled=False):
+            pooled = [global_average(x) for x in rows]
+            pooled = torch.stack(pooled).mean(0) if layout.unit == 'image' else torch.cat(pooled)
+            return F.softplus(F.linear(pooled, self.scale.weight.to(pooled.dtype)) + 0.01)

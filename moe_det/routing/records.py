@@ -1,0 +1,117 @@
+"""Routing records: detached decisions, kept only while a recorder asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .router import Router, find_routers
+from .routing import Routing, Usage
+from .rows import RowLayout
+
+
+@dataclass(frozen=True)
+class RoutingRecord:
+    """The rows that one layer decided about in one batch.
+
+    Attributes:
+        layer: module path of the layer.
+        weights: (R, E) mixture weights, 0 for experts that were not chosen.
+        probs: (R, E) gate probabilities.
+        image_ids: (R,) id of each row's image, as given to :meth:`RoutingRecorder.start_batch`.
+        levels: (R,) level of each row; 0 when the decision holds for all levels.
+        patches: (R,) position of the patch inside its map, row by row; 0 without patches.
+    """
+
+    layer: str
+    weights: Tensor
+    probs: Tensor
+    image_ids: Tensor
+    levels: Tensor
+    patches: Tensor
+
+
+class _Recorder:
+    """Attaches to every router of a model while used as a context manager."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.routers = find_routers(model)
+
+    def __enter__(self):
+        for name, router in self.routers.items():
+            router.recorder = self._receiver(name)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for router in self.routers.values():
+            router.recorder = None
+
+    def _receiver(self, name: str):
+        def receive(router: Router, routing: Routing, layout: RowLayout) -> None:
+            with torch.no_grad():
+                self.receive(name, routing, layout)
+
+        return receive
+
+    def receive(self, layer: str, routing: Routing, layout: RowLayout) -> None:
+        """Takes the routing of one call."""
+        raise NotImplementedError(f'{type(self).__name__} does not define receive()')
+
+
+class RoutingRecorder(_Recorder):
+    """Keeps every routing row, on the CPU.
+
+    Example:
+        >>> with RoutingRecorder(model) as recorder:
+        ...     recorder.start_batch([image_id])
+        ...     model.test_step(data)
+        >>> recorder.records
+
+    Args:
+        model: a model with MoE layers.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.records: list[RoutingRecord] = []
+        self.start_batch([])
+
+    def start_batch(self, image_ids: Iterable[int]) -> None:
+        """Names the images of the next batch, in order; levels are counted anew."""
+        self._image_ids = torch.as_tensor(list(image_ids), dtype=torch.long)
+        self._next_level = dict.fromkeys(self.routers, 0)
+
+    def receive(self, layer: str, routing: Routing, layout: RowLayout) -> None:
+        images = layout.images()
+        if len(self._image_ids) < layout.num_images:
+            raise ValueError(
+                f'the batch has {layout.num_images} images, start_batch() named {len(self._image_ids)}'
+            )
+        # a layer that is called once per level counts its calls within the batch
+        first = self._next_level[layer]
+        levels = layout.levels() - layout.first_level + first
+        self._next_level[layer] = first + len(layout.level_rows)
+        per_level = layout.patches if layout.unit != 'image' else (1,)
+        patches = torch.cat([torch.arange(p).repeat(layout.num_images) for p in per_level])
+        weights = routing.dense(routing.weights, 0.0).detach().cpu()
+        probs = routing.probs.detach().cpu()
+        self.records.append(RoutingRecord(layer, weights, probs, self._image_ids[images], levels, patches))
+
+
+class UsageRecorder(_Recorder):
+    """Sums the usage of each layer's experts in this process; keeps no rows.
+
+    Args:
+        model: a model with MoE layers.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.usage: dict[str, Usage] = {}
+
+    def receive(self, layer: str, routing: Routing, layout: RowLayout) -> None:
+        usage = routing.local_usage().detached()
+        self.usage[layer] = self.usage[layer] + usage if layer in self.usage else usage

@@ -1,0 +1,292 @@
+"""The router: gate, noise, constraints and selection, and the balance of one training step."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, UncollectedConstraintError
+from .constraint import Constraint
+from .distributed import in_backward
+from .gates import Gate
+from .noise import LearnedNoise
+from .routing import Routing, Usage, select
+from .rows import RowLayout
+
+HOOK_LINE = "custom_hooks = [dict(type='MoEHook')]"
+MAX_PENDING_CALLS = 256  # far more than the levels of one step
+
+
+@dataclass
+class _Call:
+    """One training forward, kept until its step is collected and, for checkpointing, until its backward ran.
+
+    Attributes:
+        routing: the decision, with its graph.
+        shapes: shapes of the rows; a recomputed forward is matched by them.
+        allowed: logits after the constraints as they stood.
+        noise: the noise that was added, before scaling.
+        leaf: logits without graph, where the forward ran without one (re-entrant activation checkpointing).
+        collected: whether the step's constraints have been computed.
+    """
+
+    routing: Routing
+    shapes: tuple[torch.Size, ...]
+    allowed: Tensor
+    noise: Tensor | None
+    leaf: Tensor | None
+    collected: bool = False
+
+
+class _CollectedBeforeBackward:
+    """Gradient hook that refuses a backward pass whose auxiliary loss was left out."""
+
+    def __init__(self, router: Router, call: _Call) -> None:
+        self.router = weakref.ref(router)
+        self.call = weakref.ref(call)
+
+    def __call__(self, gradient: Tensor) -> None:
+        router, call = self.router(), self.call()
+        if router is not None and call is not None and not call.collected:
+            raise router.uncollected()
+
+
+class Router(nn.Module):
+    """Decides which experts each routing row gets and with what weight.
+
+    In training a router keeps the rows of its calls until :meth:`collect` computes the constraints over all of them:
+    once per step, however often the layer was called. A forward that activation checkpointing repeats is not
+    counted again.
+
+    Args:
+        gate: maps (R, C, H, W) to (R, E) logits.
+        constraints: soft and hard constraints, applied in order.
+        top_k: K, 1 <= K <= E.
+        unit: ``'level'``, ``'image'`` or ``'patch'``; see :class:`~moe_det.routing.rows.RowLayout`.
+        balance_over: ``'all'`` rows together (paper A) or inside each ``'level'``.
+        num_levels: levels that the layer sees in one step; balance inside levels keeps state for each.
+        noise: learned noise while training; None takes it when there are constraints and all of them are soft.
+        label: name of the layer in messages and logs.
+
+    Raises:
+        ValueError: two constraints of one kind.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        constraints: Sequence[Constraint] = (),
+        *,
+        top_k: int,
+        unit: str = 'level',
+        balance_over: str = 'all',
+        num_levels: int = 1,
+        noise: bool | None = None,
+        label: str = 'moe',
+    ) -> None:
+        super().__init__()
+        self.gate = gate
+        self.num_experts = gate.num_experts
+        self.top_k = top_k
+        self.unit = unit
+        self.num_groups = num_levels if balance_over == 'level' and unit != 'image' else 1
+        self.label = label
+        # the trained K decides how weights are normalised, also when another K is tried at test time
+        self.sums_to_one = top_k > 1
+        self.constraints = nn.ModuleDict()
+        for constraint in constraints:
+            if constraint.key in self.constraints:
+                raise ValueError(f'two constraints of the kind {constraint.key!r}; give each kind once')
+            constraint.prepare(self.num_experts, self.num_groups)
+            self.constraints[constraint.key] = constraint
+        if noise is None:
+            noise = bool(constraints) and all(c.learned_noise for c in constraints)
+        self.noise = LearnedNoise(gate.in_channels, self.num_experts) if noise else None
+        self.register_buffer('experts_and_k', torch.tensor([self.num_experts, top_k]))
+        self.collected_by_owner = False  # a head adds the losses of its own routers itself
+        self.monitored = False  # set by who reads `recent`
+        self.recent: Usage | None = None
+        self.recorder: Callable[[Router, Routing, RowLayout], None] | None = None
+        self._forget()
+
+    def extra_repr(self) -> str:
+        return (
+            f'num_experts={self.num_experts}, top_k={self.top_k}, unit={self.unit!r}, '
+            f'balance_groups={self.num_groups}'
+        )
+
+    def _forget(self) -> None:
+        self._calls: list[_Call] = []
+        self._replay: list[_Call] = []
+        self._call_count = 0
+
+    def __getstate__(self) -> dict:
+        """Copies and pickles without the rows of an unfinished step, which hold graphs."""
+        state = self.__dict__.copy()
+        state.update(_calls=[], _replay=[], _call_count=0, recorder=None, recent=None)
+        return state
+
+    # -- decision ----------------------------------------------------------------------------------------------
+
+    def next_level(self) -> int:
+        """Level number of the next call, for a layer that is called once per level."""
+        return self._call_count % self.num_groups
+
+    def forward(self, rows: Sequence[Tensor], layout: RowLayout) -> Routing:
+        """Routes the rows of one call.
+
+        Args:
+            rows: per level (R_l, C, h_l, w_l), as cut by :func:`~moe_det.routing.rows.rows_of`.
+            layout: where the rows lie.
+
+        Returns:
+            The routing of all R rows, level by level.
+        """
+        logits = self.gate_logits(rows, layout)
+        if self.training and in_backward():
+            return self._recompute(logits, rows, layout)
+        if self.training:
+            routing = self._decide_and_keep(logits, rows, layout)
+        else:
+            routing = self._decide(logits, self._groups(layout, logits.device))[0]
+        self._call_count += 1
+        if self.recorder is not None:
+            self.recorder(self, routing, layout)
+        return routing
+
+    def gate_logits(self, rows: Sequence[Tensor], layout: RowLayout) -> Tensor:
+        """(R, E) logits without noise; for ``unit='image'`` the mean over the levels."""
+        logits = [self.gate(x) for x in rows]
+        return torch.stack(logits).mean(0) if layout.unit == 'image' else torch.cat(logits)
+
+    def _groups(self, layout: RowLayout, device: torch.device) -> Tensor:
+        levels = layout.levels()
+        if self.num_groups == 1:
+            levels = torch.zeros_like(levels)
+        return levels.to(device, non_blocking=True)
+
+    def _decide(self, logits: Tensor, groups: Tensor, allowed: Tensor | None = None) -> tuple[Routing, Tensor]:
+        if allowed is None:
+            allowed = logits.detach()
+            for constraint in self.constraints.values():
+                allowed = constraint.mask(allowed, groups)
+        indices, log_weights = select(logits, allowed, self.top_k, self.sums_to_one)
+        return Routing(logits, indices, log_weights, self.sums_to_one, groups, self.num_groups), allowed
+
+    def _decide_and_keep(self, logits: Tensor, rows: Sequence[Tensor], layout: RowLayout) -> Routing:
+        keeps = bool(self.constraints) or self.monitored
+        if not self._calls:
+            self._replay = []
+        elif len(self._calls) >= MAX_PENDING_CALLS:
+            if self.constraints:
+                raise self.uncollected()
+            self._forget()
+        noise = None
+        if self.noise is not None:
+            noise = self.noise.draw(layout, logits)
+            logits = logits + noise * self.noise.deviation(rows, layout)
+        groups = self._groups(layout, logits.device)
+        leaf = None
+        if not torch.is_grad_enabled():
+            # the auxiliary loss is computed from a leaf, whose gradient the recomputed forward passes on
+            leaf = logits.detach().requires_grad_(any(p.requires_grad for p in self.gate.parameters()))
+        with torch.set_grad_enabled(leaf is not None or torch.is_grad_enabled()):
+            routing, allowed = self._decide(logits if leaf is None else leaf, groups)
+        if not keeps:
+            return routing
+        call = _Call(routing, tuple(x.shape for x in rows), allowed, noise, leaf)
+        self._calls.append(call)
+        self._replay.append(call)
+        if self.constraints and leaf is None and routing.log_weights.requires_grad:
+            routing.log_weights.register_hook(_CollectedBeforeBackward(self, call))
+        return routing
+
+    def _recompute(self, logits: Tensor, rows: Sequence[Tensor], layout: RowLayout) -> Routing:
+        """Repeats a checkpointed forward inside backward: same noise, same choice, not counted again."""
+        shapes = tuple(x.shape for x in rows)
+        matching = [i for i, call in enumerate(self._replay) if call.shapes == shapes]
+        if not matching:
+            return self._decide(logits, self._groups(layout, logits.device))[0]
+        call = self._replay.pop(matching[-1])  # backward runs from the last call to the first
+        if self.constraints and not call.collected:
+            raise self.uncollected()
+        if call.noise is not None:
+            logits = logits + call.noise * self.noise.deviation(rows, layout)
+        if call.leaf is not None and call.leaf.grad is not None and logits.requires_grad:
+            passed_on = call.leaf.grad
+            logits.register_hook(lambda gradient: gradient + passed_on)
+        return self._decide(logits, call.routing.groups, call.allowed)[0]
+
+    # -- one step, one balance ---------------------------------------------------------------------------------
+
+    def start_step(self) -> None:
+        """Drops the rows of forwards that belong to no step, such as a forward that was never trained on."""
+        self._forget()
+
+    def collect(self) -> dict[str, Tensor]:
+        """Computes the constraints over all rows since the last call, and moves their state once.
+
+        In a distributed run every process must call it in every step, also when it had no rows.
+
+        Returns:
+            The auxiliary losses by constraint key, each a scalar with gradient.
+        """
+        calls, self._calls = self._calls, []
+        self._call_count = 0
+        if not self.training or not (self.constraints or self.monitored):
+            return {}
+        for call in calls:
+            call.collected = True
+        device = self.experts_and_k.device
+        with torch.autocast(device.type, enabled=False):
+            routing = Routing.concatenate([call.routing for call in calls] or [self._no_rows()])
+            losses = {}
+            for key, constraint in self.constraints.items():
+                loss = constraint.loss(routing)
+                if loss is not None:
+                    losses[key] = loss
+                constraint.update(routing)
+            if self.monitored:
+                usage = routing.usage.detached()
+                self.recent = usage if self.recent is None else self.recent + usage
+        return losses
+
+    def _no_rows(self) -> Routing:
+        weight = next(self.gate.parameters())
+        logits = weight.new_zeros(0, self.num_experts, dtype=torch.promote_types(weight.dtype, torch.float32))
+        indices = torch.zeros(0, self.top_k, dtype=torch.long, device=weight.device)
+        empty = torch.zeros(0, dtype=torch.long, device=weight.device)
+        return Routing(logits, indices, logits[:, : self.top_k], self.sums_to_one, empty, self.num_groups)
+
+    def uncollected(self) -> UncollectedConstraintError:
+        """The error for a step whose constraints were left out."""
+        kinds = ', '.join(type(c).__name__ for c in self.constraints.values())
+        return UncollectedConstraintError(
+            f'{self.label}: {kinds} was not applied, because nobody collected it in this step. Add this line to the '
+            f'config (or the hook to its list of custom_hooks): {HOOK_LINE}'
+        )
+
+    # -- checkpoints -------------------------------------------------------------------------------------------
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        stored = state_dict.get(f'{prefix}experts_and_k')
+        if stored is not None and tuple(stored.tolist()) != tuple(self.experts_and_k.tolist()):
+            experts, top_k = stored.tolist()
+            raise CheckpointError(
+                f'the checkpoint has num_experts={experts}, top_k={top_k} at {prefix.rstrip(".")}, the config '
+                f'num_experts={self.num_experts}, top_k={int(self.experts_and_k[1])}: change the config to match'
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def find_routers(model: nn.Module) -> dict[str, Router]:
+    """The routers of a model by the path of the layer they decide for (``bbox_head.cls``, ``backbone.layer4``)."""
+    found = {}
+    for path, module in model.named_modules():
+        if isinstance(module, Router):
+            found[path.removesuffix('.router').replace('.routers.', '.')] = module
+    return found

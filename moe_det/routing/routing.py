@@ -1,0 +1,161 @@
+"""The routing of a batch of rows: from gate logits to chosen experts and their weights.
+
+Shape letters: R rows, E experts, K chosen, G balance groups.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .distributed import sum_over_ranks
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How much each expert was used, summed over rows and processes.
+
+    Attributes:
+        importance: (G, E) sum of an expert's weights, with gradient.
+        load: (G, E) number of rows that chose it.
+        probs: (G, E) sum of its probabilities, with gradient.
+        entropy: (G,) sum over rows of the entropy of the row's probabilities in nats, with gradient.
+        rows: (G,) number of rows.
+    """
+
+    importance: Tensor
+    load: Tensor
+    probs: Tensor
+    entropy: Tensor
+    rows: Tensor
+
+    def detached(self) -> Usage:
+        """The same sums without gradient, over all balance groups: (1, E) and (1,)."""
+        sums = (getattr(self, f.name).detach().sum(0, keepdim=True) for f in dataclasses.fields(self))
+        return Usage(*sums)
+
+    def __add__(self, other: Usage) -> Usage:
+        names = [f.name for f in dataclasses.fields(self)]
+        return Usage(*(getattr(self, name) + getattr(other, name) for name in names))
+
+
+@dataclass
+class Routing:
+    """The decision for a batch of rows.
+
+    Attributes:
+        logits: (R, E) gate logits, learned noise included.
+        indices: (R, K) chosen experts, best first; E stands for *no expert* (fewer than K were allowed).
+        log_weights: (R, K) logarithm of the mixture weights; -inf where no expert was chosen.
+        sums_to_one: whether a row's weights sum to 1 (softmax over the kept logits) or to less (full softmax).
+        groups: (R,) balance group of each row.
+        num_groups: G.
+    """
+
+    logits: Tensor
+    indices: Tensor
+    log_weights: Tensor
+    sums_to_one: bool
+    groups: Tensor
+    num_groups: int
+
+    @functools.cached_property
+    def log_probs(self) -> Tensor:
+        """(R, E) logarithm of the softmax over all experts."""
+        return torch.log_softmax(self.logits, dim=1)
+
+    @property
+    def probs(self) -> Tensor:
+        """(R, E) softmax over all experts."""
+        return self.log_probs.exp()
+
+    @functools.cached_property
+    def weights(self) -> Tensor:
+        """(R, K) mixture weights; exactly 0 where no expert was chosen."""
+        return self.log_weights.exp()
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        return self.logits.shape[1]
+
+    def dense(self, values: Tensor, fill: float) -> Tensor:
+        """Spreads (R, K) values of the chosen experts over (R, E), with ``fill`` elsewhere."""
+        spread = values.new_full((len(values), self.num_experts + 1), fill)
+        return spread.scatter(1, self.indices, values)[:, : self.num_experts]
+
+    @functools.cached_property
+    def usage(self) -> Usage:
+        """Sums over rows and processes, with one communication for all of them."""
+        return self._sums(sum_over_ranks)
+
+    def local_usage(self) -> Usage:
+        """Sums over the rows of this process alone."""
+        return self._sums(lambda sums: sums)
+
+    def _sums(self, reduce: Callable[[Tensor], Tensor]) -> Usage:
+        experts = self.num_experts
+        entropy = -(self.probs * self.log_probs).sum(1, keepdim=True)
+        chosen = self.dense(torch.ones_like(self.weights.detach()), 0.0)
+        columns = torch.cat(
+            [self.dense(self.weights, 0.0), chosen, self.probs, entropy, torch.ones_like(entropy)], dim=1
+        )
+        groups = torch.arange(self.num_groups, device=self.groups.device)
+        member = (self.groups[:, None] == groups).to(columns.dtype)
+        sums = reduce(member.t() @ columns)
+        importance, load, probs, entropy_sum, rows = sums.split([experts, experts, experts, 1, 1], dim=1)
+        return Usage(importance, load.detach(), probs, entropy_sum[:, 0], rows[:, 0].detach())
+
+    @staticmethod
+    def concatenate(parts: list[Routing]) -> Routing:
+        """Joins the routings of the calls of one step, so that they are balanced together."""
+        if len(parts) == 1:
+            return parts[0]
+        return Routing(
+            logits=torch.cat([p.logits for p in parts]),
+            indices=torch.cat([p.indices for p in parts]),
+            log_weights=torch.cat([p.log_weights for p in parts]),
+            sums_to_one=parts[0].sums_to_one,
+            groups=torch.cat([p.groups for p in parts]),
+            num_groups=max(p.num_groups for p in parts),
+        )
+
+
+def select(logits: Tensor, allowed: Tensor, top_k: int, sums_to_one: bool) -> tuple[Tensor, Tensor]:
+    """Chooses the experts of each row and their weights.
+
+    Weights are the softmax over the kept logits (paper A, section A.2). With a single expert that softmax is the
+    constant 1 and would give the gate no gradient; ``sums_to_one=False`` then takes the softmax over all allowed
+    experts (Switch Transformer, arXiv 2101.03961, eq. 2).
+
+    Args:
+        logits: (R, E) gate logits; the weights come from these.
+        allowed: (R, E) logits after the constraints; -inf forbids an expert, any other change moves the choice only.
+            A row whose experts are all forbidden is treated as unconstrained.
+        top_k: K.
+        sums_to_one: softmax over the kept logits, else over all allowed ones.
+
+    Returns:
+        indices (R, K), best first, ties to the lowest index, E where fewer than K experts were allowed;
+        log_weights (R, K), -inf there.
+    """
+    num_experts = logits.shape[1]
+    forbidden = torch.isneginf(allowed)
+    none_left = forbidden.all(dim=1, keepdim=True)
+    forbidden = forbidden & ~none_left
+    order = torch.where(none_left, logits, allowed)
+    # a stable sort, not topk: topk leaves the order of ties open
+    indices = torch.sort(order, dim=1, descending=True, stable=True).indices[:, :top_k]
+    missing = forbidden.gather(1, indices)
+    if sums_to_one:
+        kept = logits.gather(1, indices).masked_fill(missing, float('-inf'))
+        log_weights = torch.log_softmax(kept, dim=1)
+    else:
+        log_probs = torch.log_softmax(logits.masked_fill(forbidden, float('-inf')), dim=1)
+        log_weights = log_probs.gather(1, indices)
+    return indices.masked_fill(missing, num_experts), log_weights

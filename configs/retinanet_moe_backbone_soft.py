@@ -1,5 +1,5 @@
-# RetinaNet R50-FPN on COCO with stage 4 of the backbone as a mixture of experts, soft constraint (paper A, section
-# A.5). The ImageNet weights of stage 4 are copied into every expert, with noise that tells them apart.
+# RetinaNet R50-FPN on COCO with stage 4 of the backbone as a mixture of experts, soft constraint (arXiv
+# 2204.10598). The ImageNet weights of stage 4 are copied into every expert, with noise that tells them apart.
 _base_ = ['mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', './_base_/moe/runtime.py']
 
 model = dict(

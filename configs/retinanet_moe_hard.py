@@ -1,5 +1,5 @@
 # As retinanet_moe_soft.py with a hard constraint: over-used experts are masked while training, without noise.
-# Paper A, section A.5: relative importance, threshold 0.3.
+# arXiv 2204.10598: relative importance, threshold 0.3.
 _base_ = './retinanet_moe_soft.py'
 
 model = dict(

@@ -1,5 +1,5 @@
 # RetinaNet R50-FPN on COCO, class and box branch as mixtures of experts, soft constraint.
-# Setting of paper A (arXiv 2204.10598), section A.5: E=4, k=2, KL weight 0.25, GAP-FC gate, one decision per level.
+# Setting of arXiv 2204.10598: E=4, k=2, KL weight 0.25, GAP-FC gate, one decision per level.
 _base_ = ['mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', './_base_/moe/runtime.py']
 
 model = dict(

@@ -1,4 +1,4 @@
-# The recipe of paper A (section A.5): start from a trained RetinaNet, freeze backbone and pyramid, copy the dense
+# The recipe of arXiv 2204.10598: start from a trained RetinaNet, freeze backbone and pyramid, copy the dense
 # head into every expert with noise, and train the MoE heads alone. Adam 1e-5, batch 4, 20 epochs, drops after 13 and
 # 17, gradient norm clipped at 0.1.
 _base_ = './retinanet_moe_soft.py'

@@ -27,7 +27,7 @@ class _BlockExpert(nn.Sequential):
 
 
 class MoEBlock(nn.Module):
-    """x + sum_k w_k E_k(x) with narrow bottleneck experts (paper A, section A.2, "residual" variant).
+    """x + sum_k w_k E_k(x) with narrow bottleneck experts (arXiv 2204.10598, "residual" variant).
 
     The experts' last norm starts at zero, so that a pretrained backbone computes at first what it did without the
     block. In a config of any detector with a Bottleneck ResNet::

@@ -12,7 +12,7 @@ from .settings import MoESettings, check_count, split_settings
 
 
 class MoEConv2d(MoELayer):
-    """E convolutions of which each routing row runs K (paper A, section A.2, single-conv variant).
+    """E convolutions of which each routing row runs K (arXiv 2204.10598, single-conv variant).
 
     Takes the arguments of :class:`torch.nn.Conv2d` and, beside them, the keys of
     :class:`~moe_det.layers.settings.MoESettings`::

@@ -8,7 +8,7 @@ from mmdet.models.necks import FPN
 class FrozenFPN(FPN):
     """mmdet's FPN with all parameters frozen; names and checkpoints are those of FPN.
 
-    Paper A trains its RetinaNet experts on a frozen backbone and pyramid (section A.5). For the backbone use
+    arXiv 2204.10598 trains its RetinaNet experts on a frozen backbone and pyramid. For the backbone use
     ``frozen_stages=4``. Freezing at construction, not by a hook, lets data-parallel wrappers see it.
     """
 

@@ -18,7 +18,7 @@ from ..layers.settings import MoESettings, check_expert_norm, split_settings
 from ..layers.width import conv_cost, inner_width
 from ..routing.experts import copy_dense_to_experts
 
-# inner width / stage width of the narrow experts of paper A (table in A.2): two cost about one stage of ResNet-18
+# inner width / stage width of the narrow experts of arXiv 2204.10598: two cost about one stage of ResNet-18
 PAPER_WIDTHS = (25 / 64, 50 / 128, 90 / 256, 180 / 512)
 
 
@@ -33,7 +33,7 @@ def _projection(in_channels: int, out_channels: int, stride: int, conv_cfg: dict
 def narrow_stage(
     block: type, inplanes: int, inner: int, planes: int, num_blocks: int, stride: int, dilation: int = 1, **kwargs
 ) -> Sequential:
-    """A residual stage that is narrow inside and has the full stage's output (paper A, section A.2).
+    """A residual stage that is narrow inside and has the full stage's output (arXiv 2204.10598).
 
     With two BasicBlocks: C_in -> m -> m, then m -> C_out -> C_out, both skips by 1x1 convolution and norm. More
     blocks repeat m -> m in between; a Bottleneck counts m before its expansion.
@@ -92,7 +92,7 @@ def stage_cost(block: type, inplanes: int, inner: int, planes: int, num_blocks: 
 
 
 class MoEStage(MoELayer):
-    """One ResNet stage as experts, with an optional outer skip ("Residual" in paper A, section A.2).
+    """One ResNet stage as experts, with an optional outer skip ("Residual" in arXiv 2204.10598).
 
     A checkpoint of the plain ResNet fills every expert of the same shape, plus noise.
 
@@ -130,7 +130,7 @@ class MoEStage(MoELayer):
 
 
 class MoEResNet(ResNet):
-    """ResNet with mixtures of experts in chosen stages (paper A, sections A.2 and A.5).
+    """ResNet with mixtures of experts in chosen stages (arXiv 2204.10598).
 
     ResNet-18/34 get narrow BasicBlock experts, two of which cost about one stage; ResNet-50/101/152 get experts that
     are full stages of Bottlenecks. Every other key is mmdet's::

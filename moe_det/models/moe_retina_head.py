@@ -22,7 +22,7 @@ HEAD_KEYS = ('branches', 'placement', 'width', 'shared_gate')
 
 
 class MoERetinaHead(RetinaHead):
-    """RetinaHead whose class branch, box branch or both are mixtures of experts (paper A, sections A.2 and A.5).
+    """RetinaHead whose class branch, box branch or both are mixtures of experts (arXiv 2204.10598).
 
     One gate decision per routing row is made on the pyramid's maps, for all levels before the first convolution.
     Class experts are mixed as probabilities and returned as logits, box experts are mixed as deltas. The head adds

@@ -29,8 +29,8 @@ class Constraint(nn.Module):
 
     Attributes:
         key: short name; the loss appears as ``loss_moe_<key>``.
-        learned_noise: whether the gate gets learned noise while it trains under this constraint (paper A, A.2 and
-            A.4: soft constraints do, hard ones do not).
+        learned_noise: whether the gate gets learned noise while it trains under this constraint (arXiv 2204.10598:
+            soft constraints do, hard ones do not).
         groups: number of balance groups that the constraint keeps state for.
     """
 

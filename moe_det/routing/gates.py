@@ -51,7 +51,7 @@ def _convolve(layer: nn.Conv2d, feature: Tensor) -> Tensor:
 
 
 class GAPLinearGate(Gate):
-    """Global average pooling, then a linear layer: the GAP-FC gate of paper A (section A.2)."""
+    """Global average pooling, then a linear layer: the GAP-FC gate of arXiv 2204.10598."""
 
     def __init__(self, in_channels: int, num_experts: int) -> None:
         super().__init__(in_channels, num_experts)
@@ -62,7 +62,7 @@ class GAPLinearGate(Gate):
 
 
 class ConvGAPGate(Gate):
-    """3x3 convolution without padding and nonlinearity, average pooling, linear layer: Conv-GAP of paper A (A.2).
+    """3x3 convolution without padding and nonlinearity, average pooling, linear layer: Conv-GAP of arXiv 2204.10598.
 
     A map smaller than the kernel is zero-padded to 3 pixels, so that the smallest pyramid levels work.
 

@@ -45,7 +45,7 @@ class ThresholdConstraint(HardConstraint):
         raise NotImplementedError(f'{type(self).__name__} does not define excess()')
 
     def mask(self, logits: Tensor, groups: Tensor) -> Tensor:
-        if not self.training:  # paper A, A.4: the constraint acts in training only
+        if not self.training:  # arXiv 2204.10598: the constraint acts in training only
             return logits
         return logits.masked_fill((self.excess() > self.threshold)[groups], float('-inf'))
 
@@ -54,7 +54,7 @@ class RelativeImportanceConstraint(ThresholdConstraint):
     """Relative importance: r_i <- r_i + (I_i - Ibar) / Ibar; expert i is forbidden while r_i > threshold.
 
     r sums to 0, so at least one expert is always allowed. It is an integrator: it forces equal use in the long run.
-    Source: paper A, section A.4; threshold 0.3 for COCO and 0.5 for CIFAR-100 there.
+    Source: arXiv 2204.10598; threshold 0.3 for COCO and 0.5 for CIFAR-100 there.
     """
 
     key = 'relative_importance'
@@ -77,7 +77,7 @@ class RelativeImportanceConstraint(ThresholdConstraint):
 class MeanImportanceConstraint(ThresholdConstraint):
     """Mean importance: m_i <- (t m_i + I_i / sum_j I_j) / (t + 1); expert i is forbidden while m_i - 1/E > threshold.
 
-    A slow running average that only clips gross domination. Source: paper A, section A.4 ("absolute" in its code);
+    A slow running average that only clips gross domination. Source: arXiv 2204.10598 ("absolute" in its code);
     threshold 0.3 there.
     """
 

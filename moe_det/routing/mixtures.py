@@ -13,7 +13,7 @@ LARGEST_BELOW_ONE = 1 - 2**-24  # keeps log(1 - w) finite in fp32
 
 
 def mix_linear(outputs: Tensor, log_weights: Tensor, sums_to_one: bool = True) -> Tensor:
-    """Weighted sum of the outputs: y = sum_k w_k y_k (paper A, section A.2).
+    """Weighted sum of the outputs: y = sum_k w_k y_k (arXiv 2204.10598).
 
     Args:
         outputs: (R, K, ...) expert outputs.
@@ -34,7 +34,7 @@ def mix_linear(outputs: Tensor, log_weights: Tensor, sums_to_one: bool = True) -
 def mix_probabilities(outputs: Tensor, log_weights: Tensor, sums_to_one: bool = True) -> Tensor:
     """Mixes logits as probabilities and returns logits: p = sum_k w_k sigmoid(z_k), then log(p / (1 - p)).
 
-    Paper A mixes class scores after the sigmoid (section A.5). Detection heads must return logits, so the mixture is
+    arXiv 2204.10598 mixes class scores after the sigmoid. Detection heads must return logits, so the mixture is
     computed in the log domain: log p = logsumexp_k(log w_k + logsigmoid(z_k)), the same for 1 - p with -z_k. Weights
     that sum to less than 1 leave the rest to "no object".
 

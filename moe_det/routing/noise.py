@@ -14,7 +14,7 @@ _STRIDE = 1_000_003  # keeps the streams of neighbouring draws apart
 
 
 class LearnedNoise(nn.Module):
-    """Adds N(0, 1) * softplus(W_n GAP(x) + 0.01) to the logits (paper A, section A.2).
+    """Adds N(0, 1) * softplus(W_n GAP(x) + 0.01) to the logits (arXiv 2204.10598).
 
     W_n starts at zero, so that the noise is the same for all experts at first (arXiv 1701.06538, appendix A). Draw
     number d comes from a generator seeded with (seed, d); both are buffers, so a resumed run continues the stream.

@@ -67,7 +67,7 @@ class Router(nn.Module):
         constraints: soft and hard constraints, applied in order.
         top_k: K, 1 <= K <= E.
         unit: ``'level'``, ``'image'`` or ``'patch'``; see :class:`~moe_det.routing.rows.RowLayout`.
-        balance_over: ``'all'`` rows together (paper A) or inside each ``'level'``.
+        balance_over: ``'all'`` rows together (arXiv 2204.10598) or inside each ``'level'``.
         num_levels: levels that the layer sees in one step; balance inside levels keeps state for each.
         noise: learned noise while training; None takes it when there are constraints and all of them are soft.
         label: name of the layer in messages and logs.

@@ -129,7 +129,7 @@ class Routing:
 def select(logits: Tensor, allowed: Tensor, top_k: int, sums_to_one: bool) -> tuple[Tensor, Tensor]:
     """Chooses the experts of each row and their weights.
 
-    Weights are the softmax over the kept logits (paper A, section A.2). With a single expert that softmax is the
+    Weights are the softmax over the kept logits (arXiv 2204.10598). With a single expert that softmax is the
     constant 1 and would give the gate no gradient; ``sums_to_one=False`` then takes the softmax over all allowed
     experts (Switch Transformer, arXiv 2101.03961, eq. 2).
 

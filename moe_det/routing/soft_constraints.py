@@ -13,7 +13,7 @@ from .constraint import Constraint, checked_number
 from .distributed import sum_over_ranks
 from .routing import Routing
 
-EPSILON = 1e-10  # of paper A's code, against division by zero and log(0)
+EPSILON = 1e-10  # of the code of arXiv 2204.10598, against division by zero and log(0)
 
 
 class SoftConstraint(Constraint):
@@ -46,7 +46,7 @@ class SoftConstraint(Constraint):
 class ImportanceConstraint(SoftConstraint):
     """Squared coefficient of variation of the importance, Var(I) / (Mean(I)^2 + 1e-10), unbiased variance.
 
-    Source: paper A, section A.3 (after Shazeer et al., arXiv 1701.06538, eq. 6); weight 0.5 there.
+    Source: arXiv 2204.10598 (after Shazeer et al., arXiv 1701.06538, eq. 6); weight 0.5 there.
     """
 
     key = 'importance'
@@ -62,7 +62,7 @@ class ImportanceConstraint(SoftConstraint):
 class KLConstraint(SoftConstraint):
     """KL divergence of the importance from the uniform distribution, sum_i P_i log(P_i E), in [0, log E].
 
-    P_i = I_i / sum_j I_j. Source: paper A, section A.3; weight 0.5 for CIFAR-100 and 0.25 for COCO there.
+    P_i = I_i / sum_j I_j. Source: arXiv 2204.10598; weight 0.5 for CIFAR-100 and 0.25 for COCO there.
     """
 
     key = 'kl'
@@ -95,7 +95,7 @@ class EntropyConstraint(SoftConstraint):
     """H_s - H_u in nats: the mean entropy of a row's probabilities minus the entropy of the mean probabilities.
 
     Low when each row decides sharply and all experts are used alike; in [-log E, 0]. Source: arXiv 2509.05086;
-    H_s and H_u as in paper B, section B.6 (there in bits).
+    H_s and H_u as in arXiv 2302.14703 (there in bits).
     """
 
     key = 'entropy'

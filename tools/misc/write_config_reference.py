@@ -1,0 +1,156 @@
+"""Writes docs/configuration.md from the signatures and docstrings of the code, so that it cannot go stale.
+
+    python tools/misc/write_config_reference.py            # writes the page
+    python tools/misc/write_config_reference.py --check    # exit status 1 when the page is out of date
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import re
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / 'docs' / 'configuration.md'
+if find_spec('moe_det') is None:  # a clone that was not installed
+    sys.path.insert(0, str(ROOT))
+
+HEADER = """# Configuration reference
+
+Written by `python tools/misc/write_config_reference.py` from the code's docstrings; do not edit by hand.
+
+Every key is checked when the model is built: an unknown key, a value out of range or two keys that contradict each
+other end in one message that names the key.
+"""
+
+
+def section(docstring: str, title: str) -> dict[str, str]:
+    """Entries of a Google docstring section: name -> text on one line."""
+    match = re.search(rf'^{title}:\n((?:[ ]+.*\n|\n)+)', docstring + '\n', flags=re.MULTILINE)
+    if match is None:
+        return {}
+    entries: dict[str, str] = {}
+    name = ''
+    for line in match[1].splitlines():
+        start = re.match(r'    ([*\w]+):\s?(.*)', line)
+        if start:
+            name = start[1]
+            entries[name] = start[2]
+        elif name:
+            entries[name] += ' ' + line.strip()
+    return {key: text.strip() for key, text in entries.items()}
+
+
+def summary(docstring: str) -> str:
+    """The docstring up to its first section, without code examples."""
+    text = re.split(r'^(?:Args|Attributes|Raises|Returns|Example|Examples):\n', docstring, flags=re.MULTILINE)[0]
+    text = re.sub(r'::\n\n(?:[ ]+.*\n|\n)*', '.\n\n', text)
+    return markdown(text.strip())
+
+
+def markdown(text: str) -> str:
+    """Turns reStructuredText marks into Markdown ones."""
+    text = re.sub(r':\w+:`~?([^`]+)`', lambda m: f'`{m[1].rsplit(".", 1)[-1]}`', text)
+    return text.replace('``', '`')
+
+
+def table(rows: list[tuple[str, ...]], head: tuple[str, ...]) -> str:
+    """A Markdown table; bars in the cells are escaped."""
+    lines = ['| ' + ' | '.join(head) + ' |', '|' + '---|' * len(head)]
+    for row in rows:
+        lines.append('| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |')
+    return '\n'.join(lines)
+
+
+def settings_table(cls: type) -> str:
+    """Fields of a settings dataclass with default and description."""
+    texts = section(inspect.getdoc(cls), 'Attributes')
+    rows = []
+    for field in dataclasses.fields(cls):
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        rows.append((f'`{field.name}`', f'`{default!r}`', markdown(texts[field.name])))
+    return table(rows, ('key', 'default', 'meaning'))
+
+
+def nested_keys(cls: type) -> str:
+    """The bullet list that a class's docstring gives for its ``moe`` dict, as a list."""
+    text = section(inspect.getdoc(cls), 'Args')['moe']
+    items = [markdown(item.strip()) for item in re.split(r'\s- (?=``)', text)[1:]]
+    return '\n'.join(f'- {item}' for item in items)
+
+
+def arguments_table(cls: type, hidden: tuple[str, ...] = ()) -> str:
+    """Arguments of a constructor with default and description."""
+    texts = section(inspect.getdoc(cls), 'Args')
+    for base in cls.__mro__[1:-1]:
+        texts = {**section(inspect.getdoc(base) or '', 'Args'), **texts}
+    rows = []
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if name in hidden or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            continue
+        default = parameter.default
+        for attribute in ('default_weight', 'default_threshold'):
+            if default is None and name == attribute.removeprefix('default_'):
+                default = getattr(cls, attribute)
+        shown = 'required' if default is parameter.empty else f'`{default!r}`'
+        rows.append((f'`{name}`', shown, markdown(texts[name])))
+    return table(rows, ('key', 'default', 'meaning')) if rows else ''
+
+
+def page() -> str:
+    """The whole page."""
+    import moe_det  # noqa: F401
+    from moe_det.engine.moe_hook import MoEHook
+    from moe_det.layers import MoEBlock, MoEConv2d, MoESettings
+    from moe_det.models import FrozenFPN, MoEResNet, MoERetinaHead
+    from moe_det.registry import CONSTRAINTS, GATES
+    from moe_det.routing import HardConstraint
+
+    parts = [HEADER, '## Keys of every MoE layer\n', settings_table(MoESettings)]
+    parts += ['\n## `bbox_head=dict(type=\'MoERetinaHead\', moe=dict(...))`\n', summary(inspect.getdoc(MoERetinaHead))]
+    parts += ['\nKeys of `moe` beside those above:\n', nested_keys(MoERetinaHead)]
+    parts += ['\n## `backbone=dict(type=\'MoEResNet\', moe=dict(...))`\n', summary(inspect.getdoc(MoEResNet))]
+    parts += ['\nKeys of `moe` beside those above:\n', nested_keys(MoEResNet)]
+    parts += ['\n## `conv_cfg=dict(type=\'MoEConv2d\', ...)`\n', summary(inspect.getdoc(MoEConv2d))]
+    convolution = tuple(name for name in inspect.signature(MoEConv2d).parameters if name != 'num_levels')
+    parts += ['\n' + arguments_table(MoEConv2d, hidden=convolution)]
+    parts += ['\n## `plugins=[dict(cfg=dict(type=\'MoEBlock\', ...), ...)]`\n', summary(inspect.getdoc(MoEBlock))]
+    parts += ['\n' + arguments_table(MoEBlock, hidden=('in_channels',))]
+    parts += ['\n## `neck=dict(type=\'FrozenFPN\', ...)`\n', summary(inspect.getdoc(FrozenFPN))]
+    parts += ['\n## `custom_hooks=[dict(type=\'MoEHook\')]`\n', summary(inspect.getdoc(MoEHook))]
+    parts += ['\n' + arguments_table(MoEHook)]
+    parts += ['\n## Gates: `gate=dict(type=...)`']
+    for name, cls in GATES.module_dict.items():
+        parts += [f'\n### `{name}`\n', summary(inspect.getdoc(cls))]
+        extra = arguments_table(cls, hidden=('in_channels', 'num_experts'))
+        parts += ['\n' + extra] if extra else []
+    for title, hard in (('Soft', False), ('Hard', True)):
+        parts += [f'\n## {title} constraints: `constraint=dict(type=...)`']
+        for name, cls in CONSTRAINTS.module_dict.items():
+            if issubclass(cls, HardConstraint) == hard:
+                parts += [f'\n### `{name}`\n', summary(inspect.getdoc(cls)), '\n' + arguments_table(cls)]
+    return '\n'.join(parts) + '\n'
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(description='Write docs/configuration.md from the code.')
+    parser.add_argument('--check', action='store_true', help='only compare; exit status 1 when out of date')
+    args = parser.parse_args(argv)
+    text = page()
+    if args.check:
+        if PAGE.read_text(encoding='utf-8') == text:
+            return 0
+        print(f'{PAGE.relative_to(ROOT)} is out of date: run python {Path(__file__).relative_to(ROOT)}', file=sys.stderr)
+        return 1
+    PAGE.write_text(text, encoding='utf-8')
+    print(f'wrote {PAGE.relative_to(ROOT)}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,32 @@
+"""Shared by all tests: the stack in pytest's header, and the folder of real data."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+from pathlib import Path
+
+import pytest
+
+# importing moe_det comes before any test imports mmcv.ops or mmdet.models, which may need its operators
+from moe_det.compat.ops import ops_source
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_report_header() -> list[str]:
+    """Names the packages under test, so that a log tells which of the two stacks it is from."""
+    names = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmdet')
+    versions = [f'{name} {importlib.import_module(name).__version__}' for name in names]
+    source = "mmcv's compiled ones" if ops_source() == 'compiled' else "torchvision's"
+    return [f'stack: python {platform.python_version()}, {", ".join(versions)}', f'operators: {source}']
+
+
+@pytest.fixture(scope='session')
+def shared_data() -> Path:
+    """The folder of real data: $MOE_DET_DATA, or shared/data beside the repository; skips the test without it."""
+    folder = Path(os.environ.get('MOE_DET_DATA') or REPOSITORY.parent / 'shared' / 'data')
+    if not folder.is_dir():
+        pytest.skip(f'real data not found: {folder} (set MOE_DET_DATA to its folder)')
+    return folder

@@ -1,0 +1,1 @@
+"""What runs a model: hooks, and the functions behind the command-line tools."""

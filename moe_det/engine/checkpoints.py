@@ -1,0 +1,65 @@
+"""Finding and checking checkpoint files before a run is built."""
+
+from __future__ import annotations
+
+import glob
+import os
+import zipfile
+
+from ..errors import CheckpointError
+from .config_edit import is_remote
+from .console import near
+
+
+def check_checkpoint(path: str, where: str) -> str:
+    """Returns ``path`` if a checkpoint can be read from there; URLs and names such as ``torchvision://`` pass.
+
+    Args:
+        path: the file.
+        where: the argument or config key it came from, for the message.
+
+    Raises:
+        CheckpointError: there is no such file, or it is empty, truncated or no checkpoint.
+    """
+    if is_remote(path):
+        return path
+    path = os.path.expanduser(path)
+    if os.path.isdir(path):
+        names = sorted(os.path.basename(name) for name in glob.glob(os.path.join(glob.escape(path), '*.pth')))
+        held = f'; it holds {", ".join(names[:8])}' if names else ''
+        raise CheckpointError(f'{where}: {path} is a folder, expected a checkpoint file{held}')
+    if not os.path.isfile(path):
+        folder = os.path.dirname(path) or '.'
+        names = [name for name in os.listdir(folder) if name.endswith('.pth')] if os.path.isdir(folder) else []
+        hint = near(os.path.basename(path), sorted(names))
+        if not hint and names:
+            hint = f' {folder} holds {", ".join(sorted(names)[:8])}.'
+        raise CheckpointError(f'{where}: the checkpoint {path} does not exist ({os.path.abspath(path)}).{hint}')
+    with open(path, 'rb') as file:
+        start = file.read(4)
+    # torch writes zip archives, whose directory is at the end; before torch 1.6 it wrote pickles
+    if not (zipfile.is_zipfile(path) if start.startswith(b'PK') else start.startswith(b'\x80')):
+        size = os.path.getsize(path)
+        state = 'truncated' if start.startswith(b'PK') else f'no checkpoint (it begins with {start!r})'
+        raise CheckpointError(f'{where}: {path} ({size} bytes) is {state if size else "empty"}')
+    return path
+
+
+def latest_checkpoint(work_dir: str) -> str | None:
+    """Returns the checkpoint that training in ``work_dir`` saved last, or None before the first one.
+
+    mmengine notes an absolute path in ``last_checkpoint``; a folder that was moved since has the file beside the note.
+    """
+    note = os.path.join(work_dir, 'last_checkpoint')
+    if not os.path.isfile(note):
+        return None
+    with open(note, encoding='utf-8') as file:
+        noted = file.read().strip()
+    beside = os.path.join(work_dir, os.path.basename(noted))
+    return next((path for path in (noted, beside) if os.path.isfile(path)), None)
+
+
+def best_checkpoint(work_dir: str) -> str | None:
+    """Returns the newest ``best_*.pth`` that mmengine's CheckpointHook kept in ``work_dir``, or None."""
+    found = glob.glob(os.path.join(glob.escape(work_dir), 'best_*.pth'))
+    return max(found, key=os.path.getmtime, default=None)

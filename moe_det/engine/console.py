@@ -1,0 +1,40 @@
+"""What the command-line tools print, once however many processes run."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Iterable
+
+
+def rank() -> int:
+    """Returns this process's rank, also before the process group exists (set by torchrun, Slurm or MPI)."""
+    return _first_number('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
+
+
+def local_rank() -> int:
+    """Returns this process's rank among those of its machine, also before the process group exists."""
+    return _first_number('LOCAL_RANK', 'SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK')
+
+
+def _first_number(*variables: str) -> int:
+    return next((int(os.environ[name]) for name in variables if os.environ.get(name, '').isdigit()), 0)
+
+
+def say(message: str) -> None:
+    """Prints ``message`` once, however many processes run."""
+    if rank() == 0:
+        print(message, flush=True)
+
+
+def warn(message: str) -> None:
+    """Prints one warning line to stderr, once, however many processes run."""
+    if rank() == 0:
+        print(f'warning: {message}', file=sys.stderr, flush=True)
+
+
+def near(name: str, known: Iterable[str], count: int = 3) -> str:
+    """Returns `` Did you mean 'a' or 'b'?`` for the entries of ``known`` that resemble ``name``, else an empty text."""
+    matches = difflib.get_close_matches(name, [str(item) for item in known], n=count, cutoff=0.6)
+    return f' Did you mean {" or ".join(repr(match) for match in matches)}?' if matches else ''

@@ -1,0 +1,61 @@
+"""Several processes: what mmengine's launchers leave to the user."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.device import get_device
+
+from ..errors import MoEConfigError
+from .console import warn
+
+
+def prepare_ranks(cfg: Config) -> None:
+    """Checks the launcher's environment; on CPUs starts the process group, which mmengine does for GPUs alone.
+
+    Args:
+        cfg: the config of the run with its ``launcher``; on CPUs its backend and model wrapper are set, in place.
+
+    Raises:
+        MoEConfigError: the launcher did not start this process, or cannot run on CPUs.
+    """
+    launcher = cfg.launcher
+    variable, starter = {
+        'pytorch': ('RANK', 'torchrun, as tools/dist_train.sh does'),
+        'slurm': ('SLURM_PROCID', 'srun, as tools/slurm_train.sh does'),
+        'mpi': ('OMPI_COMM_WORLD_RANK', 'mpirun'),
+    }[launcher]
+    if variable not in os.environ:
+        raise MoEConfigError(
+            f'--launcher {launcher}: {variable} is not in the environment: start the script by {starter}, or leave '
+            'out --launcher for one process'
+        )
+    if get_device() != 'cpu':
+        return
+    if launcher != 'pytorch':
+        raise MoEConfigError(f'--launcher {launcher}: several processes on CPUs work with --launcher pytorch only')
+    settings = dict((cfg.get('env_cfg') or {}).get('dist_cfg') or {})
+    if 'gloo' not in settings.get('backend', 'nccl'):
+        warn('no GPU here: the processes talk through gloo (env_cfg.dist_cfg.backend=gloo says so in the config)')
+        settings['backend'] = 'gloo'
+    cfg.merge_from_dict({'env_cfg.dist_cfg': settings})
+    if not dist.is_initialized():
+        limit = dict(timeout=timedelta(seconds=settings['timeout'])) if settings.get('timeout') else {}
+        dist.init_process_group(settings['backend'], **limit)
+    if cfg.get('model_wrapper_cfg') is None:
+        # mmengine gives DDP this rank's GPU; modules on a CPU need none given
+        cfg.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel',
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        )
+
+
+def leave_ranks() -> None:
+    """Ends this process's part in the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

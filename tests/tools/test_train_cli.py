@@ -1,0 +1,191 @@
+"""The command line as a user meets it: help, mistakes, and a short training with resume and test."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moe_det.engine import launch
+
+TOOLS = Path(__file__).resolve().parents[2] / 'tools'
+
+
+@pytest.fixture(autouse=True)
+def quiet_place(tmp_path, monkeypatch):
+    """Runs write into the current folder; LOCAL_RANK is set by the scripts and must not outlive a test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('LOCAL_RANK', '0')
+
+
+def run(script: str, *arguments: str, **settings) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(TOOLS / script), *arguments], capture_output=True, text=True, timeout=120, **settings
+    )
+
+
+@pytest.mark.parametrize('script', ['train.py', 'test.py', 'misc/print_config.py'])
+def test_help_answers_without_any_heavy_import(script):
+    probe = (
+        'import runpy, sys\n'
+        "sys.argv = ['x', '--help']\n"
+        'try:\n'
+        f"    runpy.run_path({str(TOOLS / script)!r}, run_name='__main__')\n"
+        'except SystemExit as end:\n'
+        "    sys.exit(end.code or 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, '-c', probe], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert '--cfg-options' in done.stdout
+    if 'misc' not in script:
+        assert all(flag in done.stdout for flag in ('--data-root', '--seed', '--work-dir', '--launcher'))
+
+
+@pytest.mark.parametrize(
+    ('script', 'arguments'),
+    [
+        ('train.py', []),
+        ('train.py', ['a.py', '--sede', '3', '--no-such-flag']),
+        ('test.py', ['a.py']),
+        ('test.py', ['a.py', 'b.pth', '--out', 'predictions.json']),
+    ],
+)
+def test_wrong_arguments_end_with_usage_and_status_2(tool, capsys, script, arguments):
+    with pytest.raises(SystemExit) as end:
+        tool(script).main(arguments)
+    assert end.value.code == 2
+    assert 'usage' in capsys.readouterr().err
+
+
+def error_of(tool, capsys, script: str, *arguments: object) -> str:
+    """Returns the one message of a run that fails with status 2."""
+    capsys.readouterr()
+    assert tool(script).main([str(item) for item in arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith('error: ') and 'Traceback' not in err
+    return err
+
+
+def test_mistakes_of_the_user_are_one_message_each(tool, capsys, tiny_config, tiny_coco):
+    def fails(*arguments: object, script: str = 'train.py') -> str:
+        return error_of(tool, capsys, script, *arguments)
+
+    assert 'tiny_retinanet.py' in fails('tiny_retinnet.py')
+    text = fails(tiny_config)
+    assert str(Path('data/tiny').absolute()) in text and 'make_shapes.py' in text
+    assert 'bad' in fails(tiny_config, '--cfg-options', 'bad')
+    assert 'absent.pth' in fails(tiny_config, '--data-root', tiny_coco, '--resume', 'absent.pth')
+    assert 'torchrun' in fails(tiny_config, '--data-root', tiny_coco, '--launcher', 'pytorch')
+    assert 'base_batch_size' in fails(tiny_config, '--auto-scale-lr')
+    assert 'absent.pth' in fails(tiny_config, 'absent.pth', '--data-root', tiny_coco, script='test.py')
+    assert '.ini' in fails(tiny_config, '--save-path', 'x.ini', script='misc/print_config.py')
+
+
+def test_print_config_is_a_config_again(tool, capsys, tiny_config, tmp_path):
+    saved = tmp_path / 'made' / 'saved.py'
+    arguments = [str(tiny_config), '--save-path', str(saved), '--data-root', 'elsewhere']
+    assert tool('misc/print_config.py').main([*arguments, '--cfg-options', 'model.backbone.depth=34']) == 0
+    (tmp_path / 'printed.py').write_text(capsys.readouterr().out)
+    for path in (saved, tmp_path / 'printed.py'):
+        cfg = launch.load_config(path)
+        assert cfg.model.backbone.depth == 34
+        assert cfg.test_evaluator.ann_file == 'elsewhere/annotations/val.json'
+
+
+def test_train_resume_and_test(tool, capsys, tiny_config, tiny_coco, tmp_path):
+    # a process of its own, from another folder, for the first training: the whole way a user goes
+    done = run('train.py', str(tiny_config), '--data-root', str(tiny_coco), '--resume', '--seed', '5', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    work_dir = tmp_path / 'work_dirs' / 'tiny_retinanet'
+    assert 'training starts from scratch' in done.stdout
+    assert (work_dir / 'epoch_1.pth').is_file()
+    command = done.stdout.split('Test it with:\n')[1].split()
+    assert command[:4] == ['python', str(TOOLS / 'test.py'), str(tiny_config), 'work_dirs/tiny_retinanet/epoch_1.pth']
+    assert launch.load_config(work_dir / tiny_config.name).randomness.seed == 5
+
+    # the second epoch, in mixed precision; CPU or GPU
+    options = ['--cfg-options', 'train_cfg.max_epochs=2']
+    assert tool('train.py').main([str(tiny_config), '--data-root', str(tiny_coco), '--resume', '--amp', *options]) == 0
+    log = max(work_dir.glob('*/*.log'), key=os.path.getmtime).read_text()
+    assert 'resumed epoch: 1, iter: 2' in log
+    assert 'Epoch(train) [2][2/2]' in log and 'Epoch(train) [1]' not in log
+    assert (work_dir / 'epoch_2.pth').is_file()
+
+    # the printed command, with predictions saved and drawn
+    capsys.readouterr()
+    arguments = [*command[2:], '--out', 'out/predictions.pkl', '--show-dir', 'drawn', '--work-dir', 'tested']
+    assert tool('test.py').main(arguments) == 0
+    assert 'coco/bbox_mAP' in (tmp_path / max(Path('tested').glob('*/*.log'))).read_text()
+    predictions = pickle.loads(Path('out/predictions.pkl').read_bytes())
+    assert sorted(item['img_id'] for item in predictions) == [1, 2, 3, 4]
+    assert len(list(Path('tested').glob('*/drawn/*.png'))) == 4
+
+
+def test_test_time_augmentation_scores_both_views(tool, tiny_config, tiny_coco):
+    """Boxes found in the mirror image come back mirrored: on a model that sees the right half only, both halves."""
+    import torch
+    from mmdet.registry import MODELS
+    from mmengine.model import BaseModel
+    from mmengine.structures import InstanceData
+
+    @MODELS.register_module(force=True)
+    class RightEdgeDetector(BaseModel):
+        def __init__(self):
+            super().__init__(data_preprocessor=dict(type='DetDataPreprocessor'))
+
+        def forward(self, inputs, data_samples=None, mode='predict'):
+            for sample in data_samples:
+                found = InstanceData(bboxes=torch.tensor([[54.0, 10.0, 64.0, 20.0]]))
+                found.scores, found.labels = torch.tensor([0.5]), torch.tensor([0])
+                sample.pred_instances = found
+            return data_samples
+
+    torch.save(dict(state_dict={}, meta={}), 'none.pth')
+    options = ['--cfg-options', 'model.type=RightEdgeDetector', 'model._delete_=True']
+    shared = [str(tiny_config), 'none.pth', '--data-root', str(tiny_coco), '--out', 'p.pkl']
+    assert tool('test.py').main([*shared, '--tta', *options]) == 0
+    for item in pickle.loads(Path('p.pkl').read_bytes()):
+        boxes = sorted(item['pred_instances']['bboxes'].tolist())
+        assert boxes == [[0.0, 10.0, 10.0, 20.0], [54.0, 10.0, 64.0, 20.0]]
+
+
+def test_ctrl_c_says_how_to_continue(tool, capsys, monkeypatch, tiny_config, tiny_coco, tmp_path):
+    class Interrupted:
+        def train(self):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, 'build_runner', lambda cfg: Interrupted())
+    arguments = [str(tiny_config), '--data-root', str(tiny_coco), '--work-dir', 'run']
+    assert tool('train.py').main(arguments) == 130
+    assert 'No checkpoint' in capsys.readouterr().err
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'epoch_3.pth').touch()
+    (tmp_path / 'run' / 'last_checkpoint').write_text(str(tmp_path / 'run' / 'epoch_3.pth'))
+    assert tool('train.py').main(arguments) == 130
+    err = capsys.readouterr().err
+    assert 'epoch_3.pth' in err and '--resume' in err and 'Traceback' not in err
+
+
+def test_resume_keeps_the_weights_to_start_from_when_there_is_nothing_to_resume(
+    tool, capsys, monkeypatch, tiny_config, tiny_coco
+):
+    import torch
+
+    seen = {}
+
+    class Recorder:
+        def train(self):
+            pass
+
+    monkeypatch.setattr(launch, 'build_runner', lambda cfg: seen.update(cfg=cfg) or Recorder())
+    torch.save({}, 'weights.pth')
+    options = ['--cfg-options', 'load_from=weights.pth']
+    assert tool('train.py').main([str(tiny_config), '--data-root', str(tiny_coco), '--resume', *options]) == 0
+    assert (seen['cfg'].resume, seen['cfg'].load_from) == (False, 'weights.pth')
+    assert 'weights.pth' in capsys.readouterr().out
+    assert tool('train.py').main([str(tiny_config), '--data-root', str(tiny_coco), '--resume', 'weights.pth']) == 0
+    assert (seen['cfg'].resume, seen['cfg'].load_from) == (True, 'weights.pth')

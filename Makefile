@@ -63,7 +63,7 @@ $(overlay)/.ready: $(constraints) | $(ready)
 	@touch $@
 
 test-openmmlab: setup $(overlay)/.ready  ## the same tests on the stack openmmlab
-	@PYTHONPATH=$(overlay) $(python) -m pytest $(PYTEST_ARGS) || { \
+	@PYTHONPATH=$(CURDIR)/$(overlay) $(python) -m pytest $(PYTEST_ARGS) || { \
 		echo 'make test-openmmlab: FAILED on the stack openmmlab (the lines above name the tests)'; exit 1; }
 	@echo 'make test-openmmlab: all tests passed on the stack openmmlab'
 

@@ -8,6 +8,8 @@ import platform
 from pathlib import Path
 
 import pytest
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import DefaultScope
 
 # importing moe_det comes before any test imports mmcv.ops or mmdet.models, which may need its operators
 from moe_det.compat.ops import ops_source
@@ -30,3 +32,14 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f'real data not found: {folder} (set MOE_DET_DATA to its folder)')
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_trace_of_runners():
+    """Takes back what a Runner leaves in the process: a default scope above all, which changes later look-ups."""
+    managers = (DefaultScope, MessageHub, MMLogger)
+    before = [dict(manager._instance_dict) for manager in managers]
+    yield
+    for manager, instances in zip(managers, before, strict=True):
+        manager._instance_dict.clear()
+        manager._instance_dict.update(instances)

@@ -39,9 +39,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='change config keys: model.backbone.depth=18 key="[a,b]" key="[(a,b),(c,d)]" (quotes, no blanks)',
     )
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if args.local_rank is not None:  # from torch.distributed.launch, which sets no environment
+        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     del args.local_rank
     return args
 

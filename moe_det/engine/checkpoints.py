@@ -34,7 +34,7 @@ def check_checkpoint(path: str, where: str) -> str:
         hint = near(os.path.basename(path), sorted(names))
         if not hint and names:
             hint = f' {folder} holds {", ".join(sorted(names)[:8])}.'
-        raise CheckpointError(f'{where}: the checkpoint {path} does not exist ({os.path.abspath(path)}).{hint}')
+        raise CheckpointError(f'{where}: {path} does not exist (looked for {os.path.abspath(path)}).{hint}')
     with open(path, 'rb') as file:
         start = file.read(4)
     # torch writes zip archives, whose directory is at the end; before torch 1.6 it wrote pickles

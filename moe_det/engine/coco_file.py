@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ def read_json(path: str) -> object:
     Raises:
         DataError: the file cannot be opened, is no text, is truncated or is no JSON; names the byte where it ends.
     """
+    collecting = gc.isenabled()
+    gc.disable()  # halves the time: nothing in the millions of new lists and dicts is garbage yet
     try:
         with open(path, encoding='utf-8') as file:
             return json.load(file)
@@ -65,6 +68,9 @@ def read_json(path: str) -> object:
                 f'began at byte {offset}). Copy or download it again'
             ) from error
         raise DataError(f'{path}: not JSON: {error.msg} at byte {offset} of {size}{_beginning(path)}') from error
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _beginning(path: str) -> str:

@@ -58,14 +58,15 @@ def _mmdet_configs() -> Path:
 
 def _near_files(file: Path) -> str:
     """Suggests files beside ``file``, the same path in this repository, or the nearest folder that exists."""
-    in_repository = Path(__file__).resolve().parents[2] / file
-    if not file.is_absolute() and in_repository.is_file():
-        return f' Did you mean {str(in_repository)!r}?'
     folder = file.parent
+    if not file.is_absolute() and not folder.is_dir():
+        repository = Path(__file__).resolve().parents[2]
+        if (repository / folder).is_dir():  # the command was given in another folder
+            file, folder = repository / file, repository / folder
     if folder.is_dir():
-        names = {item.name: str(item) for item in folder.iterdir() if item.suffix in _SUFFIXES}
+        names = sorted(item.name for item in folder.iterdir() if item.suffix in _SUFFIXES)
         similar = near(file.name, names) or near(f'{file.name}.py', names)
-        return similar or _listing(' The folder holds', sorted(names))
+        return (similar or _listing(' The folder holds', names)) + (f' ({folder})' if names else '')
     while not folder.is_dir():
         folder = folder.parent
     missing = file.parts[len(folder.parts)] if folder != Path('.') else file.parts[0]

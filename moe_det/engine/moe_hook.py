@@ -15,6 +15,7 @@ from ..routing.records import UsageRecorder
 from ..routing.router import find_routers
 
 MOST_LAYERS_LOGGED = 4  # with more, one line of extremes over all layers
+FEWEST_ROWS_JUDGED = 20  # fewer may fall on the same experts by chance (two experts, top-1, fair: 2 in a million)
 
 
 class MoEHook(Hook):
@@ -28,7 +29,8 @@ class MoEHook(Hook):
     - ``moe_living_experts``: experts with more than 1 % of the weights.
     - ``moe_gate_entropy``: mean entropy of a row's gate probabilities in bits.
 
-    A warning appears when no more experts live than a single row uses. Validation and test end with a table.
+    A warning appears when no more experts live than a single row uses, over at least 20 rows. Validation and test end
+    with a table.
 
     Args:
         interval: iterations between two logs.
@@ -109,6 +111,8 @@ class MoEHook(Hook):
     def _warn_of_collapse(self, runner, layers: dict[str, Utilisation]) -> None:
         routers = find_routers(self._model)
         for name, used in layers.items():
+            if used.rows < FEWEST_ROWS_JUDGED:
+                continue
             if not used.collapsed(routers[name].top_k):
                 self._collapsed.discard(name)
             elif name not in self._collapsed:

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 
 from ..errors import MoEConfigError
-from .console import warn
+from .console import local_rank, warn
 
 
 def prepare_ranks(cfg: Config) -> None:
@@ -33,6 +33,7 @@ def prepare_ranks(cfg: Config) -> None:
             f'--launcher {launcher}: {variable} is not in the environment: start the script by {starter}, or leave '
             'out --launcher for one process'
         )
+    os.environ.setdefault('LOCAL_RANK', str(local_rank()))  # mmengine's DDP reads it under every launcher
     if get_device() != 'cpu':
         return
     if launcher != 'pytorch':

@@ -20,6 +20,7 @@ USER_ERROR = 2
 INTERRUPTED = 130
 
 _UNREGISTERED = re.compile(r'(\S+) is not in the (\S*?)(?:::)?([\w ]+) registry')
+_MISSING_KEYWORD = re.compile(r'missing \d+ required [\w -]*arguments?: (.+)')
 _UNEXPECTED_KEYWORD = re.compile(r"got an unexpected keyword argument '(\w+)'")
 
 
@@ -40,7 +41,7 @@ def user_message(error: BaseException) -> str | None:
     if isinstance(error, KeyError):
         return _unregistered_name(error)
     if isinstance(error, TypeError):
-        return _unknown_key(error)
+        return _misfit(error)
     if isinstance(error, URLError):
         return (
             f'a download failed: {getattr(error, "reason", error)}. The config names weights by URL (torchvision://, '
@@ -79,17 +80,24 @@ def _unregistered_name(error: KeyError) -> str | None:
     )
 
 
-def _unknown_key(error: TypeError) -> str | None:
-    """Rewrites Python's message on a key of the config that the built class does not take, with similar ones."""
-    match = _UNEXPECTED_KEYWORD.search(str(error))
-    builds = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == 'build_from_cfg']
-    if match is None or not builds:
+def _misfit(error: TypeError) -> str | None:
+    """Rewrites Python's message on keys of the config that the built class does not take, or lacks."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    builds = [frame for frame in frames if frame.f_code.co_name == 'build_from_cfg']
+    if not builds:
         return None
-    key, settings, built = match[1], builds[-1].f_locals.get('args'), builds[-1].f_locals.get('obj_cls')
-    if not isinstance(settings, dict) or key not in settings or not isinstance(built, type):
-        return None  # code passed that keyword, not the config
-    known = {name for cls in built.__mro__ for name in inspect.signature(cls.__init__).parameters} - {'self'}
-    return f"the config gives type='{built.__name__}' the key {key!r}, which it does not take.{near(key, known)}"
+    settings, built = builds[-1].f_locals.get('args'), builds[-1].f_locals.get('obj_cls')
+    if not isinstance(settings, dict) or not isinstance(built, type):
+        return None
+    match = _UNEXPECTED_KEYWORD.search(str(error))
+    if match is not None and match[1] in settings:  # else code passed that keyword, not the config
+        known = {name for cls in built.__mro__ for name in inspect.signature(cls.__init__).parameters} - {'self'}
+        hint = near(match[1], known)
+        return f"the config gives type='{built.__name__}' the key {match[1]!r}, which it does not take.{hint}"
+    match = _MISSING_KEYWORD.search(str(error))
+    if match is not None and frames[-1] is builds[-1]:
+        return f"the config does not give type='{built.__name__}' what it needs: {match[1]}"
+    return None
 
 
 def run_main(main: Callable[[], int | None]) -> int:

@@ -60,6 +60,7 @@ class MoEBlock(nn.Module):
         where = f'MoEBlock({in_channels})'
         settings = MoESettings.from_config(moe, where)
         check_count(where, 'reduction', reduction)
+        check_count(where, 'num_levels', num_levels)
         inner_channels = max(1, in_channels // reduction)
         norm_cfg = norm_cfg or {'type': 'BN'}
         check_expert_norm(where, norm_cfg)

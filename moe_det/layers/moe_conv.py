@@ -73,6 +73,7 @@ class MoEConv2d(MoELayer):
         self.padding, self.dilation = _pair(padding), _pair(dilation)
         self.transposed, self.output_padding = False, (0, 0)
         self.is_init = False
+        self.init_weights()  # ConvModule leaves a convolution that has this method to itself
 
     def init_weights(self) -> None:
         """Initialises the experts as ConvModule does a plain convolution; later calls change nothing."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from ..errors import MoEConfigError
 from ..routing.dispatch import plan_dispatch
 from ..routing.rows import join_patches, rows_of
 from .settings import MoESettings
@@ -23,6 +24,9 @@ class MoELayer(nn.Module):
         make_expert: builds one expert (R, C, H, W) -> (R, C', H', W').
         where: the config key of the settings, for messages.
         num_levels: calls in one step; balance inside levels keeps state for each.
+
+    Raises:
+        MoEConfigError: balance inside levels for a layer that sees one level.
     """
 
     def __init__(
@@ -34,6 +38,11 @@ class MoELayer(nn.Module):
         num_levels: int = 1,
     ) -> None:
         super().__init__()
+        if settings.balance_over == 'level' and num_levels == 1:
+            raise MoEConfigError(
+                f"{where}.balance_over='level': the layer sees one level in a step; use 'all', or set num_levels "
+                'where it is called once per level'
+            )
         self.settings = settings
         self.router = settings.build_router(in_channels, where, num_levels)
         self.expert_group = settings.build_experts(make_expert)

@@ -14,6 +14,7 @@ from ..routing.experts import DISPATCH_MODES, ExpertGroup
 from ..routing.mixtures import mix_linear
 from ..routing.router import Router
 from ..routing.rows import UNITS
+from .expert_norm import accept_single_values
 
 BALANCE_OVER = ('all', 'level')
 
@@ -30,9 +31,16 @@ def check_count(where: str, key: str, value: object, minimum: int = 1) -> None:
         raise MoEConfigError(f'{where}.{key}={value!r}: expected an integer >= {minimum}')
 
 
+def check_flag(where: str, key: str, value: object) -> None:
+    """Raises MoEConfigError unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise MoEConfigError(f'{where}.{key}={value!r}: expected True or False')
+
+
 def check_expert_norm(where: str, norm_cfg: dict | None) -> None:
     """Raises MoEConfigError for synchronised norms: a process whose expert got no rows would make the others wait."""
-    if norm_cfg is not None and 'SyncBN' in str(norm_cfg.get('type')):
+    kind = str(norm_cfg.get('type')) if norm_cfg is not None else ''
+    if 'SyncBN' in kind or 'SyncBatchNorm' in kind:
         raise MoEConfigError(
             f"{where}: norm_cfg type {norm_cfg['type']!r} cannot be used inside experts, because processes whose "
             "expert got no rows would never join the synchronisation; use 'BN' or 'GN'"
@@ -108,6 +116,10 @@ class MoESettings:
                 f'{where}: top_k=num_experts={self.top_k} runs every expert for every row, so nothing is chosen and '
                 'balance means little. If a soft mixture is meant, add soft_mixture=True'
             )
+        for key in ('shared_expert', 'soft_mixture'):
+            check_flag(where, key, getattr(self, key))
+        if self.noise is not None:
+            check_flag(where, 'noise', self.noise)
         check_choice(where, 'unit', self.unit, UNITS)
         check_choice(where, 'balance_over', self.balance_over, BALANCE_OVER)
         check_choice(where, 'dispatch', self.dispatch, DISPATCH_MODES)
@@ -119,7 +131,9 @@ class MoESettings:
         if isinstance(noise, bool) or not isinstance(noise, (int, float)) or not 0 <= noise < float('inf'):
             raise MoEConfigError(f'{where}.copy_noise={noise!r}: expected a number >= 0')
 
-    def build_router(self, in_channels: int, where: str, num_levels: int = 1, label: str | None = None) -> Router | None:
+    def build_router(
+        self, in_channels: int, where: str, num_levels: int = 1, label: str | None = None
+    ) -> Router | None:
         """Builds gate, constraints and router; None with a single expert, which needs no decision.
 
         Args:
@@ -159,7 +173,8 @@ class MoESettings:
     def build_experts(self, make_expert, mixture=mix_linear) -> ExpertGroup:
         """Builds E independently initialised experts, and the shared one, from a function without arguments."""
         shared: nn.Module | None = make_expert() if self.shared_expert else None
-        return ExpertGroup([make_expert() for _ in range(self.num_experts)], shared, mixture, self.dispatch)
+        experts = [accept_single_values(make_expert()) for _ in range(self.num_experts)]
+        return ExpertGroup(experts, shared, mixture, self.dispatch)
 
 
 def split_settings(cfg: dict) -> tuple[dict, dict]:

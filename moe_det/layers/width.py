@@ -8,6 +8,7 @@ from numbers import Real
 from ..errors import MoEConfigError
 
 MATCHED = 'matched'
+TOLERANCE = 0.05  # of the dense cost
 
 
 def conv_cost(in_channels: int, out_channels: int, kernel_size: int = 3) -> int:
@@ -44,9 +45,16 @@ def inner_width(
         where: config key of the settings, for messages.
 
     Raises:
-        MoEConfigError: neither a number in range nor ``'matched'``.
+        MoEConfigError: neither a number in range nor ``'matched'``, or K experts are too many to match.
     """
     if width == MATCHED:
+        least = top_k * cost(1) / dense_cost
+        if least > 1 + TOLERANCE:
+            raise MoEConfigError(
+                f"{where}.width='{MATCHED}': {top_k} experts of one inner channel still cost {least:.2f} times the "
+                'dense part that they replace, because their input and output keep their size; use a smaller top_k '
+                'or a factor'
+            )
         return matched_width(cost, dense_cost, top_k, channels)
     if isinstance(width, bool) or not isinstance(width, Real) or not 0 < width <= 4:
         raise MoEConfigError(f"{where}.width={width!r}: expected a factor in (0, 4] or '{MATCHED}'")

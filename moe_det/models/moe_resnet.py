@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import MoEConfigError, unknown_name
 from ..layers.moe_layer import MoELayer
-from ..layers.settings import MoESettings, check_expert_norm, split_settings
+from ..layers.settings import MoESettings, check_expert_norm, check_flag, split_settings
 from ..layers.width import conv_cost, inner_width
 from ..routing.experts import copy_dense_to_experts
 
@@ -66,8 +66,10 @@ def narrow_stage(
     return Sequential(*blocks)
 
 
-def stage_cost(block: type, inplanes: int, inner: int, planes: int, num_blocks: int, narrow: bool = True) -> int:
-    """Convolution parameters of a stage, which are its multiply-adds per output pixel.
+def stage_cost(
+    block: type, inplanes: int, inner: int, planes: int, num_blocks: int, stride: int, style: str, narrow: bool = True
+) -> int:
+    """Multiply-adds of a stage's convolutions per output pixel.
 
     Args:
         block: BasicBlock or Bottleneck.
@@ -75,8 +77,12 @@ def stage_cost(block: type, inplanes: int, inner: int, planes: int, num_blocks: 
         inner: width of all blocks but the last, of all blocks when not ``narrow``.
         planes: width of the last block.
         num_blocks: number of blocks.
+        stride: stride of the first block.
+        style: where a Bottleneck strides: ``'pytorch'`` in its second convolution, ``'caffe'`` in its first.
         narrow: a stage as :func:`narrow_stage` builds it, else a plain one.
     """
+    # in pytorch style the first convolution of a Bottleneck still runs at the resolution of the input
+    first_pixels = stride**2 if style == 'pytorch' else 1
     widths = [inner] * (num_blocks - 1) + [planes] if narrow else [planes] * num_blocks
     total, channels = 0, inplanes
     for i, width in enumerate(widths):
@@ -84,7 +90,9 @@ def stage_cost(block: type, inplanes: int, inner: int, planes: int, num_blocks: 
         if block is BasicBlock:
             total += conv_cost(channels, width) + conv_cost(width, width)
         else:
-            total += conv_cost(channels, width, 1) + conv_cost(width, width) + conv_cost(width, out_channels, 1)
+            pixels = first_pixels if i == 0 else 1
+            total += conv_cost(channels, width, 1) * pixels + conv_cost(width, width)
+            total += conv_cost(width, out_channels, 1)
         if channels != out_channels or (narrow and i == 0):
             total += conv_cost(channels, out_channels, 1)
         channels = out_channels
@@ -106,6 +114,12 @@ class MoEStage(MoELayer):
         super().__init__(**layer)
         self.skip = skip
         self.stage = stage
+
+    def init_weights(self) -> None:
+        """Initialises each expert as the backbone initialises a plain stage (zero last norm of every block)."""
+        for expert in [*self.expert_group.experts, self.expert_group.shared]:
+            if expert is not None:
+                expert.init_weights()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', H', W')."""
@@ -132,8 +146,8 @@ class MoEStage(MoELayer):
 class MoEResNet(ResNet):
     """ResNet with mixtures of experts in chosen stages (arXiv 2204.10598).
 
-    ResNet-18/34 get narrow BasicBlock experts, two of which cost about one stage; ResNet-50/101/152 get experts that
-    are full stages of Bottlenecks. Every other key is mmdet's::
+    ResNet-18/34 get narrow BasicBlock experts (in ResNet-18 two of them cost about one stage, in ResNet-34 less);
+    ResNet-50/101/152 get experts that are full stages of Bottlenecks. Every other key is mmdet's::
 
         backbone=dict(type='MoEResNet', depth=50, moe=dict(
             stages=(4,), num_experts=4, top_k=2, constraint=dict(type='KLConstraint', weight=0.25)))
@@ -155,9 +169,12 @@ class MoEResNet(ResNet):
     def __init__(self, depth: int, moe: dict, **kwargs) -> None:
         if depth not in self.arch_settings:
             raise MoEConfigError(f'backbone.depth: {unknown_name("depth", depth, map(str, self.arch_settings))}')
+        if not isinstance(moe, dict):
+            raise MoEConfigError(f'backbone.moe={moe!r}: expected a dict')
         ours, own = split_settings(dict(moe))
         self._moe_stages = self._check_stages(own.pop('stages', ()), kwargs.get('num_stages', 4))
-        self._moe_residual = bool(own.pop('residual', False))
+        self._moe_residual = own.pop('residual', False)
+        check_flag('backbone.moe', 'residual', self._moe_residual)
         self._moe_width = own.pop('width', None)
         if own:
             known = (*MoESettings.__dataclass_fields__, 'stages', 'residual', 'width')
@@ -170,7 +187,7 @@ class MoEResNet(ResNet):
     @staticmethod
     def _check_stages(stages: object, num_stages: int) -> tuple[int, ...]:
         valid = isinstance(stages, (list, tuple)) and all(
-            isinstance(s, int) and 1 <= s <= num_stages for s in stages
+            isinstance(s, int) and not isinstance(s, bool) and 1 <= s <= num_stages for s in stages
         )
         if not valid or not stages or len(set(stages)) != len(stages):
             raise MoEConfigError(
@@ -191,7 +208,7 @@ class MoEResNet(ResNet):
         block, inplanes, planes, stride = (kwargs[key] for key in ('block', 'inplanes', 'planes', 'stride'))
         if self._moe_settings.unit == 'patch' and stride != 1:
             raise MoEConfigError(f"{where}.grid: unit='patch' does not fit a stage with stride {stride}")
-        inner = self._inner_width(stage, block, inplanes, planes, kwargs['num_blocks'], where)
+        inner = self._inner_width(stage, kwargs, where)
 
         def make_expert() -> nn.Module:
             if inner is None:
@@ -217,23 +234,17 @@ class MoEResNet(ResNet):
             where=where,
         )
 
-    def _inner_width(
-        self, stage: int, block: type, inplanes: int, planes: int, num_blocks: int, where: str
-    ) -> int | None:
+    def _inner_width(self, stage: int, kwargs: dict, where: str) -> int | None:
         """Channels inside an expert; None for experts that are whole stages."""
-        width = self._moe_width
-        if width is None:
+        block, planes = kwargs['block'], kwargs['planes']
+        if self._moe_width is None:
             if block is not BasicBlock:
                 return None
             return max(1, int(PAPER_WIDTHS[stage - 1] * planes))
-        dense_cost = stage_cost(block, inplanes, planes, planes, num_blocks, narrow=False)
-        return inner_width(
-            width,
-            planes,
-            lambda inner: stage_cost(block, inplanes, inner, planes, num_blocks),
-            dense_cost,
-            self._moe_settings.top_k,
-            where,
-        )
 
+        def cost(inner: int, narrow: bool = True) -> int:
+            names = ('block', 'inplanes', 'planes', 'num_blocks', 'stride', 'style')
+            return stage_cost(inner=inner, narrow=narrow, **{name: kwargs[name] for name in names})
 
+        dense_cost = cost(planes, narrow=False)
+        return inner_width(self._moe_width, planes, cost, dense_cost, self._moe_settings.top_k, where)

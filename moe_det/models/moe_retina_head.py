@@ -10,7 +10,7 @@ from mmengine.model import bias_init_with_prob, normal_init
 from torch import Tensor, nn
 
 from ..errors import MoEConfigError, unknown_name
-from ..layers.settings import MoESettings, check_choice, check_expert_norm, split_settings
+from ..layers.settings import MoESettings, check_choice, check_expert_norm, check_flag, split_settings
 from ..routing.dispatch import plan_dispatch
 from ..routing.experts import copy_dense_to_experts
 from ..routing.router import Router
@@ -60,6 +60,8 @@ class MoERetinaHead(RetinaHead):
                 raise MoEConfigError(f'{where}: {unknown_name("key", key, known)}')
         self.moe_settings = MoESettings.from_config(common, where)
         branches = own.get('branches', BRANCHES)
+        if not isinstance(branches, (str, list, tuple)):
+            raise MoEConfigError(f"{where}.branches={branches!r}: expected 'cls', 'reg' or a list of both")
         self.moe_branches = (branches,) if isinstance(branches, str) else tuple(branches)
         if not self.moe_branches:
             raise MoEConfigError(f"{where}.branches is empty: without 'cls' or 'reg' there would be no MoE layer")
@@ -68,9 +70,10 @@ class MoERetinaHead(RetinaHead):
         self.moe_placement = own.get('placement', 'branch')
         check_choice(where, 'placement', self.moe_placement, PLACEMENTS)
         self.moe_width = own.get('width', 1)
-        self.moe_shared_gate = bool(own.get('shared_gate', False))
+        self.moe_shared_gate = own.get('shared_gate', False)
+        check_flag(where, 'shared_gate', self.moe_shared_gate)
         if self.moe_shared_gate and set(self.moe_branches) != set(BRANCHES):
-            raise MoEConfigError(f"{where}.shared_gate: needs both branches, branches={self.moe_branches!r}")
+            raise MoEConfigError(f'{where}.shared_gate: needs both branches, branches={self.moe_branches!r}')
         check_expert_norm(where, kwargs.get('norm_cfg'))
         # RetinaHead's default overrides the layer `retina_cls`, which experts may replace; see init_weights
         init_cfg = init_cfg or {'type': 'Normal', 'layer': 'Conv2d', 'std': 0.01}

@@ -101,6 +101,8 @@ def run_sorted(
     """
     log_weights = routing.log_weights.narrow(0, plan.first_row, plan.num_rows)
     active = plan.active
+    if not plan.num_rows:  # no image, or no region of interest: any expert tells the shape of the output
+        return experts[0](rows)
     if all(plan.counts[expert] == plan.num_rows for expert in active):
         # every row chose the same experts (one row, collapsed routing, k = E): no copy of the input is needed
         indices = routing.indices.narrow(0, plan.first_row, plan.num_rows)

@@ -37,6 +37,7 @@ def sum_over_ranks(local: Tensor) -> Tensor:
     return total + num_ranks * (local - local.detach())
 
 
+@torch.compiler.assume_constant_result
 def in_backward() -> bool:
     """True while autograd runs a backward pass, that is, when a forward is a recomputation of a checkpointed one."""
     return torch._C._current_graph_task_id() != -1

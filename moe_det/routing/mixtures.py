@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LARGEST_BELOW_ONE = 1 - 2**-24  # keeps log(1 - w) finite in fp32
-
 
 def mix_linear(outputs: Tensor, log_weights: Tensor, sums_to_one: bool = True) -> Tensor:
     """Weighted sum of the outputs: y = sum_k w_k y_k (arXiv 2204.10598).
@@ -27,8 +25,8 @@ def mix_linear(outputs: Tensor, log_weights: Tensor, sums_to_one: bool = True) -
     if outputs.shape[1] == 1:
         return outputs[:, 0] * weights.reshape(-1, *[1] * (outputs.dim() - 2))
     # a batched product instead of multiply-and-sum: no (R, K, ...) intermediate is kept
-    mixed = torch.bmm(weights[:, None], outputs.flatten(2).to(weights.dtype))
-    return mixed[:, 0].unflatten(1, outputs.shape[2:])
+    mixed = torch.bmm(weights[:, None], outputs.unsqueeze(-1).flatten(2).to(weights.dtype))
+    return mixed.reshape(outputs.shape[0], *outputs.shape[2:])
 
 
 def mix_probabilities(outputs: Tensor, log_weights: Tensor, sums_to_one: bool = True) -> Tensor:
@@ -51,13 +49,15 @@ def mix_probabilities(outputs: Tensor, log_weights: Tensor, sums_to_one: bool = 
         outputs = outputs.to(dtype)
         trailing = [1] * (outputs.dim() - 2)
         log_weights = log_weights.to(dtype)
-        if sums_to_one and outputs.shape[1] == 1:
-            return outputs[:, 0]
         shaped = log_weights.reshape(*log_weights.shape, *trailing)
+        if sums_to_one and outputs.shape[1] == 1:
+            # log w = 0; added, because data-parallel training needs the gate in every step's graph
+            return outputs[:, 0] + shaped[:, 0]
         positive = shaped + F.logsigmoid(outputs)
         log_p = torch.logsumexp(positive, dim=1)
         log_q = torch.logsumexp(positive - outputs, dim=1)  # logsigmoid(-z) = logsigmoid(z) - z
         if not sums_to_one:
-            total = log_weights.exp().sum(1).clamp_max(LARGEST_BELOW_ONE)
+            largest = 1 - torch.finfo(dtype).eps / 2  # the number below 1: keeps log(1 - w) finite
+            total = log_weights.exp().sum(1).clamp_max(largest)
             log_q = torch.logaddexp(log_q, torch.log1p(-total).reshape(-1, *trailing))
         return log_p - log_q

@@ -32,16 +32,23 @@ class LearnedNoise(nn.Module):
         # mirrored as integers: reading a buffer on the device would be a copy to the host in every step
         self._seed = int(torch.randint(2**31, ()))
         self._draws = 0
+        self._agreed = False
         self.register_buffer('seed', torch.tensor(self._seed))
         self.register_buffer('draws', torch.tensor(0))
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._mirror()
+
+    def _mirror(self) -> None:
         self._seed, self._draws = int(self.seed), int(self.draws)
 
     def draw(self, layout: RowLayout, like: Tensor) -> Tensor:
         """Draws (R, E) standard normal values for the rows of one call."""
         rank, num_ranks = world()
+        if num_ranks > 1 and not self._agreed:
+            self._mirror()  # the data-parallel wrapper has given every process the buffers of rank 0
+            self._agreed = True
         generator = torch.Generator().manual_seed(self._seed * _STRIDE + self._draws)
         self._draws += 1
         self.draws.fill_(self._draws)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -51,8 +52,9 @@ class _Recorder:
 
     def _receiver(self, name: str):
         def receive(router: Router, routing: Routing, layout: RowLayout) -> None:
+            # a copy: what a routing caches here, without gradient, must not reach the step's auxiliary loss
             with torch.no_grad():
-                self.receive(name, routing, layout)
+                self.receive(name, dataclasses.replace(routing), layout)
 
         return receive
 

@@ -26,7 +26,8 @@ class _Call:
     """One training forward, kept until its step is collected and, for checkpointing, until its backward ran.
 
     Attributes:
-        routing: the decision, with its graph.
+        routing: the decision, with its graph; None where nobody collects it.
+        groups: balance group of each row.
         shapes: shapes of the rows; a recomputed forward is matched by them.
         allowed: logits after the constraints as they stood.
         noise: the noise that was added, before scaling.
@@ -34,7 +35,8 @@ class _Call:
         collected: whether the step's constraints have been computed.
     """
 
-    routing: Routing
+    routing: Routing | None
+    groups: Tensor
     shapes: tuple[torch.Size, ...]
     allowed: Tensor
     noise: Tensor | None
@@ -134,7 +136,7 @@ class Router(nn.Module):
 
     def next_level(self) -> int:
         """Level number of the next call, for a layer that is called once per level."""
-        return self._call_count % self.num_groups
+        return self._call_count
 
     def forward(self, rows: Sequence[Tensor], layout: RowLayout) -> Routing:
         """Routes the rows of one call.
@@ -153,7 +155,8 @@ class Router(nn.Module):
             routing = self._decide_and_keep(logits, rows, layout)
         else:
             routing = self._decide(logits, self._groups(layout, logits.device))[0]
-        self._call_count += 1
+        # stays 0 with one group: a compiled layer is traced anew for each value
+        self._call_count = (self._call_count + 1) % self.num_groups
         if self.recorder is not None:
             self.recorder(self, routing, layout)
         return routing
@@ -178,8 +181,8 @@ class Router(nn.Module):
         return Routing(logits, indices, log_weights, self.sums_to_one, groups, self.num_groups), allowed
 
     def _decide_and_keep(self, logits: Tensor, rows: Sequence[Tensor], layout: RowLayout) -> Routing:
-        keeps = bool(self.constraints) or self.monitored
-        if not self._calls:
+        keeps = len(self.constraints) > 0 or self.monitored
+        if keeps and not self._calls:
             self._replay = []
         elif len(self._calls) >= MAX_PENDING_CALLS:
             if self.constraints:
@@ -193,14 +196,17 @@ class Router(nn.Module):
         leaf = None
         if not torch.is_grad_enabled():
             # the auxiliary loss is computed from a leaf, whose gradient the recomputed forward passes on
-            leaf = logits.detach().requires_grad_(any(p.requires_grad for p in self.gate.parameters()))
+            leaf = logits.detach().requires_grad_()
         with torch.set_grad_enabled(leaf is not None or torch.is_grad_enabled()):
             routing, allowed = self._decide(logits if leaf is None else leaf, groups)
-        if not keeps:
+        if not keeps and noise is None:
             return routing
-        call = _Call(routing, tuple(x.shape for x in rows), allowed, noise, leaf)
-        self._calls.append(call)
+        call = _Call(routing if keeps else None, groups, tuple(x.shape for x in rows), allowed, noise, leaf)
         self._replay.append(call)
+        if not keeps:  # a recomputed forward needs the noise; nobody collects, so the oldest are dropped
+            del self._replay[:-MAX_PENDING_CALLS]
+            return routing
+        self._calls.append(call)
         if self.constraints and leaf is None and routing.log_weights.requires_grad:
             routing.log_weights.register_hook(_CollectedBeforeBackward(self, call))
         return routing
@@ -210,6 +216,11 @@ class Router(nn.Module):
         shapes = tuple(x.shape for x in rows)
         matching = [i for i, call in enumerate(self._replay) if call.shapes == shapes]
         if not matching:
+            if self.constraints or self.noise is not None:
+                raise RuntimeError(
+                    f'{self.label}: backward repeats a checkpointed forward of an earlier step, whose noise and '
+                    'constraints are gone. Run backward once per step, before the next forward'
+                )
             return self._decide(logits, self._groups(layout, logits.device))[0]
         call = self._replay.pop(matching[-1])  # backward runs from the last call to the first
         if self.constraints and not call.collected:
@@ -219,7 +230,7 @@ class Router(nn.Module):
         if call.leaf is not None and call.leaf.grad is not None and logits.requires_grad:
             passed_on = call.leaf.grad
             logits.register_hook(lambda gradient: gradient + passed_on)
-        return self._decide(logits, call.routing.groups, call.allowed)[0]
+        return self._decide(logits, call.groups, call.allowed)[0]
 
     # -- one step, one balance ---------------------------------------------------------------------------------
 
@@ -244,6 +255,7 @@ class Router(nn.Module):
         device = self.experts_and_k.device
         with torch.autocast(device.type, enabled=False):
             routing = Routing.concatenate([call.routing for call in calls] or [self._no_rows()])
+            usage = routing.usage  # cached with its gradient, which the updates below do not keep
             losses = {}
             for key, constraint in self.constraints.items():
                 loss = constraint.loss(routing)
@@ -251,7 +263,7 @@ class Router(nn.Module):
                     losses[key] = loss
                 constraint.update(routing)
             if self.monitored:
-                usage = routing.usage.detached()
+                usage = usage.detached()
                 self.recent = usage if self.recent is None else self.recent + usage
         return losses
 

@@ -130,8 +130,8 @@ class RowLayout:
         """(R,) level number of each row; 0 for ``unit='image'``, whose rows belong to no level."""
         if self.unit == 'image':
             return torch.zeros(self.num_images, dtype=torch.long)
-        counts = torch.tensor(self.level_rows)
-        return torch.repeat_interleave(torch.arange(len(counts)), counts) + self.first_level
+        # not repeat_interleave, whose result has a size that compilers do not know
+        return torch.cat([torch.full((rows,), self.first_level + i) for i, rows in enumerate(self.level_rows)])
 
     def images(self) -> Tensor:
         """(R,) position of each row's image in the batch."""

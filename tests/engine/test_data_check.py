@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 
@@ -124,6 +125,7 @@ def test_a_truncated_file_is_told_from_a_malformed_one_with_its_length(root, kep
     (root / 'ann' / 'a.json').write_bytes(cut)
     text = message(config(root))
     assert 'truncated' in text and f'ends at byte {len(cut)}' in text
+    assert gc.isenabled()
 
 
 def test_no_class_in_common_lists_both_and_how_to_set_them(root):

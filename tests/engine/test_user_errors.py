@@ -82,6 +82,8 @@ def test_config_names_and_keys_that_do_not_exist(capsys):
         assert "'RetinaHaed'" in (err := capsys.readouterr().err) and "'RetinaHead'" in err
         assert run_main(lambda: MODELS.build(dict(type='FPN', in_chanels=[1], out_channels=1, num_outs=1))) == 2
         assert "'in_chanels'" in (err := capsys.readouterr().err) and "'in_channels'" in err
+        assert run_main(lambda: MODELS.build(dict(type='FPN', in_channels=[1], num_outs=1))) == 2
+        assert "'out_channels'" in capsys.readouterr().err
 
         class Broken:
             def __init__(self):

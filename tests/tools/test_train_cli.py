@@ -17,9 +17,8 @@ TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 
 @pytest.fixture(autouse=True)
 def quiet_place(tmp_path, monkeypatch):
-    """Runs write into the current folder; LOCAL_RANK is set by the scripts and must not outlive a test."""
+    """Runs write into the current folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv('LOCAL_RANK', '0')
 
 
 def run(script: str, *arguments: str, **settings) -> subprocess.CompletedProcess:

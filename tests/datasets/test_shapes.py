@@ -1,0 +1,197 @@
+"""The synthetic data set: what its annotations promise, checked by pycocotools, and how it is made and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+from scipy.stats import chi2_contingency, kstest
+
+from moe_det.datasets.shapes import DEFAULT_SCENE_SCALE, ShapesSettings, make_shapes, matches
+from moe_det.datasets.shapes_scene import CLASSES, MAX_SIZE_SHARE, MIN_SIZE_PX, draw_scene
+from moe_det.errors import DataError, MoEConfigError
+
+SETTINGS = ShapesSettings(train=120, val=12, size=128, seed=3)
+SCRIPT = Path(__file__).resolve().parents[2] / 'tools' / 'misc' / 'make_shapes.py'
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob('*') if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope='module')
+def shapes(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('shapes') / 'data'
+    assert make_shapes(folder, SETTINGS)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def coco(shapes) -> COCO:
+    return COCO(shapes / 'annotations' / 'instances_train2017.json')
+
+
+def _scenes(scene_scale: float, count: int = 1500, size: int = 256):
+    return [draw_scene(np.random.default_rng([11, i]), size, scene_scale) for i in range(count)]
+
+
+def _intraclass_correlation(groups: list[np.ndarray]) -> float:
+    """ICC(1) of a one-way analysis of variance with unequal groups (Shrout and Fleiss 1979)."""
+    groups = [g for g in groups if len(g)]
+    counts = np.array([len(g) for g in groups])
+    values = np.concatenate(groups)
+    between = sum(len(g) * (g.mean() - values.mean()) ** 2 for g in groups) / (len(groups) - 1)
+    within = sum(((g - g.mean()) ** 2).sum() for g in groups) / (len(values) - len(groups))
+    mean_count = (len(values) - (counts**2).sum() / len(values)) / (len(groups) - 1)
+    return (between - within) / (between + (mean_count - 1) * within)
+
+
+def test_area_and_box_are_those_of_the_visible_mask(coco):
+    for annotation in coco.anns.values():
+        mask = coco.annToMask(annotation)
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
+        assert annotation['area'] == mask.sum() > 0
+        assert annotation['bbox'] == box
+
+
+def test_masks_of_one_image_do_not_overlap(coco):
+    for image_id in coco.getImgIds():
+        annotations = coco.loadAnns(coco.getAnnIds(image_id))
+        if annotations:
+            assert np.sum([coco.annToMask(a) for a in annotations], axis=0).max() == 1
+
+
+def test_ids_are_unique_over_both_splits(shapes):
+    contents = [json.loads(file.read_text()) for file in sorted((shapes / 'annotations').iterdir())]
+    for key, count in (('images', 132), ('annotations', None)):
+        ids = [entry['id'] for content in contents for entry in content[key]]
+        assert len(set(ids)) == len(ids) and (count is None or len(ids) == count)
+    assert [c['name'] for c in contents[0]['categories']] == list(CLASSES)
+
+
+def test_image_files_have_the_size_that_the_json_says(shapes, coco):
+    for image in coco.imgs.values():
+        with Image.open(shapes / 'train2017' / image['file_name']) as file:
+            assert file.size == (image['width'], image['height']) == (128, 128)
+            assert np.asarray(file).std() > 3  # textured, also where it is empty
+
+
+def test_there_are_crowds_and_empty_images(coco):
+    assert any(a['iscrowd'] for a in coco.anns.values())
+    assert any(not coco.getAnnIds(image_id) for image_id in coco.getImgIds())
+
+
+@pytest.mark.parametrize('scene_scale', [0.0, DEFAULT_SCENE_SCALE, 1.0])
+def test_drawn_sizes_are_log_uniform_whatever_the_scene_scale(scene_scale):
+    logs = np.concatenate([np.log(s.sizes) for s in _scenes(scene_scale)])
+    low, high = np.log(MIN_SIZE_PX), np.log(MAX_SIZE_SHARE * 256)
+    distance = kstest((logs - low) / (high - low), 'uniform').statistic
+    assert distance < 0.06
+    areas = np.exp(2 * logs)
+    for share in ((areas <= 32**2).mean(), ((areas > 32**2) & (areas <= 96**2)).mean(), (areas > 96**2).mean()):
+        assert share > 0.18
+
+
+def test_sizes_in_an_image_agree_more_with_a_larger_scene_scale():
+    correlations = [_intraclass_correlation([np.log(s.sizes) for s in _scenes(x)]) for x in (0.0, 0.4, 1.0)]
+    assert abs(correlations[0]) < 0.05
+    # the interval measured on COCO, see the docstring of moe_det.datasets.shapes
+    assert 0.30 < correlations[1] < 0.40
+    assert correlations[2] > 0.9
+
+
+def test_near_scenes_hold_fewer_objects_than_far_ones():
+    scenes = [s for s in _scenes(1.0) if len(s.sizes)]
+    near = [len(s.sizes) for s in scenes if s.sizes.mean() > 96]
+    far = [len(s.sizes) for s in scenes if s.sizes.mean() < 16]
+    assert np.mean(far) > 3 * np.mean(near)
+
+
+def test_classes_say_nothing_about_size():
+    scenes = _scenes(DEFAULT_SCENE_SCALE)
+    classes = np.concatenate([s.classes for s in scenes])
+    bins = np.digitize(np.concatenate([s.sizes for s in scenes]), [32, 96])
+    table = np.zeros((len(CLASSES), 3))
+    np.add.at(table, (classes, bins), 1)
+    assert table.min() > 100
+    assert chi2_contingency(table).pvalue > 1e-3
+
+
+def test_same_seed_same_files_for_any_number_of_workers(tmp_path):
+    settings = ShapesSettings(train=5, val=3, size=64, seed=9)
+    make_shapes(tmp_path / 'a', settings)
+    make_shapes(tmp_path / 'b', settings, workers=2)
+    make_shapes(tmp_path / 'c', ShapesSettings(train=5, val=3, size=64, seed=10))
+    assert _hashes(tmp_path / 'a') == _hashes(tmp_path / 'b')
+    ours, other = _hashes(tmp_path / 'a'), _hashes(tmp_path / 'c')
+    assert all(ours[name] != other[name] for name in ours)
+
+
+def test_first_images_do_not_depend_on_how_many_follow(tmp_path, shapes):
+    make_shapes(tmp_path, ShapesSettings(train=6, val=0, size=128, seed=3))
+    for file in (tmp_path / 'train2017').iterdir():
+        assert file.read_bytes() == (shapes / 'train2017' / file.name).read_bytes()
+
+
+def test_what_is_there_is_kept_and_what_is_unfinished_is_made_anew(tmp_path):
+    settings = ShapesSettings(train=2, val=1, size=64)
+    assert make_shapes(tmp_path, settings)
+    before = _hashes(tmp_path)
+    assert not make_shapes(tmp_path, settings)
+    (tmp_path / 'annotations' / 'instances_val2017.json').unlink()  # as an interrupted run leaves it
+    assert not matches(tmp_path, settings)
+    assert make_shapes(tmp_path, settings)
+    assert _hashes(tmp_path) == before
+
+
+def test_another_data_set_is_replaced_only_when_asked_for(tmp_path):
+    make_shapes(tmp_path, ShapesSettings(train=2, val=1, size=64))
+    other = ShapesSettings(train=1, val=1, size=64)
+    with pytest.raises(DataError, match=r"'train': 2.*--overwrite"):
+        make_shapes(tmp_path, other)
+    assert make_shapes(tmp_path, other, overwrite=True)
+    assert len(list((tmp_path / 'train2017').iterdir())) == 1
+
+
+def test_foreign_files_are_never_touched(tmp_path):
+    (tmp_path / 'thesis.txt').write_text('mine')
+    with pytest.raises(DataError, match='thesis.txt'):
+        make_shapes(tmp_path, ShapesSettings(train=1, val=1, size=64), overwrite=True)
+    annotations = tmp_path / 'real' / 'annotations'
+    annotations.mkdir(parents=True)
+    (annotations / 'instances_train2017.json').write_text('{"info": {"description": "COCO 2017 Dataset"}}')
+    with pytest.raises(DataError, match='another data set'):
+        make_shapes(tmp_path / 'real', ShapesSettings(train=1, val=1, size=64), overwrite=True)
+    assert 'COCO 2017' in (annotations / 'instances_train2017.json').read_text()
+
+
+@pytest.mark.parametrize(
+    ('key', 'value'), [('size', 63), ('train', -1), ('val', -1), ('scene_scale', 1.1), ('scene_scale', -0.1), ('seed', -1)]
+)
+def test_settings_out_of_range_are_named(key, value):
+    with pytest.raises(MoEConfigError, match=f'{key}={value}'):
+        ShapesSettings(**{key: value})
+
+
+def test_script_makes_keeps_and_refuses(tmp_path, capsys):
+    main = runpy.run_path(str(SCRIPT))['main']
+    arguments = [str(tmp_path / 'out'), '--train', '2', '--val', '1', '--size', '64', '--seed', '5']
+    assert main(arguments) == 0
+    assert main(arguments) == 0
+    assert 'already there' in capsys.readouterr().out
+    assert main([*arguments[:-1], '6']) == 2
+    assert '--overwrite' in capsys.readouterr().err
+    assert main([str(tmp_path / 'new'), '--scene-scale', '2']) == 2
+    assert 'scene_scale=2' in capsys.readouterr().err
+    blocked = tmp_path / 'file'
+    blocked.write_text('')
+    assert main([str(blocked / 'below')]) == 2
+    assert 'error' in capsys.readouterr().err

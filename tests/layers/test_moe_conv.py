@@ -1,0 +1,277 @@
+"""MoEConv2d in the slot of a convolution."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import ConvModule, build_conv_layer
+from mmengine.model import BaseModule
+from torch import nn
+from torch.autograd import gradcheck
+
+from moe_det.errors import CheckpointError, MoEConfigError, UncollectedConstraintError
+from moe_det.layers import MoEConv2d
+
+MOE = {'type': 'MoEConv2d', 'num_experts': 4, 'top_k': 2}
+
+# arguments of a convolution, and the size of the map
+CONVS = [
+    {'kernel_size': 3, 'padding': 1},
+    {'kernel_size': 1},
+    {'kernel_size': 3, 'stride': 2, 'padding': 1},
+    {'kernel_size': (1, 3), 'padding': (0, 1), 'bias': False},
+    {'kernel_size': 3, 'padding': 2, 'dilation': 2},
+    {'kernel_size': 3, 'padding': 1, 'groups': 2},
+    {'kernel_size': 5, 'padding': 2, 'padding_mode': 'reflect'},
+]
+
+
+def expected_output(layer: MoEConv2d, x: torch.Tensor) -> torch.Tensor:
+    """One image after the other: the sorted top-2 of the gate's linear layer, softmax, convolutions."""
+    outputs = []
+    for image in x:
+        logits = F.linear(image.mean((1, 2)), layer.router.gate.fc.weight, layer.router.gate.fc.bias)
+        kept = logits.sort(descending=True, stable=True).indices[: layer.router.top_k]
+        weights = torch.softmax(logits[kept], 0)
+        experts = [layer.expert_group.experts[e] for e in kept]
+        outputs.append(sum(w * expert(image[None])[0] for w, expert in zip(weights, experts, strict=True)))
+    return torch.stack(outputs)
+
+
+@pytest.mark.parametrize('settings', CONVS, ids=str)
+def test_it_takes_the_arguments_of_a_convolution(settings):
+    plain = nn.Conv2d(4, 6, **settings)
+    layer = MoEConv2d(4, 6, **settings).double().eval()
+    x = torch.randn(3, 4, 8, 9, dtype=torch.float64)
+    output = layer(x)
+    assert output.shape == plain.double()(x).shape
+    torch.testing.assert_close(output, expected_output(layer, x), rtol=1e-12, atol=1e-12)
+    for name in ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'transposed'):
+        assert getattr(layer, name) == getattr(plain, name), name
+    assert layer.output_padding == (0, 0)
+    assert all((expert.bias is None) == (plain.bias is None) for expert in layer.expert_group.experts)
+
+
+def test_it_takes_positional_arguments_in_the_order_of_a_convolution():
+    layer = MoEConv2d(4, 6, 3, 2, 1, 1, 2, False, 'zeros')
+    expert = layer.expert_group.experts[0]
+    assert (expert.stride, expert.padding, expert.dilation, expert.groups) == ((2, 2), (1, 1), (1, 1), 2)
+    assert expert.bias is None
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {'padding': 1},
+        {'padding': 1, 'norm_cfg': {'type': 'BN'}},
+        {'padding': 1, 'norm_cfg': {'type': 'GN', 'num_groups': 2}, 'act_cfg': None},
+        {'padding': 1, 'norm_cfg': {'type': 'SyncBN'}},  # outside the experts: allowed
+        {'stride': 2, 'act_cfg': {'type': 'LeakyReLU', 'negative_slope': 0.2}},
+        {'padding': 1, 'bias': False, 'inplace': False},
+        {'padding': 2, 'dilation': 2, 'groups': 2, 'bias': True},
+        {'padding': 1, 'padding_mode': 'reflect', 'act_cfg': {'type': 'Sigmoid'}},
+        {'padding': 1, 'padding_mode': 'circular'},
+        {'padding': 1, 'norm_cfg': {'type': 'BN'}, 'order': ('norm', 'act', 'conv')},
+    ],
+    ids=str,
+)
+def test_conv_module_holds_it(settings):
+    module = ConvModule(4, 4, 3, conv_cfg=MOE, **settings).eval()
+    plain = ConvModule(4, 4, 3, **settings).eval()
+    x = torch.randn(2, 4, 8, 9)
+    if settings.get('norm_cfg', {}).get('type') != 'SyncBN':
+        # the plain module with one expert's weights is the module whose gate and experts agree on it
+        state = {name.removeprefix('conv.'): v for name, v in plain.state_dict().items() if name.startswith('conv.')}
+        for expert in module.conv.expert_group.experts:
+            expert.load_state_dict(state)
+        torch.testing.assert_close(module(x), plain(x))
+    for name in ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'transposed', 'groups'):
+        assert getattr(module, name) == getattr(plain, name), name
+    assert module.output_padding == (0, 0)
+    assert (module.conv.expert_group.experts[0].bias is None) == (plain.conv.bias is None)
+
+
+def test_each_config_builds_its_own():
+    first, second = build_conv_layer(MOE, 4, 4, 3), build_conv_layer(MOE, 4, 4, 3)
+    assert not torch.equal(first.expert_group.experts[0].weight, second.expert_group.experts[0].weight)
+    assert MOE == {'type': 'MoEConv2d', 'num_experts': 4, 'top_k': 2}  # the config is not changed
+
+
+class Head(BaseModule):
+    """A head of mmdet: towers of ConvModules under one init_cfg."""
+
+    def __init__(self, conv_cfg, init_cfg=None) -> None:
+        super().__init__(init_cfg)
+        self.tower = nn.ModuleList([ConvModule(64, 64, 3, padding=1, conv_cfg=conv_cfg)])
+        self.direct = build_conv_layer(conv_cfg, 64, 64, 3, padding=1)
+
+
+def deviations(head: Head) -> list[float]:
+    layers = [head.tower[0].conv, head.direct]
+    return [e.weight.std().item() for layer in layers for e in [*layer.expert_group.experts, layer.expert_group.shared]]
+
+
+@pytest.mark.parametrize('initialised', [False, True])
+def test_experts_start_as_conv_module_starts_a_convolution(initialised):
+    # kaiming, fan out, ReLU: normal with deviation sqrt(2 / (C' * 9)), and zero bias
+    head = Head({**MOE, 'shared_expert': True})
+    if initialised:
+        head.init_weights()
+    assert deviations(head) == pytest.approx([math.sqrt(2 / (64 * 9))] * 10, rel=0.03)
+    plain = ConvModule(64, 64, 3, padding=1).conv
+    assert plain.weight.std().item() == pytest.approx(math.sqrt(2 / (64 * 9)), rel=0.03)
+    for layer in (head.tower[0].conv, head.direct):
+        weights = [expert.weight for expert in layer.expert_group.experts]
+        assert not torch.equal(weights[0], weights[1])
+        assert all((expert.bias == 0).all() for expert in layer.expert_group.experts)
+
+
+def test_a_heads_own_initialisation_reaches_the_experts_and_stays():
+    head = Head({**MOE, 'shared_expert': True}, init_cfg={'type': 'Normal', 'layer': 'Conv2d', 'std': 0.5})
+    head.init_weights()
+    assert deviations(head) == pytest.approx([0.5] * 10, rel=0.03)
+
+
+@pytest.mark.parametrize('stride', [2, (1, 2)])
+def test_patches_and_strides_do_not_go_together(stride):
+    with pytest.raises(MoEConfigError, match="unit='patch' does not fit a convolution with stride"):
+        MoEConv2d(4, 4, 3, stride=stride, padding=1, unit='patch', grid=2)
+    MoEConv2d(4, 4, 3, stride=(1, 1), padding=1, unit='patch', grid=2)
+
+
+def test_a_convolution_that_shrinks_patches_says_so():
+    layer = MoEConv2d(4, 4, 3, unit='patch', grid=2)
+    with pytest.raises(ValueError, match='experts that keep the spatial size'):
+        layer(torch.randn(1, 4, 8, 8))
+
+
+@pytest.mark.parametrize('size', [(8, 8), (7, 5), (2, 9), (1, 1)])
+def test_patches_with_equal_experts_are_the_plain_convolution(size):
+    layer = MoEConv2d(4, 6, 3, padding=1, unit='patch', grid=3).double()
+    for expert in layer.expert_group.experts:
+        expert.load_state_dict(layer.expert_group.experts[0].state_dict())
+    x = torch.randn(2, 4, *size, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), layer.expert_group.experts[0](x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize('unit', ['level', 'image', 'patch'])
+@pytest.mark.parametrize('dispatch', ['sorted', 'dense'])
+def test_gradcheck(unit, dispatch):
+    layer = MoEConv2d(2, 1, 3, padding=1, num_experts=3, top_k=2, unit=unit, grid=2 if unit == 'patch' else None)
+    layer = layer.double().train()
+    layer.expert_group.dispatch = dispatch
+    nn.init.orthogonal_(layer.router.gate.fc.weight)
+    x = torch.randn(2, 2, 4, 3, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda x, *_: layer(x), (x, *layer.parameters()))
+
+
+def test_training_without_noise_is_evaluation_bit_for_bit():
+    layer = MoEConv2d(4, 4, 3, padding=1, constraint={'type': 'KLConstraint'}, noise=False)
+    x = torch.randn(5, 4, 6, 6)
+    assert torch.equal(layer.train()(x), layer.eval()(x))
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_autocast_leaves_the_decision_in_full_precision(dtype):
+    layer = MoEConv2d(4, 4, 3, padding=1, constraint=[{'type': 'KLConstraint'}, {'type': 'ZLossConstraint'}]).train()
+    seen = []
+    layer.router.recorder = lambda router, routing, layout: seen.append(routing)
+    with torch.autocast('cpu', dtype=dtype):
+        output = layer(torch.randn(3, 4, 6, 6))
+        losses = layer.router.collect()
+    assert output.dtype == dtype
+    assert seen[0].logits.dtype == seen[0].log_weights.dtype == torch.float32
+    assert all(loss.dtype == torch.float32 for loss in losses.values())
+    (output.float().sum() + sum(losses.values())).backward()
+    assert all(torch.isfinite(p.grad).all() for p in layer.parameters())
+
+
+def test_uncollected_losses_are_noticed():
+    layer = MoEConv2d(4, 4, 3, constraint={'type': 'KLConstraint'}).train()
+    output = layer(torch.randn(2, 4, 6, 6))
+    with pytest.raises(UncollectedConstraintError, match=r'MoEConv2d\(4, 4\): KLConstraint') as error:
+        output.sum().backward()
+    assert "custom_hooks = [dict(type='MoEHook')]" in str(error.value)
+
+
+def test_a_tower_convolution_counts_its_levels():
+    layer = MoEConv2d(
+        3,
+        3,
+        1,
+        num_experts=3,
+        top_k=1,
+        constraint={'type': 'RelativeImportanceConstraint'},
+        balance_over='level',
+        num_levels=3,
+    ).train()
+    layer.router.gate.load_state_dict({'fc.weight': 50 * torch.eye(3), 'fc.bias': torch.zeros(3)})
+    for step in range(1, 3):
+        layer.router.constraints['relative_importance'].relative.zero_()
+        for level in range(3):
+            x = torch.zeros(2, 3, 4, 4)
+            x[:, level] = 1.0  # level l goes to expert l
+            layer(x)
+        layer.router.collect()
+        # I = (w, 0, 0) on its level: (w - w/3) / (w/3) = 2 for the used expert, -1 for the others
+        expected = 3 * torch.eye(3) - 1
+        torch.testing.assert_close(layer.router.constraints['relative_importance'].relative, expected), step
+
+
+def test_checkpoints_of_another_size_name_both_numbers():
+    stored = nn.ModuleDict({'conv': MoEConv2d(4, 4, 3, num_experts=5, top_k=2)}).state_dict()
+    with pytest.raises(CheckpointError, match=r'num_experts=5, top_k=2 at conv.*num_experts=4, top_k=2'):
+        nn.ModuleDict({'conv': MoEConv2d(4, 4, 3, num_experts=4, top_k=2)}).load_state_dict(stored)
+    with pytest.raises(CheckpointError, match=r'num_experts=5, top_k=2 at conv.*num_experts=5, top_k=1'):
+        nn.ModuleDict({'conv': MoEConv2d(4, 4, 3, num_experts=5, top_k=1)}).load_state_dict(stored)
+
+
+def test_it_can_be_copied_saved_and_loaded_in_the_middle_of_a_step():
+    constraints = [{'type': 'KLConstraint'}, {'type': 'MeanImportanceConstraint'}]
+    layer = MoEConv2d(4, 4, 3, constraint=constraints, noise=True).train()
+    x = torch.randn(3, 4, 6, 6)
+    layer(x)
+    twin = copy.deepcopy(layer)
+    file = io.BytesIO()
+    torch.save(layer.state_dict(), file)
+    file.seek(0)
+    loaded = MoEConv2d(4, 4, 3, constraint=constraints, noise=True).train()
+    loaded.load_state_dict(torch.load(file))
+    layer.router.start_step()
+    expected = layer(x)
+    assert torch.equal(twin(x), expected)  # the same draw of noise
+    assert torch.equal(loaded(x), expected)
+
+
+@pytest.mark.parametrize('shape', [(0, 4, 6, 6), (0, 4, 1, 1)])
+@pytest.mark.parametrize('training', [True, False])
+def test_no_images(training, shape):
+    # a head over regions of interest meets batches without any
+    layer = MoEConv2d(4, 5, 3, padding=1, constraint={'type': 'KLConstraint'}).train(training)
+    output = layer(torch.zeros(shape))
+    assert output.shape == (0, 5, *shape[2:])
+    if training:
+        (output.sum() + sum(layer.router.collect().values())).backward()
+        assert all(torch.isfinite(p.grad).all() for p in layer.expert_group.parameters())
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [{}, {'unit': 'patch', 'grid': 2}, {'balance_over': 'level', 'num_levels': 3}, {'shared_expert': True, 'top_k': 1}],
+    ids=str,
+)
+def test_dense_dispatch_compiles_as_one_graph(settings):
+    torch._dynamo.reset()
+    layer = MoEConv2d(
+        4, 4, 3, padding=1, dispatch='dense', constraint={'type': 'SelectionBiasConstraint'}, **settings
+    ).eval()
+    compiled = torch.compile(layer, fullgraph=True, backend='eager')
+    with torch.no_grad():
+        for _ in range(12):
+            x = torch.randn(2, 4, 6, 5)
+            torch.testing.assert_close(compiled(x), layer(x), rtol=0, atol=1e-6)

@@ -1,0 +1,335 @@
+"""Dispatch against a loop over rows and experts in float64: outputs and every gradient."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.autograd import gradcheck
+
+from moe_det.routing import (
+    ExpertGroup,
+    GAPLinearGate,
+    Router,
+    Routing,
+    join_patches,
+    mix_linear,
+    mix_probabilities,
+    plan_dispatch,
+    run_dense,
+    run_sorted,
+    split_patches,
+)
+
+INF = float('inf')
+CASES = [(1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (4, 4)]  # (E, K)
+EXACT = {'rtol': 1e-12, 'atol': 1e-12}
+
+
+def naive_mix(outputs: list[Tensor], weights: list[Tensor], mixture) -> Tensor:
+    if mixture is mix_linear:
+        return sum(w * y for w, y in zip(weights, outputs, strict=True))
+    p = sum(w * torch.sigmoid(y) for w, y in zip(weights, outputs, strict=True))
+    return torch.log(p) - torch.log1p(-p)
+
+
+def naive_row(row: Tensor, logits: Tensor, experts, top_k: int, mixture=mix_linear) -> Tensor:
+    """One row (C, H, W): sort, softmax, one expert after the other."""
+    chosen = sorted(range(len(logits)), key=lambda e: (-logits[e].item(), e))[:top_k]
+    weights = torch.softmax(logits[chosen], 0) if top_k > 1 else torch.softmax(logits, 0)[chosen]
+    return naive_mix([experts[e](row[None])[0] for e in chosen], list(weights), mixture)
+
+
+def naive_layer(maps, unit, grid, gate, experts, top_k, mixture=mix_linear) -> list[Tensor]:
+    """The rows of all levels, each decided and computed on its own."""
+    if unit == 'patch':
+        maps = [split_patches(m, grid) for m in maps]
+    results = []
+    for level in maps:
+        rows = []
+        for i, row in enumerate(level):
+            if unit == 'image':
+                logits = sum(gate(other[i : i + 1])[0] for other in maps) / len(maps)
+            else:
+                logits = gate(row[None])[0]
+            rows.append(naive_row(row, logits, experts, top_k, mixture))
+        results.append(torch.stack(rows))
+    return results
+
+
+def pyramid(images: int, channels: int = 3) -> list[Tensor]:
+    """Two levels of different size, with images that the gate can tell apart."""
+    offset = torch.linspace(-1, 1, images, dtype=torch.float64)[:, None, None, None]
+    sizes = ((5, 4), (2, 3))
+    return [(torch.randn(images, channels, *s, dtype=torch.float64) + offset).requires_grad_() for s in sizes]
+
+
+def gradients(outputs: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
+    torch.manual_seed(7)
+    total = sum((torch.randn_like(y) * y).sum() for y in outputs)
+    return list(torch.autograd.grad(total, tensors, allow_unused=True, retain_graph=True))
+
+
+@pytest.mark.parametrize('mixture', [mix_linear, mix_probabilities])
+@pytest.mark.parametrize('unit', ['level', 'image', 'patch'])
+@pytest.mark.parametrize('images', [1, 3])
+@pytest.mark.parametrize(('num_experts', 'top_k'), CASES)
+def test_sorted_and_dense_equal_the_loop(num_experts, top_k, images, unit, mixture, conv_group, run_layer):
+    gate = GAPLinearGate(3, num_experts).double()
+    nn.init.normal_(gate.fc.weight, std=3.0)
+    router = Router(gate, top_k=top_k, unit=unit).train()
+    group = conv_group(num_experts, 3, 2, mixture).train()
+    maps = pyramid(images)
+    tensors = [*maps, *gate.parameters(), *group.parameters()]
+
+    expected = naive_layer(maps, unit, 2, gate, group.experts, top_k, mixture)
+    expected_gradients = gradients(expected, tensors)
+    for dispatch in ('sorted', 'dense'):
+        group.dispatch = dispatch
+        outputs = run_layer(router, group, maps, unit, 2)
+        for actual, wanted in zip(outputs, expected, strict=True):
+            torch.testing.assert_close(actual, wanted, **EXACT)
+        for actual, wanted in zip(gradients(outputs, tensors), expected_gradients, strict=True):
+            # an expert that nobody chose has no part in the loop; here it has a zero gradient, not None
+            torch.testing.assert_close(actual, torch.zeros_like(actual) if wanted is None else wanted, **EXACT)
+
+
+@pytest.mark.parametrize('unit', ['level', 'image', 'patch'])
+@pytest.mark.parametrize(('num_experts', 'top_k'), [(1, 1), (4, 1), (4, 2)])
+def test_gradcheck_of_a_small_layer(num_experts, top_k, unit, run_layer):
+    gate = GAPLinearGate(2, num_experts).double()
+    # distinct rows and clear decisions, so that a finite difference does not change a choice
+    nn.init.orthogonal_(gate.fc.weight)
+    router = Router(gate, top_k=top_k, unit=unit).train()
+    experts = [nn.Conv2d(2, 1, 1, bias=False) for _ in range(num_experts)]
+    group = ExpertGroup(experts).double().train()
+    maps = [torch.randn(2, 2, *size, dtype=torch.float64, requires_grad=True) for size in ((2, 3), (2, 2))]
+    parameters = [*gate.parameters(), *group.parameters()]
+    assert gradcheck(lambda *_: tuple(run_layer(router, group, maps, unit, 2)), (*maps, *parameters))
+
+
+def routing_with(choices: list[list[int]], num_experts: int, top_k: int, log_weights: Tensor) -> Routing:
+    """A routing whose rows chose ``choices``; rows with fewer than K experts get *no expert* for the rest."""
+    padded = [[*row, *[num_experts] * (top_k - len(row))] for row in choices]
+    indices = torch.tensor(padded, dtype=torch.long).reshape(len(choices), top_k)
+    kept = log_weights.masked_fill(indices == num_experts, -INF)
+    logits = torch.zeros(len(choices), num_experts, dtype=torch.float64)
+    groups = torch.zeros(len(choices), dtype=torch.long)
+    return Routing(logits, indices, torch.log_softmax(kept, 1), True, groups, 1)
+
+
+def check_routing(num_experts: int, top_k: int, choices: list[list[int]], split: int, mixture) -> None:
+    """Compares both dispatch modes with the loop, for rows ``:split`` on one level and the rest on another."""
+    torch.manual_seed(len(choices) + num_experts)
+    experts = nn.ModuleList(nn.Conv2d(2, 2, 1) for _ in range(num_experts)).double()
+    counts = (split, len(choices) - split)
+    levels = [
+        torch.randn(counts[0], 2, 2, 1, dtype=torch.float64, requires_grad=True),
+        torch.randn(counts[1], 2, 1, 3, dtype=torch.float64, requires_grad=True),
+    ]
+    raw = torch.randn(len(choices), top_k, dtype=torch.float64, requires_grad=True)
+    tensors = [*levels, raw, *experts.parameters()]
+    routing = routing_with(choices, num_experts, top_k, raw)
+
+    rows = [row for level in levels for row in level]
+    expected = []
+    for row, chosen, kept in zip(rows, choices, raw, strict=True):
+        weights = torch.softmax(kept[: len(chosen)], 0)
+        expected.append(naive_mix([experts[e](row[None])[0] for e in chosen], list(weights), mixture))
+    expected_gradients = gradients(expected, tensors)
+
+    plans = plan_dispatch([routing], counts)[0]
+    first = [0, split]
+    for outputs in (
+        [run_sorted(x, routing, plan, experts, mixture) for x, plan in zip(levels, plans, strict=True)],
+        [run_dense(x, routing, at, experts, mixture) for x, at in zip(levels, first, strict=True)],
+    ):
+        flat = [row for level in outputs for row in level]
+        for actual, wanted in zip(flat, expected, strict=True):
+            torch.testing.assert_close(actual, wanted, **EXACT)
+        for actual, wanted in zip(gradients(flat, tensors), expected_gradients, strict=True):
+            if actual is not None or wanted is not None:
+                zero = torch.zeros_like(actual if actual is not None else wanted)
+                torch.testing.assert_close(
+                    actual if actual is not None else zero, wanted if wanted is not None else zero, **EXACT
+                )
+
+
+@st.composite
+def choices_of_rows(draw):
+    num_experts = draw(st.integers(1, 5))
+    top_k = draw(st.integers(1, min(3, num_experts)))
+    row = st.permutations(range(num_experts)).flatmap(
+        lambda order: st.integers(1, top_k).map(lambda kept: list(order[:kept]))
+    )
+    few = draw(st.lists(row, min_size=1, max_size=2))  # collapse: rows repeat one or two decisions
+    choices = draw(st.lists(row, min_size=1, max_size=6) | st.lists(st.sampled_from(few), min_size=1, max_size=6))
+    return num_experts, top_k, choices, draw(st.integers(0, len(choices)))
+
+
+@settings(max_examples=250, deadline=None)
+@given(choices_of_rows(), st.sampled_from([mix_linear, mix_probabilities]))
+def test_any_routing_equals_the_loop(case, mixture):
+    check_routing(*case, mixture)
+
+
+@pytest.mark.parametrize('mixture', [mix_linear, mix_probabilities])
+@pytest.mark.parametrize(
+    ('num_experts', 'top_k', 'choices', 'split'),
+    [
+        (4, 1, [[2], [2], [2]], 3),  # collapsed, and a level without rows
+        (4, 2, [[1, 3], [3, 1], [1, 3]], 1),  # collapsed, in another order
+        (4, 2, [[0], [0], [0]], 2),  # every row has one expert and one *no expert*
+        (4, 2, [[0], [1], [0, 1], [3]], 3),  # some *no expert*
+        (3, 3, [[0, 1, 2], [2, 1, 0], [1]], 2),  # K = E
+        (5, 2, [[4, 0]], 0),  # one row
+    ],
+)
+def test_special_routings_equal_the_loop(num_experts, top_k, choices, split, mixture):
+    check_routing(num_experts, top_k, choices, split, mixture)
+
+
+def test_plans_of_two_routings_over_the_same_rows():
+    # rows 0, 1 on level 0 and row 2 on level 1; 3 experts
+    first = routing_with([[2, 0], [0, 1], [1]], 3, 2, torch.zeros(3, 2, dtype=torch.float64))
+    second = routing_with([[1], [1], [0]], 3, 1, torch.zeros(3, 1, dtype=torch.float64))
+    plans = plan_dispatch([first, second], (2, 1))
+    assert [plan.counts for plan in plans[0]] == [(2, 1, 1, 0), (0, 1, 0, 1)]
+    assert [plan.active for plan in plans[0]] == [[0, 1, 2], [1]]
+    assert [plan.counts for plan in plans[1]] == [(0, 2, 0, 0), (1, 0, 0, 0)]
+    # sorted assignments of level 0: expert 0 has rows 0 and 1, expert 1 row 1, expert 2 row 0
+    assert plans[0][0].rows.tolist() == [0, 1, 1, 0]
+    assert plans[0][0].places.tolist() == [3, 0, 1, 2]
+    assert [plan.first_row for plan in plans[0]] == [0, 2]
+
+
+def test_each_chosen_expert_runs_once_per_level_and_the_others_never(run_layer, conv_group):
+    gate = GAPLinearGate(3, 4).double()
+    gate.fc.weight.data.zero_()
+    gate.fc.weight.data[0, 0], gate.fc.weight.data[2, 0] = 100.0, -100.0  # the sign of channel 0 decides
+    gate.fc.bias.data.copy_(torch.tensor([0.0, -1.0, 0.0, -1.0]))
+    router = Router(gate, top_k=1).train()
+    group = conv_group(4, 3, 2)
+    calls = Counter()
+    for number, expert in enumerate(group.experts):
+        expert.register_forward_hook(lambda *_, number=number: calls.update([number]))
+    maps = [torch.randn(4, 3, 4, 4).double(), torch.randn(4, 3, 2, 2).double(), torch.ones(4, 3, 2, 2).double()]
+    for level in maps[:2]:
+        level[:2, 0], level[2:, 0] = 1.0, -1.0
+    run_layer(router, group, maps, 'level')
+    # levels 0 and 1 hold both signs, level 2 only the positive one
+    assert calls == {0: 3, 2: 2}
+
+
+class NaNExpert(nn.Conv2d):
+    """Weights that poison whatever they touch."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 2, 3, padding=1)
+        for parameter in self.parameters():
+            nn.init.constant_(parameter, float('nan'))
+
+
+@pytest.mark.parametrize('mixture', [mix_linear, mix_probabilities])
+@pytest.mark.parametrize('rows', ['mixed', 'collapsed', 'one'])
+@pytest.mark.parametrize('top_k', [1, 2])
+def test_an_unchosen_expert_with_nan_weights_leaks_nowhere(top_k, rows, mixture, run_layer):
+    gate = GAPLinearGate(3, 5).double()
+    gate.fc.bias.data[4] = -1e4  # expert 4 is never chosen
+    if rows == 'collapsed':
+        gate.fc.weight.data.zero_()
+    router = Router(gate, top_k=top_k).train()
+    healthy = [nn.Conv2d(3, 2, 3, padding=1) for _ in range(4)]
+    group = ExpertGroup([*healthy, NaNExpert()], None, mixture).double().train()
+    maps = [torch.randn(1 if rows == 'one' else 6, 3, 4, 4, dtype=torch.float64, requires_grad=True)]
+    for group.dispatch in ('sorted', 'dense'):
+        (output,) = run_layer(router, group, maps, 'level')
+        assert torch.isfinite(output).all(), group.dispatch
+        if group.dispatch == 'sorted':
+            for gradient in gradients([output], [*maps, *gate.parameters(), *group.parameters()]):
+                assert torch.isfinite(gradient).all()
+
+
+def test_idle_experts_get_zero_gradients(run_layer, conv_group):
+    gate = GAPLinearGate(3, 4).double()
+    gate.fc.bias.data.copy_(torch.tensor([0.0, 1e3, 0.0, -1e3]))
+    router = Router(gate, top_k=1).train()
+    group = conv_group(4, 3, 2).train()
+    sum(y.square().sum() for y in run_layer(router, group, pyramid(2), 'level')).backward()
+    for number, expert in enumerate(group.experts):
+        for parameter in expert.parameters():
+            assert parameter.grad is not None
+            assert (parameter.grad == 0).all() == (number != 1)
+    # the zeros do not touch a frozen parameter, and evaluation adds nothing
+    group.experts[0][0].weight.requires_grad_(False)
+    group.zero_grad()
+    sum(y.sum() for y in run_layer(router, group, pyramid(2), 'level')).backward()
+    assert group.experts[0][0].weight.grad is None
+    group.eval().zero_grad()
+    sum(y.sum() for y in run_layer(router.eval(), group, pyramid(2), 'level')).backward()
+    assert group.experts[2][0].weight.grad is None
+
+
+@pytest.mark.parametrize('unit', ['level', 'image', 'patch'])
+def test_no_images(unit, run_layer, conv_group):
+    router = Router(GAPLinearGate(3, 4).double(), top_k=2, unit=unit).train()
+    group = conv_group(4, 3, 2).train()
+    maps = [torch.zeros(0, 3, 4, 6, dtype=torch.float64, requires_grad=True)]
+    for group.dispatch in ('sorted', 'dense'):
+        (output,) = run_layer(router, group, maps, unit, 2)
+        assert output.shape[:2] == (0, 2)
+        group.zero_grad()
+        output.sum().backward()
+        assert all((p.grad == 0).all() for p in group.parameters())
+
+
+@pytest.mark.parametrize('gate_kind', ['GAPLinearGate', 'ConvGAPGate', 'TwoConvGAPGate'])
+@pytest.mark.parametrize('unit', ['level', 'image', 'patch'])
+@pytest.mark.parametrize('dispatch', ['sorted', 'dense'])
+def test_an_image_does_not_depend_on_its_batch(dispatch, unit, gate_kind, run_layer, conv_group):
+    import moe_det.routing as routing
+
+    gate = getattr(routing, gate_kind)(3, 4).double()
+    router = Router(gate, top_k=2, unit=unit).eval()
+    group = conv_group(4, 3, 2, dispatch=dispatch).eval()
+    maps = [m.detach() for m in pyramid(4)]
+    together = run_layer(router, group, maps, unit, 2)
+    if unit == 'patch':
+        together = [join_patches(y, *m.shape[2:], 2) for y, m in zip(together, maps, strict=True)]
+    for image in range(4):
+        own = [m[image : image + 1] for m in maps]
+        alone = run_layer(router, group, own, unit, 2)
+        if unit == 'patch':
+            alone = [join_patches(y, *m.shape[2:], 2) for y, m in zip(alone, own, strict=True)]
+        for batch, single in zip(together, alone, strict=True):
+            torch.testing.assert_close(batch[image : image + 1], single, **EXACT)
+
+
+def test_a_shared_expert_is_added(run_layer, conv_group):
+    router = Router(GAPLinearGate(3, 4).double(), top_k=2).eval()
+    group = conv_group(4, 3, 2)
+    maps = [m.detach() for m in pyramid(3)]
+    without = run_layer(router, group, maps, 'level')
+    group.shared = nn.Conv2d(3, 2, 1).double()
+    for y, plain, x in zip(run_layer(router, group, maps, 'level'), without, maps, strict=True):
+        torch.testing.assert_close(y, plain + group.shared(x), **EXACT)
+
+
+def test_another_k_at_test_time(run_layer, conv_group):
+    # a layer trained with K = 2 and run with 1: the softmax over the one kept logit is 1
+    router = Router(GAPLinearGate(3, 4).double(), top_k=2).eval()
+    group = conv_group(4, 3, 2)
+    maps = [m.detach() for m in pyramid(3)]
+    for router.top_k in (1, 3, 4):
+        outputs = run_layer(router, group, maps, 'level')
+        for y, x in zip(outputs, maps, strict=True):
+            for row in range(3):
+                logits = router.gate(x[row : row + 1])[0]
+                kept = logits.sort(descending=True).indices[: router.top_k]
+                weights = torch.softmax(logits[kept], 0)
+                expected = sum(w * group.experts[e](x[row : row + 1])[0] for w, e in zip(weights, kept, strict=True))
+                torch.testing.assert_close(y[row], expected, **EXACT)

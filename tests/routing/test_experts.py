@@ -1,0 +1,71 @@
+"""Groups of experts: checkpoints of another size, and experts that start from a dense branch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from moe_det.errors import CheckpointError
+from moe_det.routing import ExpertGroup, copy_dense_to_experts
+
+
+def group_of(num_experts: int) -> ExpertGroup:
+    return ExpertGroup([nn.Sequential(nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16)) for _ in range(num_experts)])
+
+
+@pytest.mark.parametrize('stored', [2, 5])
+def test_a_checkpoint_of_another_size_is_refused(stored):
+    model = nn.ModuleDict({'cls': group_of(3)})
+    with pytest.raises(CheckpointError, match=rf'num_experts={stored} at cls, the config num_experts=3'):
+        model.load_state_dict(nn.ModuleDict({'cls': group_of(stored)}).state_dict(), strict=False)
+
+
+def test_a_checkpoint_of_the_same_size_loads():
+    source, target = group_of(3), group_of(3)
+    target.load_state_dict(source.state_dict())
+    for name, value in source.state_dict().items():
+        assert torch.equal(target.state_dict()[name], value)
+
+
+def dense_state() -> dict[str, torch.Tensor]:
+    dense = nn.Sequential(nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16))
+    nn.init.normal_(dense[1].weight)
+    nn.init.normal_(dense[1].bias)
+    dense[1].running_var.uniform_(1, 2)
+    return {f'head.{name}': value for name, value in dense.state_dict().items()}
+
+
+def test_every_expert_starts_from_the_dense_branch_plus_its_own_noise():
+    state, group = dense_state(), group_of(3)
+    original = {name: value.clone() for name, value in state.items()}
+    names = {key: key.removeprefix('head.') for key in original}
+    assert copy_dense_to_experts(state, names, group, 'moe.experts.', noise=0.1) == []
+    assert not any(key.startswith('head.') for key in state)
+    group.load_state_dict({key.removeprefix('moe.'): value for key, value in state.items()})
+    parameters = dict(group.experts[0].named_parameters())
+    for key, name in names.items():
+        copies = [dict(e.state_dict())[name] for e in group.experts]
+        if name not in parameters:
+            assert all(torch.equal(copy, original[key]) for copy in copies)  # statistics are not to be disturbed
+            continue
+        difference = torch.stack(copies) - original[key]
+        assert not torch.equal(copies[0], copies[1])
+        if original[key].numel() > 1000:  # 0.1 of the parameter's own standard deviation
+            assert difference.std().item() == pytest.approx(0.1 * original[key].std().item(), rel=0.1)
+
+
+def test_without_noise_the_copies_are_exact():
+    state, group = dense_state(), group_of(2)
+    original = state['head.0.weight'].clone()
+    copy_dense_to_experts(state, {'head.0.weight': '0.weight'}, group, 'experts.', noise=0)
+    assert torch.equal(state['experts.0.0.weight'], original)
+    assert torch.equal(state['experts.1.0.weight'], original)
+    assert state['experts.0.0.weight'].data_ptr() != state['experts.1.0.weight'].data_ptr()
+
+
+def test_tensors_that_do_not_fit_are_told():
+    state, group = {'a': torch.zeros(3), 'b': torch.zeros(16, 8, 1, 1)}, group_of(2)
+    problems = copy_dense_to_experts(state, {'a': 'unknown', 'b': '0.weight'}, group, 'experts.', noise=0)
+    assert problems == ['a: an expert has no unknown', 'b: shape (16, 8, 1, 1), an expert has (16, 8, 3, 3)']
+    assert state == {}

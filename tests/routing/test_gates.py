@@ -1,0 +1,84 @@
+"""Gates against plain formulas, and their precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from moe_det.routing import ConvGAPGate, GAPLinearGate, Gate, TwoConvGAPGate
+
+GATES = [GAPLinearGate, ConvGAPGate, TwoConvGAPGate]
+
+
+def test_gap_linear_gate():
+    # channel means 2 and 1; logits 1*2 + 0*1 + 3 and 2*2 - 1*1 + 0
+    gate = GAPLinearGate(2, 2)
+    gate.load_state_dict({'fc.weight': torch.tensor([[1.0, 0], [2, -1]]), 'fc.bias': torch.tensor([3.0, 0])})
+    feature = torch.tensor([[[[0.0, 4.0]], [[1.0, 1.0]]]])
+    torch.testing.assert_close(gate(feature), torch.tensor([[5.0, 3.0]]))
+
+
+def test_conv_gap_gate_is_linear_and_unpadded():
+    # no nonlinearity: GAP commutes with the linear layers, so the logits are a mean over all 3x3 patches
+    gate = ConvGAPGate(2, 3, hidden_channels=5).double()
+    feature = torch.randn(2, 2, 6, 7, dtype=torch.float64)
+    patches = F.unfold(feature, 3).mean(2)
+    hidden = patches @ gate.conv.weight.flatten(1).t() + gate.conv.bias
+    torch.testing.assert_close(gate(feature), hidden @ gate.fc.weight.t() + gate.fc.bias)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (2, 5), (4, 1), (2, 2)])
+def test_conv_gap_gate_pads_maps_smaller_than_its_kernel_to_three_pixels(size):
+    gate = ConvGAPGate(2, 3, hidden_channels=5).double()
+    feature = torch.randn(2, 2, *size, dtype=torch.float64)
+    height, width = max(3, size[0]), max(3, size[1])
+    padded = torch.zeros(2, 2, height, width, dtype=torch.float64)
+    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    padded[:, :, top : top + size[0], left : left + size[1]] = feature
+    torch.testing.assert_close(gate(feature), gate(padded), rtol=0, atol=0)
+
+
+def test_two_conv_gap_gate():
+    gate = TwoConvGAPGate(3, 4, hidden_channels=6).double()
+    feature = torch.randn(2, 3, 5, 4, dtype=torch.float64)
+    hidden = F.conv2d(feature, gate.conv1.weight, gate.conv1.bias, padding=1)
+    mean = hidden.mean((1, 2, 3), keepdim=True)
+    deviation = (hidden.var((1, 2, 3), unbiased=False, keepdim=True) + gate.norm.eps).sqrt()
+    hidden = (hidden - mean) / deviation  # the norm's own scale and shift start at 1 and 0
+    expected = F.conv2d(hidden, gate.conv2.weight, gate.conv2.bias, padding=1).mean((2, 3))
+    torch.testing.assert_close(gate(feature), expected)
+
+
+@pytest.mark.parametrize('gate_class', GATES)
+def test_rows_do_not_see_each_other(gate_class):
+    gate = gate_class(3, 4).double()
+    feature = torch.randn(5, 3, 4, 6, dtype=torch.float64)
+    alone = torch.cat([gate(feature[i : i + 1]) for i in range(5)])
+    torch.testing.assert_close(gate(feature), alone, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('gate_class', GATES)
+def test_logits_have_full_precision(gate_class):
+    gate = gate_class(3, 4)
+    feature = torch.randn(2, 3, 5, 5)
+    full = gate(feature)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert torch.equal(gate(feature), full)
+        assert gate(feature.bfloat16()).dtype == torch.float32
+    half = gate.half()(feature.half())
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, full, rtol=0, atol=0.02)
+    assert gate.double()(feature.double()).dtype == torch.float64
+
+
+def test_large_half_maps_do_not_overflow_the_mean():
+    # a sum in fp16 ends at 65504; the mean of 64 x 64 values of 1000 is 1000
+    gate = GAPLinearGate(1, 1)
+    gate.load_state_dict({'fc.weight': torch.ones(1, 1), 'fc.bias': torch.zeros(1)})
+    assert gate.half()(torch.full((1, 1, 64, 64), 1000.0).half()).item() == 1000
+
+
+def test_a_gate_without_logits_says_so():
+    with pytest.raises(NotImplementedError, match='EmptyGate does not define logits'):
+        type('EmptyGate', (Gate,), {})(1, 1)(torch.zeros(1, 1, 1, 1))

@@ -1,0 +1,121 @@
+"""Mixtures against naive sums in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from moe_det.routing import mix_linear, mix_probabilities
+
+INF = float('inf')
+
+
+def weights_with_gaps(rows: int, experts: int, total: float) -> torch.Tensor:
+    """(R, K) weights that sum to ``total``; the last expert of the first row is not chosen."""
+    weights = torch.rand(rows, experts, dtype=torch.float64) + 0.1
+    if experts > 1:
+        weights[0, -1] = 0
+    return total * weights / weights.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize('shape', [(), (5,), (3, 4, 2)])
+@pytest.mark.parametrize('experts', [1, 2, 4])
+@pytest.mark.parametrize('total', [1.0, 0.6])
+def test_linear_is_the_weighted_sum(shape, experts, total):
+    outputs = torch.randn(3, experts, *shape, dtype=torch.float64)
+    weights = weights_with_gaps(3, experts, total)
+    mixed = mix_linear(outputs, weights.log())
+    for row in range(3):
+        expected = sum(weights[row, k] * outputs[row, k] for k in range(experts))
+        torch.testing.assert_close(mixed[row], expected)
+
+
+@pytest.mark.parametrize('experts', [1, 2, 4])
+@pytest.mark.parametrize('total', [1.0, 0.6, 1e-3, 1 - 1e-9])
+def test_probabilities_are_the_weighted_mean_of_sigmoids(experts, total):
+    outputs = 6 * torch.randn(4, experts, 2, 3, dtype=torch.float64)
+    weights = weights_with_gaps(4, experts, total)
+    mixed = mix_probabilities(outputs, weights.log(), sums_to_one=total == 1)
+    p = torch.einsum('rk,rkyx->ryx', weights, torch.sigmoid(outputs))
+    torch.testing.assert_close(mixed, torch.log(p / (1 - p)), rtol=1e-8, atol=1e-8)
+
+
+def test_probabilities_by_hand():
+    # .25 * sigmoid(log 3) + .75 * sigmoid(-log 4) = .25 * .75 + .75 * .2 = .3375; with half the weights .16875
+    outputs = torch.tensor([[math.log(3), -math.log(4)]], dtype=torch.float64)
+    log_weights = torch.tensor([[0.25, 0.75]], dtype=torch.float64).log()
+    assert mix_probabilities(outputs, log_weights).item() == pytest.approx(math.log(0.3375 / 0.6625))
+    half = mix_probabilities(outputs, log_weights - math.log(2), sums_to_one=False)
+    assert half.item() == pytest.approx(math.log(0.16875 / 0.83125))
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+def test_extreme_logits_stay_finite_and_right(dtype):
+    values = torch.tensor([-80.0, -30.0, 0.0, 30.0, 80.0])
+    outputs = torch.cartesian_prod(values, values).to(dtype).requires_grad_()
+    log_weights = torch.tensor([[0.5, 0.5]]).log().expand(25, 2)
+    for sums_to_one, scale in ((True, 0.0), (False, -1.0)):
+        mixed = mix_probabilities(outputs, log_weights + scale, sums_to_one)
+        assert mixed.dtype == torch.float32
+        # 1 - p = sum w sigmoid(-z) + (1 - sum w): no cancellation in float64
+        z, w = outputs.detach().double(), (log_weights + scale).double().exp()
+        p, q = (w * torch.sigmoid(z)).sum(1), (w * torch.sigmoid(-z)).sum(1)
+        if not sums_to_one:
+            q = q + 1 - w.sum(1)
+        torch.testing.assert_close(mixed.double(), p.log() - q.log(), rtol=1e-5, atol=1e-5)
+        (gradient,) = torch.autograd.grad(mixed.sum(), outputs)
+        assert torch.isfinite(gradient).all()
+
+
+def test_a_saturated_gate_gives_finite_logits():
+    # K = 1 and a weight that rounds to 1: nothing is left for "no object"
+    outputs = torch.tensor([[80.0], [-80.0], [0.0]], requires_grad=True)
+    log_weights = torch.zeros(3, 1, requires_grad=True)
+    mixed = mix_probabilities(outputs, log_weights, sums_to_one=False)
+    mixed.sum().backward()
+    assert torch.isfinite(mixed).all()
+    assert mixed[0] > 15  # p = 1 - 2^-24 at least
+    assert mixed[1].item() == pytest.approx(-80)
+    assert mixed[2].item() == pytest.approx(0, abs=1e-6)
+    assert torch.isfinite(outputs.grad).all()
+    assert torch.isfinite(log_weights.grad).all()
+
+
+@pytest.mark.parametrize('mixture', [mix_linear, mix_probabilities])
+def test_identical_experts_give_their_own_output(mixture):
+    output = 3 * torch.randn(4, 1, 2, 5, dtype=torch.float64)
+    mixed = mixture(output.expand(4, 3, 2, 5), weights_with_gaps(4, 3, 1.0).log(), True)
+    torch.testing.assert_close(mixed, output[:, 0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('mixture', [mix_linear, mix_probabilities])
+@pytest.mark.parametrize('sums_to_one', [True, False])
+@pytest.mark.parametrize('experts', [1, 3])
+def test_gradients_by_finite_differences(mixture, sums_to_one, experts):
+    outputs = torch.randn(2, experts, 3, dtype=torch.float64, requires_grad=True)
+    logits = torch.randn(2, experts, dtype=torch.float64, requires_grad=True)
+
+    def mix(z, h):
+        # without sums_to_one the weights are a part of a softmax over one expert more
+        if sums_to_one:
+            log_weights = torch.log_softmax(h, 1)
+        else:
+            log_weights = torch.log_softmax(torch.cat([h, h.new_zeros(2, 1)], 1), 1)[:, :-1]
+        return mixture(z, log_weights, sums_to_one)
+
+    assert gradcheck(mix, (outputs, logits))
+
+
+@pytest.mark.parametrize('mixture', [mix_linear, mix_probabilities])
+@pytest.mark.parametrize('sums_to_one', [True, False])
+def test_experts_that_were_not_chosen_pass_nothing_on(mixture, sums_to_one):
+    outputs = torch.tensor([[[1.0], [0.0]], [[2.0], [3.0]]], dtype=torch.float64, requires_grad=True)
+    log_weights = torch.tensor([[math.log(0.5), -INF], [-INF, math.log(0.5)]], dtype=torch.float64)
+    mixed = mixture(outputs, log_weights.requires_grad_(), sums_to_one)
+    mixed.sum().backward()
+    assert outputs.grad[0, 1] == outputs.grad[1, 0] == 0
+    assert outputs.grad[0, 0] != 0
+    assert torch.isfinite(log_weights.grad).all()

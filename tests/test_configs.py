@@ -1,0 +1,206 @@
+"""Every config builds, trains a step and predicts when made small; what a config says it differs in is all it does."""
+
+from __future__ import annotations
+
+import math
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.registry import HOOKS
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.runner import load_checkpoint
+from small_models import (
+    REPOSITORY,
+    RETINANET,
+    batch,
+    build,
+    config,
+    initialise,
+    losses_of,
+    mmdet_scope,
+    predictions_of,
+    shrink,
+    spread_weights,
+)
+from torch import nn
+
+from moe_det.routing import find_routers
+
+CONFIGS = REPOSITORY / 'configs'
+ENTRIES = {
+    str(path.relative_to(CONFIGS)): path for folder in (CONFIGS, CONFIGS / 'shapes') for path in folder.glob('*.py')
+}
+SOFT = 'retinanet_moe_soft.py'
+
+
+def flat(value: object, path: str = '') -> dict[str, object]:
+    """Dotted path of every leaf of a config -> its value."""
+    if isinstance(value, Config):
+        value = value.to_dict()
+    if isinstance(value, dict) and value:
+        return {k: v for key, item in value.items() for k, v in flat(item, f'{path}.{key}' if path else key).items()}
+    return {path: value}
+
+
+def differences(first: Config, second: Config) -> set[str]:
+    """Paths at which two configs differ."""
+    a, b = flat(first), flat(second)
+    return {path for path in a.keys() | b.keys() if path not in a or path not in b or a[path] != b[path]}
+
+
+def attach_hooks(cfg: Config, model: nn.Module) -> None:
+    """Builds the config's custom hooks and lets them see the model, as a run does before it starts."""
+    for settings in cfg.get('custom_hooks', []):
+        with mmdet_scope():
+            HOOKS.build(settings).before_run(types.SimpleNamespace(model=model))
+
+
+def test_the_list_of_configs_is_complete():
+    assert len(ENTRIES) >= 13 and {SOFT, 'retinanet_moe_hard.py', 'shapes/retinanet_moe_soft.py'} <= ENTRIES.keys()
+
+
+@pytest.mark.parametrize('name', sorted(ENTRIES))
+def test_config_trains_a_step_and_predicts(name):
+    cfg = shrink(Config.fromfile(ENTRIES[name]))
+    torch.manual_seed(0)
+    model = initialise(build(cfg.model))
+    spread_weights(model.bbox_head)  # at the small weights of initialisation a step is lost to rounding
+    attach_hooks(cfg, model)
+    routers = find_routers(model)
+    assert bool(routers) == (name != 'shapes/retinanet_dense.py')
+
+    losses = losses_of(model, batch())
+    soft = [r for r in routers.values() if any(hasattr(c, 'weight') for c in r.constraints.values())]
+    assert sum('moe' in key for key in losses) == len(soft)
+    assert all(torch.isfinite(loss).all() for loss in losses.values())
+
+    with mmdet_scope():
+        optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    trainable = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
+    logged = model.train_step(batch(), optim_wrapper)
+    assert all(math.isfinite(value.item()) for value in logged.values())
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    frozen = {key for key, _ in model.named_parameters()} - trainable
+    assert changed & trainable and not changed & frozen
+    for path, router in routers.items():
+        assert any(p is model.get_parameter(key) for p in router.gate.parameters() for key in changed & trainable), path
+    assert {key for key in changed if 'predictor' in key or 'retina_' in key}
+
+    for found in predictions_of(model, batch()):
+        assert len(found) > 0 and torch.isfinite(found.bboxes).all()
+
+
+@pytest.mark.parametrize('folder', ['', 'shapes/'])
+def test_soft_and_hard_differ_in_one_key(folder):
+    soft, hard = (Config.fromfile(CONFIGS / f'{folder}retinanet_moe_{kind}.py') for kind in ('soft', 'hard'))
+    changed = differences(soft, hard)
+    assert changed and all(path.startswith('model.bbox_head.moe.constraint.') for path in changed), changed
+    assert soft.model.bbox_head.moe.constraint.type == 'KLConstraint'
+    assert hard.model.bbox_head.moe.constraint.to_dict() == dict(type='RelativeImportanceConstraint', threshold=0.3)
+
+
+@pytest.mark.parametrize(
+    'name, base, paths',
+    [
+        (SOFT, None, {'model.bbox_head.type', 'model.bbox_head.moe', 'custom_imports', 'custom_hooks'}),
+        ('retinanet_moe_backbone_soft.py', None, {'model.backbone.type', 'model.backbone.moe', 'custom_'}),
+        ('retinanet_moe_backbone_hard.py', 'retinanet_moe_backbone_soft.py', {'model.backbone.moe.constraint'}),
+        ('retinanet_moe_top1.py', SOFT, {'model.bbox_head.moe.top_k'}),
+        ('retinanet_moe_cls_only.py', SOFT, {'model.bbox_head.moe.branches'}),
+        ('retinanet_moe_box_only.py', SOFT, {'model.bbox_head.moe.branches'}),
+        ('retinanet_moe_importance.py', SOFT, {'model.bbox_head.moe.constraint'}),
+        ('retinanet_moe_mean_hard.py', SOFT, {'model.bbox_head.moe.constraint'}),
+        ('shapes/retinanet_moe_soft.py', 'shapes/retinanet_dense.py', {'model.bbox_head', 'custom_hooks'}),
+    ],
+)
+def test_configs_differ_from_their_base_as_they_say(name, base, paths):
+    plain = Config.fromfile(CONFIGS / base) if base else config(f"_base_ = '{RETINANET}'")
+    changed = differences(Config.fromfile(CONFIGS / name), plain)
+    assert changed and all(path.startswith(tuple(paths)) for path in changed), changed
+
+
+def test_published_setting_of_the_soft_config():
+    # arXiv 2204.10598: four experts, two active, KL weight 0.25, pooled linear gate, each a complete head
+    moe = Config.fromfile(ENTRIES[SOFT]).model.bbox_head.moe
+    assert (moe.num_experts, moe.top_k, moe.placement, moe.unit, moe.balance_over) == (4, 2, 'branch', 'level', 'all')
+    assert moe.constraint.weight == 0.25 and moe.gate.type == 'GAPLinearGate'
+
+
+def write(folder: Path, text: str) -> Config:
+    """A user's config file."""
+    (folder / 'mine.py').write_text(text)
+    return Config.fromfile(folder / 'mine.py')
+
+
+@pytest.mark.parametrize(
+    'fragment, constraint', [('soft', 'KLConstraint'), ('hard', 'RelativeImportanceConstraint')]
+)
+def test_fragments_serve_a_config_of_the_users_own(tmp_path, fragment, constraint):
+    cfg = write(
+        tmp_path,
+        f"_base_ = ['{RETINANET}', '{CONFIGS}/_base_/moe/{fragment}.py']\n"
+        "model = dict(bbox_head=dict(type='MoERetinaHead', moe=_base_.moe))\n",
+    )
+    assert cfg.custom_imports.imports == ['moe_det'] and [h.type for h in cfg.custom_hooks] == ['MoEHook']
+    model = build(shrink(cfg).model)
+    routers = find_routers(model)
+    assert sorted(routers) == ['bbox_head.cls', 'bbox_head.reg']
+    for router in routers.values():
+        assert (router.num_experts, router.top_k) == (4, 2)
+        assert [type(c).__name__ for c in router.constraints.values()] == [constraint]
+
+
+PROJECT = """
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+@HOOKS.register_module(force=True)
+class HookOfMyProject(Hook):
+    pass
+"""
+
+
+def test_a_child_extends_imports_and_hooks_as_the_comment_says(tmp_path, monkeypatch):
+    (tmp_path / 'my_project_for_moe.py').write_text(PROJECT)
+    monkeypatch.syspath_prepend(tmp_path)
+    runtime = (CONFIGS / '_base_' / 'moe' / 'runtime.py').read_text()
+    comments = [line[1:].strip() for line in runtime.splitlines() if line.startswith('#')]
+    lines = [line for line in comments if line.startswith(('custom_imports = ', 'custom_hooks = '))]
+    assert len(lines) == 2
+    text = '\n'.join(lines).replace('my_project', 'my_project_for_moe').replace('MyHook', 'HookOfMyProject')
+    cfg = write(tmp_path, f"_base_ = '{CONFIGS}/retinanet_moe_backbone_soft.py'\n{text}\n")
+    assert cfg.custom_imports.imports == ['moe_det', 'my_project_for_moe']
+    assert [hook.type for hook in cfg.custom_hooks] == ['MoEHook', 'HookOfMyProject']
+    model = initialise(build(shrink(cfg).model))
+    attach_hooks(cfg, model)
+    assert 'loss_moe_kl' in losses_of(model, batch())
+
+
+def test_copies_of_a_trained_retinanet_train_on_a_frozen_body(tmp_path):
+    cfg = shrink(Config.fromfile(ENTRIES['retinanet_moe_soft_from_dense.py']))
+    plain = initialise(build(shrink(config(f"_base_ = '{RETINANET}'")).model))
+    spread_weights(plain.bbox_head)
+    torch.save(dict(state_dict=plain.state_dict()), tmp_path / 'dense.pth')
+    model = initialise(build(cfg.model))
+    load_checkpoint(model, str(tmp_path / 'dense.pth'), map_location='cpu')
+    for branch, name in (('cls', 'retina_cls'), ('reg', 'retina_reg')):
+        dense = plain.bbox_head.get_submodule(name).weight
+        for expert in model.bbox_head.branch_experts[branch].experts:
+            assert ((expert.predictor.weight - dense).std() / dense.std()).item() == pytest.approx(0.02, rel=0.1)
+    body = {key for key in plain.state_dict() if not key.startswith('bbox_head.')}
+    assert all(torch.equal(model.state_dict()[key], plain.state_dict()[key]) for key in body)
+    assert all(p.requires_grad == key.startswith('bbox_head.') for key, p in model.named_parameters())
+    with mmdet_scope():
+        optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    model.train()
+    model.train_step(batch(), optim_wrapper)
+    assert all(torch.equal(model.state_dict()[key], plain.state_dict()[key]) for key in body)
+    # the published schedule: Adam 1e-5, batch 4, 20 epochs with drops after 13 and 17, gradients clipped at 0.1
+    assert isinstance(optim_wrapper.optimizer, torch.optim.Adam)
+    assert optim_wrapper.optimizer.defaults['lr'] == 1e-5 and optim_wrapper.clip_grad_kwargs['max_norm'] == 0.1
+    assert cfg.train_dataloader.batch_size == 4 and cfg.train_cfg.max_epochs == 20
+    assert [list(s.milestones) for s in cfg.param_scheduler] == [[13, 17]]

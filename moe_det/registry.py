@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 
-from mmdet.registry import HOOKS, MODELS
+from mmdet.registry import HOOKS, MODELS, OPTIM_WRAPPERS
 from mmengine.registry import Registry
 
 from .errors import MoEConfigError, unknown_name
@@ -41,6 +41,7 @@ REGISTERED = {
         'moe_det.models.frozen_fpn:FrozenFPN',
     ),
     HOOKS: ('moe_det.engine.moe_hook:MoEHook',),
+    OPTIM_WRAPPERS: ('moe_det.engine.amp:CPUAmpOptimWrapper',),
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 import types
 from pathlib import Path
@@ -30,10 +32,20 @@ from torch import nn
 from moe_det.routing import find_routers
 
 CONFIGS = REPOSITORY / 'configs'
-ENTRIES = {
-    str(path.relative_to(CONFIGS)): path for folder in (CONFIGS, CONFIGS / 'shapes') for path in folder.glob('*.py')
-}
+ENTRIES = sorted(
+    str(path.relative_to(CONFIGS)) for folder in (CONFIGS, CONFIGS / 'shapes') for path in folder.glob('*.py')
+)
 SOFT = 'retinanet_moe_soft.py'
+
+
+@functools.cache
+def _parsed(name: str) -> Config:
+    return Config.fromfile(CONFIGS / name)
+
+
+def entry(name: str) -> Config:
+    """One of the configs."""
+    return copy.deepcopy(_parsed(name))
 
 
 def flat(value: object, path: str = '') -> dict[str, object]:
@@ -59,12 +71,12 @@ def attach_hooks(cfg: Config, model: nn.Module) -> None:
 
 
 def test_the_list_of_configs_is_complete():
-    assert len(ENTRIES) >= 13 and {SOFT, 'retinanet_moe_hard.py', 'shapes/retinanet_moe_soft.py'} <= ENTRIES.keys()
+    assert len(ENTRIES) >= 13 and {SOFT, 'retinanet_moe_hard.py', 'shapes/retinanet_moe_soft.py'} <= set(ENTRIES)
 
 
-@pytest.mark.parametrize('name', sorted(ENTRIES))
+@pytest.mark.parametrize('name', ENTRIES)
 def test_config_trains_a_step_and_predicts(name):
-    cfg = shrink(Config.fromfile(ENTRIES[name]))
+    cfg = shrink(entry(name))
     torch.manual_seed(0)
     model = initialise(build(cfg.model))
     spread_weights(model.bbox_head)  # at the small weights of initialisation a step is lost to rounding
@@ -96,7 +108,7 @@ def test_config_trains_a_step_and_predicts(name):
 
 @pytest.mark.parametrize('folder', ['', 'shapes/'])
 def test_soft_and_hard_differ_in_one_key(folder):
-    soft, hard = (Config.fromfile(CONFIGS / f'{folder}retinanet_moe_{kind}.py') for kind in ('soft', 'hard'))
+    soft, hard = (entry(f'{folder}retinanet_moe_{kind}.py') for kind in ('soft', 'hard'))
     changed = differences(soft, hard)
     assert changed and all(path.startswith('model.bbox_head.moe.constraint.') for path in changed), changed
     assert soft.model.bbox_head.moe.constraint.type == 'KLConstraint'
@@ -118,14 +130,14 @@ def test_soft_and_hard_differ_in_one_key(folder):
     ],
 )
 def test_configs_differ_from_their_base_as_they_say(name, base, paths):
-    plain = Config.fromfile(CONFIGS / base) if base else config(f"_base_ = '{RETINANET}'")
-    changed = differences(Config.fromfile(CONFIGS / name), plain)
+    plain = entry(base) if base else config(f"_base_ = '{RETINANET}'")
+    changed = differences(entry(name), plain)
     assert changed and all(path.startswith(tuple(paths)) for path in changed), changed
 
 
 def test_published_setting_of_the_soft_config():
     # arXiv 2204.10598: four experts, two active, KL weight 0.25, pooled linear gate, each a complete head
-    moe = Config.fromfile(ENTRIES[SOFT]).model.bbox_head.moe
+    moe = entry(SOFT).model.bbox_head.moe
     assert (moe.num_experts, moe.top_k, moe.placement, moe.unit, moe.balance_over) == (4, 2, 'branch', 'level', 'all')
     assert moe.constraint.weight == 0.25 and moe.gate.type == 'GAPLinearGate'
 
@@ -136,9 +148,7 @@ def write(folder: Path, text: str) -> Config:
     return Config.fromfile(folder / 'mine.py')
 
 
-@pytest.mark.parametrize(
-    'fragment, constraint', [('soft', 'KLConstraint'), ('hard', 'RelativeImportanceConstraint')]
-)
+@pytest.mark.parametrize('fragment, constraint', [('soft', 'KLConstraint'), ('hard', 'RelativeImportanceConstraint')])
 def test_fragments_serve_a_config_of_the_users_own(tmp_path, fragment, constraint):
     cfg = write(
         tmp_path,
@@ -181,7 +191,7 @@ def test_a_child_extends_imports_and_hooks_as_the_comment_says(tmp_path, monkeyp
 
 
 def test_copies_of_a_trained_retinanet_train_on_a_frozen_body(tmp_path):
-    cfg = shrink(Config.fromfile(ENTRIES['retinanet_moe_soft_from_dense.py']))
+    cfg = shrink(entry('retinanet_moe_soft_from_dense.py'))
     plain = initialise(build(shrink(config(f"_base_ = '{RETINANET}'")).model))
     spread_weights(plain.bbox_head)
     torch.save(dict(state_dict=plain.state_dict()), tmp_path / 'dense.pth')

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from mmdet.registry import OPTIM_WRAPPERS
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.optim import OptimWrapper
@@ -16,7 +15,6 @@ from ..errors import MoEConfigError
 from .console import warn
 
 
-@OPTIM_WRAPPERS.register_module()
 class CPUAmpOptimWrapper(OptimWrapper):
     """Trains under bfloat16 autocast on a CPU, where mmengine's AmpOptimWrapper refuses to be built.
 

@@ -13,8 +13,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 from scipy.stats import chi2_contingency, kstest
 
-from moe_det.datasets.shapes import DEFAULT_SCENE_SCALE, ShapesSettings, make_shapes, matches
-from moe_det.datasets.shapes_scene import CLASSES, MAX_SIZE_SHARE, MIN_SIZE_PX, draw_scene
+from moe_det.datasets.shapes import DEFAULT_SCENE_SCALE, ShapesSettings, make_image, make_shapes, matches
+from moe_det.datasets.shapes_geometry import make_stamp
+from moe_det.datasets.shapes_scene import CLASSES, MAX_SIZE_SHARE, MIN_SIZE_PX, SIZE_TILT, draw_scene
 from moe_det.errors import DataError, MoEConfigError
 
 SETTINGS = ShapesSettings(train=120, val=12, size=128, seed=3)
@@ -36,6 +37,12 @@ def shapes(tmp_path_factory) -> Path:
 @pytest.fixture(scope='module')
 def coco(shapes) -> COCO:
     return COCO(shapes / 'annotations' / 'instances_train2017.json')
+
+
+@pytest.fixture(scope='module')
+def full_size() -> list[dict]:
+    """Annotations of 90 images of the default size and scene scale."""
+    return [a for i in range(90) for a in make_image(ShapesSettings(seed=2), 'train', i)[1]]
 
 
 def _scenes(scene_scale: float, count: int = 1500, size: int = 256):
@@ -90,14 +97,34 @@ def test_there_are_crowds_and_empty_images(coco):
 
 
 @pytest.mark.parametrize('scene_scale', [0.0, DEFAULT_SCENE_SCALE, 1.0])
-def test_drawn_sizes_are_log_uniform_whatever_the_scene_scale(scene_scale):
-    logs = np.concatenate([np.log(s.sizes) for s in _scenes(scene_scale)])
-    low, high = np.log(MIN_SIZE_PX), np.log(MAX_SIZE_SHARE * 256)
-    distance = kstest((logs - low) / (high - low), 'uniform').statistic
-    assert distance < 0.06
-    areas = np.exp(2 * logs)
+def test_drawn_sizes_have_one_distribution_whatever_the_scene_scale(scene_scale):
+    sizes = np.concatenate([s.sizes for s in _scenes(scene_scale)])
+    uniform = np.log(sizes / MIN_SIZE_PX) / np.log(MAX_SIZE_SHARE * 256 / MIN_SIZE_PX)
+    assert kstest(uniform ** (1 / SIZE_TILT), 'uniform').statistic < 0.06
+
+
+def test_visible_sizes_are_nearly_log_uniform_and_well_populated(full_size):
+    areas = np.array([a['area'] for a in full_size if not a['iscrowd']])
+    uniform = np.log(np.sqrt(areas) / MIN_SIZE_PX) / np.log(MAX_SIZE_SHARE * 256 / MIN_SIZE_PX)
+    assert kstest(uniform, 'uniform').statistic < 0.15
     for share in ((areas <= 32**2).mean(), ((areas > 32**2) & (areas <= 96**2)).mean(), (areas > 96**2).mean()):
-        assert share > 0.18
+        assert share > 0.15
+    assert areas.min() >= 20
+
+
+def test_annotated_sizes_in_an_image_agree_as_in_photographs(full_size):
+    groups = {}
+    for annotation in full_size:
+        if not annotation['iscrowd']:
+            groups.setdefault(annotation['image_id'], []).append(np.log(annotation['area']) / 2)
+    assert 0.22 < _intraclass_correlation([np.array(g) for g in groups.values()]) < 0.48
+
+
+@pytest.mark.parametrize('kind', CLASSES)
+@pytest.mark.parametrize('size', [8.0, 25.0, 120.0])
+def test_all_classes_have_the_area_asked_for(kind, size):
+    areas = [make_stamp(np.random.default_rng(i), kind, size).mask.sum() for i in range(20)]
+    assert np.mean(areas) == pytest.approx(size**2, rel=0.03)
 
 
 def test_sizes_in_an_image_agree_more_with_a_larger_scene_scale():
@@ -145,7 +172,12 @@ def test_what_is_there_is_kept_and_what_is_unfinished_is_made_anew(tmp_path):
     settings = ShapesSettings(train=2, val=1, size=64)
     assert make_shapes(tmp_path, settings)
     before = _hashes(tmp_path)
+    assert matches(tmp_path, settings)
     assert not make_shapes(tmp_path, settings)
+    (tmp_path / 'train2017' / '000000000002.jpg').unlink()
+    assert not matches(tmp_path, settings)
+    assert make_shapes(tmp_path, settings)
+    assert _hashes(tmp_path) == before
     (tmp_path / 'annotations' / 'instances_val2017.json').unlink()  # as an interrupted run leaves it
     assert not matches(tmp_path, settings)
     assert make_shapes(tmp_path, settings)
@@ -174,7 +206,36 @@ def test_foreign_files_are_never_touched(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('key', 'value'), [('size', 63), ('train', -1), ('val', -1), ('scene_scale', 1.1), ('scene_scale', -0.1), ('seed', -1)]
+    'name', ['train2017/000000000009.jpg', 'val2017/notes.txt', 'annotations/captions_train2017.json', 'test2017/1.jpg']
+)
+def test_files_that_only_look_like_ours_are_kept(tmp_path, name):
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_text('mine')
+    with pytest.raises(DataError, match='holds other files'):
+        make_shapes(tmp_path, ShapesSettings(train=1, val=1, size=64), overwrite=True)
+    assert [path.read_text() for path in tmp_path.rglob('*') if path.is_file()] == ['mine']
+
+
+def test_an_interrupted_run_leaves_an_unfinished_folder_that_a_rerun_completes(tmp_path):
+    settings = ShapesSettings(train=4, val=2, size=64)
+
+    def stop(done: int, total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_shapes(tmp_path, settings, progress=stop)
+    assert (tmp_path / 'train2017' / '000000000003.jpg').is_file()
+    assert not matches(tmp_path, settings)
+    with pytest.raises(DataError, match='--overwrite'):
+        make_shapes(tmp_path, ShapesSettings(train=4, val=2, size=96))
+    assert make_shapes(tmp_path, settings)
+    assert matches(tmp_path, settings)
+
+
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [('size', 63), ('train', -1), ('val', -1), ('scene_scale', 1.1), ('scene_scale', -0.1), ('seed', -1)],
 )
 def test_settings_out_of_range_are_named(key, value):
     with pytest.raises(MoEConfigError, match=f'{key}={value}'):

@@ -270,7 +270,7 @@ def test_dense_dispatch_compiles_as_one_graph(settings):
     layer = MoEConv2d(
         4, 4, 3, padding=1, dispatch='dense', constraint={'type': 'SelectionBiasConstraint'}, **settings
     ).eval()
-    compiled = torch.compile(layer, fullgraph=True, backend='eager')
+    compiled = torch.compile(layer, fullgraph=True, backend='aot_eager')
     with torch.no_grad():
         for _ in range(12):
             x = torch.randn(2, 4, 6, 5)

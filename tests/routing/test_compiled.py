@@ -49,9 +49,25 @@ class Layer(nn.Module):
 def test_dense_evaluation_is_one_graph(top_k, unit, constraint, mixture, over):
     torch._dynamo.reset()
     layer = Layer(top_k, unit, constraint, mixture, over).eval()
-    compiled = torch.compile(layer, fullgraph=True, backend='eager')
+    compiled = torch.compile(layer, fullgraph=True, backend='aot_eager')
     with torch.no_grad():
         for _ in range(12):  # more calls than the compiler would trace anew
             maps = [torch.randn(2, 3, 5, 4), torch.randn(2, 3, 2, 3)]
             for one, other in zip(compiled(maps), layer(maps), strict=True):
                 torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+def test_unconstrained_training_is_one_graph():
+    torch._dynamo.reset()
+    layer = Layer(2, 'level', KLConstraint, None, 'all').train()
+    layer.router.constraints = nn.ModuleDict()
+    layer.router.noise = None
+    compiled = torch.compile(layer, fullgraph=True, backend='aot_eager')
+    maps = [torch.randn(2, 3, 5, 4), torch.randn(2, 3, 2, 3)]
+    gradients = []
+    for module in (layer, compiled):
+        layer.zero_grad()
+        sum(y.square().sum() for y in module(maps)).backward()
+        gradients.append([p.grad for p in layer.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)

@@ -43,12 +43,13 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         settings = ShapesSettings(args.train, args.val, args.size, args.seed, args.scene_scale)
-        made = make_shapes(
-            args.out, settings, overwrite=args.overwrite, workers=args.workers, progress=_show_progress
-        )
+        made = make_shapes(args.out, settings, overwrite=args.overwrite, workers=args.workers, progress=_show_progress)
     except MoEDetError as error:
         print(f'make_shapes.py: error: {error}', file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f'make_shapes.py: interrupted; run the same command again to complete {args.out}', file=sys.stderr)
+        return 130
     what = f'{args.train} training and {args.val} validation images of {args.size}x{args.size}'
     print(f'{args.out}: {what} {"made" if made else "are already there"}')
     return 0

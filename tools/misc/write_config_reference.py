@@ -111,17 +111,17 @@ def page() -> str:
     from moe_det.routing import HardConstraint
 
     parts = [HEADER, '## Keys of every MoE layer\n', settings_table(MoESettings)]
-    parts += ['\n## `bbox_head=dict(type=\'MoERetinaHead\', moe=dict(...))`\n', summary(inspect.getdoc(MoERetinaHead))]
+    parts += ["\n## `bbox_head=dict(type='MoERetinaHead', moe=dict(...))`\n", summary(inspect.getdoc(MoERetinaHead))]
     parts += ['\nKeys of `moe` beside those above:\n', nested_keys(MoERetinaHead)]
-    parts += ['\n## `backbone=dict(type=\'MoEResNet\', moe=dict(...))`\n', summary(inspect.getdoc(MoEResNet))]
+    parts += ["\n## `backbone=dict(type='MoEResNet', moe=dict(...))`\n", summary(inspect.getdoc(MoEResNet))]
     parts += ['\nKeys of `moe` beside those above:\n', nested_keys(MoEResNet)]
-    parts += ['\n## `conv_cfg=dict(type=\'MoEConv2d\', ...)`\n', summary(inspect.getdoc(MoEConv2d))]
+    parts += ["\n## `conv_cfg=dict(type='MoEConv2d', ...)`\n", summary(inspect.getdoc(MoEConv2d))]
     convolution = tuple(name for name in inspect.signature(MoEConv2d).parameters if name != 'num_levels')
     parts += ['\n' + arguments_table(MoEConv2d, hidden=convolution)]
-    parts += ['\n## `plugins=[dict(cfg=dict(type=\'MoEBlock\', ...), ...)]`\n', summary(inspect.getdoc(MoEBlock))]
+    parts += ["\n## `plugins=[dict(cfg=dict(type='MoEBlock', ...), ...)]`\n", summary(inspect.getdoc(MoEBlock))]
     parts += ['\n' + arguments_table(MoEBlock, hidden=('in_channels',))]
-    parts += ['\n## `neck=dict(type=\'FrozenFPN\', ...)`\n', summary(inspect.getdoc(FrozenFPN))]
-    parts += ['\n## `custom_hooks=[dict(type=\'MoEHook\')]`\n', summary(inspect.getdoc(MoEHook))]
+    parts += ["\n## `neck=dict(type='FrozenFPN', ...)`\n", summary(inspect.getdoc(FrozenFPN))]
+    parts += ["\n## `custom_hooks=[dict(type='MoEHook')]`\n", summary(inspect.getdoc(MoEHook))]
     parts += ['\n' + arguments_table(MoEHook)]
     parts += ['\n## Gates: `gate=dict(type=...)`']
     for name, cls in GATES.module_dict.items():
@@ -145,7 +145,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.check:
         if PAGE.read_text(encoding='utf-8') == text:
             return 0
-        print(f'{PAGE.relative_to(ROOT)} is out of date: run python {Path(__file__).relative_to(ROOT)}', file=sys.stderr)
+        page_name, script = PAGE.relative_to(ROOT), Path(__file__).resolve().relative_to(ROOT)
+        print(f'{page_name} is out of date: run python {script}', file=sys.stderr)
         return 1
     PAGE.write_text(text, encoding='utf-8')
     print(f'wrote {PAGE.relative_to(ROOT)}')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -13,6 +14,7 @@ from ..routing.experts import ExpertGroup
 from ..routing.metrics import Utilisation, utilisation
 from ..routing.records import UsageRecorder
 from ..routing.router import find_routers
+from ..routing.routing import Usage
 
 MOST_LAYERS_LOGGED = 4  # with more, one line of extremes over all layers
 FEWEST_ROWS_JUDGED = 20  # fewer may fall on the same experts by chance (two experts, top-1, fair: 2 in a million)
@@ -133,13 +135,16 @@ class MoEHook(Hook):
     def _stop_recording(self, runner) -> None:
         self._recorder.__exit__(None, None, None)
         self.utilisation = {}
-        for name in self._recorder.routers:
+        for name, router in self._recorder.routers.items():
             usage = self._recorder.usage.get(name)
-            if usage is None:
-                continue
+            if usage is None:  # more processes than images: this one takes part in the sums all the same
+                device = router.experts_and_k.device
+                experts = [torch.zeros(1, router.num_experts, device=device) for _ in range(3)]
+                usage = Usage(*experts, *(torch.zeros(1, device=device) for _ in range(2)))
             for sums in (usage.importance, usage.load, usage.probs, usage.entropy, usage.rows):
                 all_reduce(sums)
-            self.utilisation[name] = utilisation(usage)
+            if usage.rows.sum() > 0:
+                self.utilisation[name] = utilisation(usage)
         if self.utilisation:
             runner.logger.info('Expert utilisation\n' + utilisation_table(self.utilisation))
 

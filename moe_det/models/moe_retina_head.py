@@ -15,7 +15,7 @@ from ..routing.dispatch import plan_dispatch
 from ..routing.experts import copy_dense_to_experts
 from ..routing.router import Router
 from ..routing.rows import rows_of
-from .head_branch import BRANCHES, PLACEMENTS, BranchShape, TowerExpert, build_branch_experts, experts_in_branch
+from .head_branch import BRANCHES, PLACEMENTS, BranchShape, build_branch_experts, experts_in_branch
 
 CLASS_PRIOR = 0.01  # RetinaNet, arXiv 1708.02002, section 4.1
 HEAD_KEYS = ('branches', 'placement', 'width', 'shared_gate')
@@ -42,7 +42,8 @@ class MoERetinaHead(RetinaHead):
             - ``width``: factor of an expert's inner channels, or ``'matched'`` for K experts at the cost of one
               dense branch; default 1.
             - ``shared_gate``: one gate and one decision for both branches; default False.
-        init_cfg: as in RetinaHead; by default its normal initialisation with the focal prior on every class expert.
+        init_cfg: as in RetinaHead. The predictors, dense or experts', are always drawn with standard deviation 0.01,
+            class predictors with the focal prior.
         **kwargs: RetinaHead's.
 
     Raises:
@@ -75,9 +76,23 @@ class MoERetinaHead(RetinaHead):
         if self.moe_shared_gate and set(self.moe_branches) != set(BRANCHES):
             raise MoEConfigError(f'{where}.shared_gate: needs both branches, branches={self.moe_branches!r}')
         check_expert_norm(where, kwargs.get('norm_cfg'))
-        # RetinaHead's default overrides the layer `retina_cls`, which experts may replace; see init_weights
+        super().__init__(*args, init_cfg=self._without_predictor_overrides(init_cfg), **kwargs)
+
+    @staticmethod
+    def _without_predictor_overrides(init_cfg: dict | list | None) -> list[dict]:
+        """RetinaHead's init_cfg without the parts that name a predictor, which experts may have replaced.
+
+        :meth:`init_weights` does what these parts usually do, wherever the predictors are.
+        """
         init_cfg = init_cfg or {'type': 'Normal', 'layer': 'Conv2d', 'std': 0.01}
-        super().__init__(*args, init_cfg=init_cfg, **kwargs)
+        cleaned = []
+        for part in [init_cfg] if isinstance(init_cfg, dict) else init_cfg:
+            overrides = part.get('override', [])
+            overrides = [overrides] if isinstance(overrides, dict) else overrides
+            kept = [override for override in overrides if override.get('name') not in ('retina_cls', 'retina_reg')]
+            rest = {key: value for key, value in part.items() if key != 'override'}
+            cleaned.append({**rest, 'override': kept} if kept else rest)
+        return cleaned
 
     # -- building ----------------------------------------------------------------------------------------------
 
@@ -136,19 +151,21 @@ class MoERetinaHead(RetinaHead):
                 self.routers[name] = router
 
     def init_weights(self) -> None:
-        """RetinaHead's initialisation; every class expert gets the focal prior, a shared expert starts at zero."""
+        """RetinaHead's initialisation; every class predictor gets the focal prior, a shared expert starts at zero."""
         again = self.is_init
         super().init_weights()
         if again or 'Pretrained' in str(self.init_cfg):
             return
-        if hasattr(self, 'retina_cls'):
-            normal_init(self.retina_cls, std=0.01, bias=bias_init_with_prob(CLASS_PRIOR))
+        prior = {'cls': bias_init_with_prob(CLASS_PRIOR), 'reg': 0.0}
+        for branch in BRANCHES:
+            if hasattr(self, f'retina_{branch}'):
+                normal_init(getattr(self, f'retina_{branch}'), std=0.01, bias=prior[branch])
+        if self.moe_placement != 'branch':
+            return
         for branch, group in self.branch_experts.items():
-            predictors = [e.predictor for e in group.experts if isinstance(e, TowerExpert)]
-            if branch == 'cls' and self.moe_placement == 'branch':
-                for predictor in predictors:
-                    normal_init(predictor, std=0.01, bias=bias_init_with_prob(CLASS_PRIOR))
-            if group.shared is not None and self.moe_placement == 'branch':
+            for expert in group.experts:
+                normal_init(expert.predictor, std=0.01, bias=prior[branch])
+            if group.shared is not None:
                 nn.init.zeros_(group.shared.predictor.weight)
                 nn.init.zeros_(group.shared.predictor.bias)
 

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import types
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from mmengine.dataset import pseudo_collate
-from mmengine.evaluator import BaseMetric
-from mmengine.hooks import Hook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
-from mmengine.runner import Runner
-from small_models import batch, detector, losses_of
+from mmengine.registry import DefaultScope
+from small_models import batch, detector, losses_of, predictions_of
+from small_runs import IMAGES, Collect, Losses, hooks_of, make_runner, scalars_of
 from torch import nn
-from torch.utils.data import DataLoader
 
 from moe_det.engine.moe_hook import MoEHook
 from moe_det.errors import MoEConfigError, UncollectedConstraintError
@@ -28,53 +23,6 @@ from moe_det.routing.collection import attach_collection
 
 FOUR = dict(num_experts=4, top_k=2)
 KL = dict(type='KLConstraint', weight=0.25)
-IMAGES = 4
-
-
-class Images(torch.utils.data.Dataset):
-    """Four images in memory."""
-
-    def __init__(self) -> None:
-        data = batch([(64, 64)] * IMAGES)
-        self.items = [dict(inputs=x, data_samples=s) for x, s in zip(data['inputs'], data['data_samples'], strict=True)]
-        self.metainfo = {}
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> dict:
-        return self.items[index]
-
-
-class CountMetric(BaseMetric):
-    """Counts what it is given."""
-
-    def process(self, data_batch, data_samples) -> None:
-        self.results.extend(data_samples)
-
-    def compute_metrics(self, results: list) -> dict:
-        return dict(count=len(results))
-
-
-class Collect(logging.Handler):
-    """Keeps what is written to a log."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.records = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
-
-
-class Losses(Hook):
-    """Keeps what each training step returned."""
-
-    def __init__(self) -> None:
-        self.steps = []
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        self.steps.append({key: value.item() for key, value in outputs.items()})
 
 
 def backbone_moe(**moe) -> nn.Module:
@@ -90,50 +38,11 @@ def collapse(router: nn.Module) -> None:
         router.gate.fc.bias.copy_(torch.tensor([50.0, 50.0, 0.0, 0.0]))
 
 
-def make_runner(model: nn.Module, work_dir: Path, *hooks: Hook | dict, epochs: int = 2) -> Runner:
-    """A runner of two iterations an epoch, with validation at the end and a test."""
-
-    def loader() -> DataLoader:
-        return DataLoader(Images(), batch_size=2, collate_fn=pseudo_collate)
-
-    name = f'{work_dir.parent.name}-{work_dir.name}'
-
-    return Runner(
-        model,
-        str(work_dir),
-        train_dataloader=loader(),
-        val_dataloader=loader(),
-        test_dataloader=loader(),
-        train_cfg=dict(by_epoch=True, max_epochs=epochs, val_interval=epochs),
-        val_cfg=dict(),
-        test_cfg=dict(),
-        optim_wrapper=OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-4)),
-        val_evaluator=[CountMetric()],
-        test_evaluator=[CountMetric()],
-        default_hooks=dict(checkpoint=None, logger=dict(type='LoggerHook', interval=1)),
-        custom_hooks=list(hooks),
-        visualizer=dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')], name=name),
-        experiment_name=name,
-        default_scope='mmdet',
-        randomness=dict(seed=0),
-    )
-
-
-def scalars_of(work_dir: Path) -> list[dict]:
-    """The lines that the visualisation backend wrote."""
-    (file,) = work_dir.rglob('scalars.json')
-    return [json.loads(line) for line in file.read_text().splitlines()]
-
-
-def hooks_of(runner: Runner, kind: type) -> Hook:
-    (found,) = [hook for hook in runner.hooks if isinstance(hook, kind)]
-    return found
-
-
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
     """A run with experts in the backbone and in both branches of the head, trained, validated and tested."""
     folder = tmp_path_factory.mktemp('hook') / 'run'
+    scopes = dict(DefaultScope._instance_dict)
     settings = dict(stages=(4,), **FOUR, constraint=KL)
     model = detector(
         dict(**FOUR, constraint=KL, gate=dict(type='ConvGAPGate', hidden_channels=4)),
@@ -144,6 +53,9 @@ def finished(tmp_path_factory):
     runner.logger.addHandler(log)
     runner.train()
     runner.test()
+    # this fixture outlives a test, so it takes back the runner's default scope itself
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(scopes)
     return runner, folder, [record.getMessage() for record in log.records]
 
 
@@ -196,6 +108,35 @@ def test_validation_and_test_end_with_a_table(finished):
         assert sum(used.importance_share) == pytest.approx(1)
         assert sum(used.load_ratio) == pytest.approx(4)
     assert all(router.recorder is None for router in find_routers(runner.model).values())
+
+
+def test_a_process_without_images_takes_part_in_the_sums(monkeypatch):
+    model = detector(dict(**FOUR))
+    hook = MoEHook()
+    runner = types.SimpleNamespace(model=model, logger=logging.getLogger('test'))
+    hook.before_run(runner)
+    shapes = []
+
+    def validate(images: bool, others: float) -> list[tuple]:
+        def all_reduce(sums: torch.Tensor) -> None:
+            shapes.append(tuple(sums.shape))
+            sums += others  # what the other processes have
+
+        monkeypatch.setattr('moe_det.engine.moe_hook.all_reduce', all_reduce)
+        shapes.clear()
+        hook.before_val_epoch(runner)
+        if images:
+            predictions_of(model, batch())
+        hook.after_val_epoch(runner)
+        return list(shapes)
+
+    # the same sums in the same order, or the processes would wait for each other for ever
+    with_images = validate(images=True, others=0.0)
+    assert {used.rows for used in hook.utilisation.values()} == {10}
+    assert validate(images=False, others=4.0) == with_images
+    assert {used.rows for used in hook.utilisation.values()} == {4}
+    validate(images=False, others=0.0)
+    assert hook.utilisation == {}
 
 
 def test_hook_attaches_once(finished):

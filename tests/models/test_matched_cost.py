@@ -40,7 +40,7 @@ def moe_resnet(depth: int, **moe) -> MoEResNet:
     ],
 )
 def test_matched_stages_cost_one_dense_stage(depth, style, top_k):
-    moe = moe_resnet(depth, num_experts=5, top_k=top_k, width='matched', style=style)
+    moe = moe_resnet(depth, num_experts=top_k, top_k=top_k, soft_mixture=True, width='matched', style=style)
     with mmdet_scope(), torch.device('meta'):
         dense = ResNet(depth=depth, style=style)
     widest = 64 if depth < 50 else 256

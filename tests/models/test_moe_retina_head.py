@@ -133,8 +133,11 @@ def test_outputs_and_gradients_match_the_row_by_row_reference(unit, top_k, share
     cut = HALVES.__getitem__ if unit == 'patch' else lambda length: WHOLE
     theirs = [y for branch in ('cls', 'reg') for y in naive_branch(moe, branch, maps, cut, unit == 'image')]
     directions = [torch.sin(torch.arange(y.numel(), dtype=y.dtype)).reshape(y.shape) for y in theirs]
-    for a, b in zip(ours, theirs, strict=True):
+    for group in moe.branch_experts.values():
+        group.dispatch = 'dense'  # every expert runs, for export
+    for a, b, c in zip(ours, theirs, [y for branch in moe(tuple(maps)) for y in branch], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(c, b, rtol=1e-10, atol=1e-10)
     gradients = [
         torch.autograd.grad(ys, [*maps, *parameters], directions, materialize_grads=True) for ys in (ours, theirs)
     ]
@@ -179,6 +182,17 @@ def test_every_class_expert_starts_at_the_focal_prior(placement):
     assert all(level.abs().max() < 0.5 for level in deltas)
     sums = {next(expert.parameters()).sum().item() for expert in moe.branch_experts['cls'].experts}
     assert len(sums) == 4  # independent initialisation
+
+
+@pytest.mark.parametrize('branches', [('cls', 'reg'), ('reg',)])
+def test_the_prior_survives_an_init_cfg_that_names_the_dense_predictor(branches):
+    override = dict(type='Normal', name='retina_cls', std=0.01, bias_prob=0.01)
+    init_cfg = dict(type='Normal', layer='Conv2d', std=0.01, override=override)
+    moe = initialise(head(dict(num_experts=2, top_k=1, branches=branches), init_cfg=init_cfg))
+    predictors = [e.predictor for e in moe.branch_experts['cls'].experts] if 'cls' in branches else [moe.retina_cls]
+    for predictor in predictors:
+        assert predictor.bias.sigmoid().tolist() == pytest.approx([0.01] * 27)
+        assert predictor.weight.std().item() == pytest.approx(0.01, rel=0.1)
 
 
 def test_shared_expert_adds_nothing_at_first_and_learns():

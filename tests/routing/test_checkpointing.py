@@ -12,6 +12,7 @@ from moe_det.routing import (
     GAPLinearGate,
     KLConstraint,
     MeanImportanceConstraint,
+    RelativeImportanceConstraint,
     Router,
     ZLossConstraint,
     join_patches,
@@ -85,6 +86,8 @@ def compare(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) 
 
 SOFT = (KLConstraint, ZLossConstraint)
 MIXED = (KLConstraint, MeanImportanceConstraint)
+# its mask moves between the forward and the backward of one step
+MASKING = (RelativeImportanceConstraint, ZLossConstraint)
 
 
 @pytest.mark.parametrize('reentrant', [True, False])
@@ -96,6 +99,7 @@ MIXED = (KLConstraint, MeanImportanceConstraint)
         {'constraints': SOFT, 'unit': 'patch', 'over': 'level'},
         {'constraints': SOFT, 'dispatch': 'dense'},
         {'constraints': MIXED},
+        {'constraints': MASKING, 'top_k': 1},
         {'constraints': MIXED, 'noise': True, 'over': 'level'},
         {'constraints': ()},
         {'constraints': (), 'noise': True},
@@ -126,9 +130,12 @@ def test_noise_without_a_constraint_or_a_monitor(reentrant, conv_group):
         for _ in range(2):
             layer.zero_grad()
             x = torch.randn(3, 3, 4, 5, dtype=torch.float64, requires_grad=True)
-            y = layer(x) if mode is None else checkpoint(layer, x, use_reentrant=mode)
-            y.square().sum().backward()
-        results.append({'output': y, 'input': x.grad, **{n: p.grad for n, p in layer.named_parameters()}})
+            calls = [x, 2 * x, x[..., :2]]  # two of one size
+            y = [layer(part) if mode is None else checkpoint(layer, part, use_reentrant=mode) for part in calls]
+            sum((i + 1) * part.square().sum() for i, part in enumerate(y)).backward()
+        results.append(
+            {'output': torch.cat(y, 3).detach(), 'input': x.grad, **{n: p.grad for n, p in layer.named_parameters()}}
+        )
     compare(results[1], results[0])
 
 

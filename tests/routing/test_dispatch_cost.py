@@ -135,6 +135,51 @@ def test_memory_for_backward_does_not_grow_with_the_number_of_experts(conv_group
     assert grown < 0.02 * sum(few)
 
 
+class BufferSizes(TorchDispatchMode):
+    """Records the sizes of all tensors that operators make; views of others do not count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if any(returned.alias_info is not None for returned in func._schema.returns):
+            return result
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.sizes.append(tensor.numel())
+        return result
+
+
+def test_no_buffer_has_an_expert_axis(conv_group, run_layer):
+    largest = []
+    for num_experts in (4, 16):
+        with BufferSizes() as buffers:
+            saved_for_backward(num_experts, conv_group, run_layer)
+        largest.append(Counter(n for n in buffers.sizes if n > 6 * 17))
+    one_map = 4 * 16 * 16
+    # building 12 experts more makes weights of 4 * 4 * 9 numbers; of larger tensors there is not one more
+    assert {n: count for n, count in largest[0].items() if n > 200} == {
+        n: count for n, count in largest[1].items() if n > 200
+    }
+    assert max(largest[0]) == 2 * 6 * one_map  # K outputs for each of 6 rows
+
+
+@pytest.mark.parametrize(('rows', 'top_k'), [(1, 1), (1, 2), (5, 1), (5, 2)])
+def test_rows_that_agree_are_not_copied(rows, top_k, conv_group, run_layer):
+    router = Router(GAPLinearGate(3, 4).double(), top_k=top_k).eval()
+    router.gate.fc.weight.data.zero_()
+    group = conv_group(4, 3, 2)
+    maps = torch.randn(rows, 3, 4, 4, dtype=torch.float64)
+    seen = []
+    for expert in group.experts:
+        expert.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    run_layer(router, group, [maps], 'level')
+    assert len(seen) == top_k
+    assert all(x is maps for x in seen)
+
+
 def test_a_linear_mixture_keeps_no_product_of_weights_and_outputs():
     outputs = torch.randn(3, 2, 4, 5, 5, requires_grad=True)
     log_weights = torch.randn(3, 2, requires_grad=True)

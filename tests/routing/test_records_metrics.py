@@ -75,6 +75,20 @@ def test_records_of_rows():
     assert not head.weights.requires_grad
 
 
+@pytest.mark.parametrize('over', ['all', 'level'])
+def test_levels_of_a_layer_that_is_called_once_per_level(over):
+    # recorded whatever balance the layer has, and from 0 in each batch, also after a forward that nobody recorded
+    router = Router(GAPLinearGate(2, 3), top_k=1, balance_over=over, num_levels=3).eval()
+    layer = nn.ModuleDict({'neck': nn.ModuleDict({'router': router})})
+    router(*rows_of([MAPS[0]], 'level', 1, router.next_level()))
+    with RoutingRecorder(layer) as recorder:
+        for _ in range(2):
+            recorder.start_batch([1, 2])
+            for _ in range(3):
+                router(*rows_of([MAPS[0]], 'level', 1, router.next_level()))
+    assert [record.levels.tolist() for record in recorder.records] == [[0, 0], [1, 1], [2, 2]] * 2
+
+
 def test_an_image_without_a_name_is_refused():
     network = Network().eval()
     with RoutingRecorder(network) as recorder:

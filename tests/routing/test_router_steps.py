@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 import pickle
 import weakref
 
@@ -242,6 +243,19 @@ def test_balance_inside_levels_sees_a_fixed_level_map(echo_gate, as_maps, route_
     assert values['level'] == pytest.approx(torch.tensor(2.0).log().item())
 
 
+def test_levels_are_counted_anew_in_each_step(echo_gate, as_maps, route_rows):
+    constraint = MeanImportanceConstraint()
+    router = Router(echo_gate(2, 2), [constraint], top_k=1, balance_over='level', num_levels=3).double()
+    maps = as_maps([[1.0, 0.0]])
+    for end in (router.start_step, router.collect):
+        for _ in range(2):  # one level less than there are
+            route_rows(router.train(), maps)
+        end()
+    route_rows(router, maps)
+    router.collect()
+    assert constraint.steps.tolist() == [2, 1, 0]
+
+
 def test_two_constraints_of_one_kind_are_refused(echo_gate):
     with pytest.raises(ValueError, match="two constraints of the kind 'kl'"):
         Router(echo_gate(3, 3), [KLConstraint(), KLConstraint()], top_k=2)
@@ -315,17 +329,19 @@ def _rows(maps):
 
 
 def test_collection_leaves_other_modes_and_owners_alone(detector, as_maps):
-    maps = as_maps(torch.randn(5, 3))
     attach_collection(detector)
-    detector(maps, mode='tensor')  # a forward in training mode that is never trained on
     detector.second.collected_by_owner = True
+    # exp(logits) = (1, 2, 4): I = (0, 1/3, 2/3) times the rows, so KL = log 3 - H(1/3, 2/3)
+    maps = as_maps(torch.tensor([[1.0, 2, 4]] * 5).log())
+    detector(as_maps([[9.0, 0.0, 0.0]] * 20), mode='tensor')  # a forward in training mode that is never trained on
     losses = detector(maps, mode='loss')
     assert set(losses) == {'loss_cls', 'loss_moe_kl'}
+    expected = 0.25 * sum(p * math.log(3 * p) for p in (1 / 3, 2 / 3))
+    assert losses['loss_moe_kl'].item() == pytest.approx(expected)
     assert set(detector.second.collect()) == {'kl', 'z'}
     sum(losses.values()).backward()
     assert isinstance(detector.eval()(maps, mode='predict'), list)
     assert detector.first.constraints['mean_importance'].steps.item() == 1
-    # rows of the dropped forward would have doubled the sum that the mean is taken of
     assert collect_losses([detector.first]) == {}
 
 

@@ -1,0 +1,205 @@
+"""A synthetic detection data set in COCO format: shapes on textured backgrounds, from near and from far.
+
+Its point is a known truth about object size: sizes are nearly log-uniform from 8 px to most of the image and
+independent of the class, and ``scene_scale`` says how much they depend on the image. With 0 an image tells nothing
+about the size of its objects; with 1 all its objects have nearly one size.
+
+The default 0.4 follows photographs. Measured is the share of the variance of ``log sqrt(area)`` that lies between
+images: the intraclass correlation ICC(1) of a one-way analysis of variance with images as groups, over the annotated
+mask areas of objects that are no crowds. Beside it stands, over images, the correlation of the logarithm of the number
+of objects with their mean log size:
+
+========================================================  =======================  ===========
+data                                                      ICC(1)                   correlation
+========================================================  =======================  ===========
+subset of 421 images of COCO 2017 (418 with objects)      0.34 (95 %: 0.30-0.38)   -0.64
+``scene_scale`` 0.4, seeds 0, 1, 2, 500 images of 256 px  0.35, 0.34, 0.36         -0.64
+``scene_scale`` 0, likewise                               -0.01, -0.03, -0.02      -0.14
+``scene_scale`` 1, likewise                               0.94, 0.94, 0.94         -0.88
+========================================================  =======================  ===========
+
+The interval is a bootstrap over images. The subset's class mix is flatter than COCO's. Of the synthetic objects 38 %
+are small, 40 % medium and 21 % large by COCO's limits (37 %, 43 %, 20 % with ``scene_scale`` 1).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DataError, MoEConfigError
+from .coco_writer import annotations_of, write_json
+from .shapes_folder import (
+    DESCRIPTION,
+    SPLITS,
+    annotation_file,
+    check_folder,
+    image_folder,
+    is_complete,
+    prepare_folder,
+)
+from .shapes_render import render_scene
+from .shapes_scene import CLASSES, draw_scene
+
+FORMAT = 1  # raised when the same settings would give other images
+DEFAULT_SCENE_SCALE = 0.4
+MOST_IMAGES = 1_000_000  # per split; image ids of val start here
+
+
+@dataclass(frozen=True)
+class ShapesSettings:
+    """What a data set is made from; the same settings give the same files.
+
+    Attributes:
+        train: number of training images.
+        val: number of validation images.
+        size: side of the square images in pixels.
+        seed: seed of all images; each image has its own stream, independent of the number of images.
+        scene_scale: 0 (sizes independent of the image) to 1 (one size per image).
+    """
+
+    train: int = 800
+    val: int = 200
+    size: int = 256
+    seed: int = 0
+    scene_scale: float = DEFAULT_SCENE_SCALE
+
+    def __post_init__(self) -> None:
+        for name, least, most in (('train', 0, MOST_IMAGES - 1), ('val', 0, MOST_IMAGES - 1), ('size', 64, 4096)):
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise MoEConfigError(f'{name}={value}: expected an integer from {least} to {most}')
+        if self.seed < 0:
+            raise MoEConfigError(f'seed={self.seed}: expected an integer >= 0')
+        if not 0 <= self.scene_scale <= 1:
+            raise MoEConfigError(f'scene_scale={self.scene_scale}: expected a number from 0 to 1')
+
+    def record(self) -> dict:
+        """What the annotation files keep in ``info``."""
+        return {'description': DESCRIPTION, 'format': FORMAT, **asdict(self)}
+
+
+def matches(folder: str | Path, settings: ShapesSettings) -> bool:
+    """Whether a folder holds the complete data set of these settings, images included."""
+    return is_complete(Path(folder), settings.record())
+
+
+def make_image(settings: ShapesSettings, split: str, index: int) -> tuple[bytes, list[dict]]:
+    """Makes one image.
+
+    Args:
+        settings: of the data set.
+        split: ``'train'`` or ``'val'``.
+        index: position in the split.
+
+    Returns:
+        The JPEG file's bytes, and its COCO annotations.
+    """
+    rng = np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=(SPLITS.index(split), index)))
+    scene = draw_scene(rng, settings.size, settings.scene_scale)
+    image, instances = render_scene(rng, scene, settings.size)
+    file = io.BytesIO()
+    image.save(file, format='JPEG', quality=95)
+    return file.getvalue(), annotations_of(image_id(split, index), instances)
+
+
+def image_id(split: str, index: int) -> int:
+    """Id of an image; unique over both splits."""
+    return SPLITS.index(split) * MOST_IMAGES + index + 1
+
+
+def file_name(split: str, index: int) -> str:
+    """Name of an image's file, as in COCO."""
+    return f'{image_id(split, index):012d}.jpg'
+
+
+def _make_and_save(settings: ShapesSettings, folder: Path, split: str, index: int) -> list[dict]:
+    content, annotations = make_image(settings, split, index)
+    (image_folder(folder, split) / file_name(split, index)).write_bytes(content)
+    return annotations
+
+
+def make_shapes(
+    folder: str | Path,
+    settings: ShapesSettings,
+    *,
+    overwrite: bool = False,
+    workers: int = 1,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> bool:
+    """Makes the data set in COCO's layout: ``annotations/``, ``train2017/``, ``val2017/``.
+
+    The annotation files come last, so a folder without them is unfinished and is made anew. The same settings give the
+    same bytes with the same versions of numpy and Pillow.
+
+    Args:
+        folder: where to.
+        settings: what to make.
+        overwrite: replaces a data set of other settings.
+        workers: processes; the result does not depend on it.
+        progress: called with the number of finished images and of all.
+
+    Returns:
+        Whether something was made; False when it was there already.
+
+    Raises:
+        DataError: the folder holds something else or cannot be written.
+    """
+    folder = Path(folder)
+    if matches(folder, settings):
+        return False
+    try:
+        check_folder(folder, settings.record(), overwrite)
+        prepare_folder(folder, settings.record())
+        _make_all(folder, settings, workers, progress)
+    except OSError as error:
+        raise DataError(f'{error.filename or folder} cannot be written: {error.strerror}') from error
+    return True
+
+
+def _make_all(folder: Path, settings: ShapesSettings, workers: int, progress: Callable[[int, int], None]) -> None:
+    total, done = settings.train + settings.val, 0
+    contents = {}
+    pool = ProcessPoolExecutor(workers) if workers > 1 else None
+    try:
+        for split in SPLITS:
+            make = partial(_make_and_save, settings, folder, split)
+            count = getattr(settings, split)
+            results = pool.map(make, range(count), chunksize=8) if pool else map(make, range(count))
+            annotations = []
+            for found in results:
+                annotations += found
+                done += 1
+                progress(done, total)
+            contents[split] = _coco(settings, split, annotations)
+    finally:
+        if pool:
+            pool.shutdown(cancel_futures=True)
+    for split, content in contents.items():
+        write_json(annotation_file(folder, split), content)
+
+
+def _coco(settings: ShapesSettings, split: str, annotations: list[dict]) -> dict:
+    images = [
+        {
+            'id': image_id(split, index),
+            'file_name': file_name(split, index),
+            'width': settings.size,
+            'height': settings.size,
+        }
+        for index in range(getattr(settings, split))
+    ]
+    categories = [{'id': i + 1, 'name': name, 'supercategory': 'shape'} for i, name in enumerate(CLASSES)]
+    return {
+        'info': settings.record(),
+        'licenses': [],
+        'images': images,
+        'annotations': annotations,
+        'categories': categories,
+    }

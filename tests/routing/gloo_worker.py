@@ -80,7 +80,7 @@ def train(rank: int, num_ranks: int) -> dict[str, torch.Tensor]:
 def main(rank: int, rendezvous: str, output: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
-        'gloo', init_method=f'file://{rendezvous}', rank=rank, world_size=2, timeout=timedelta(seconds=60)
+        'gloo', init_method=f'file://{rendezvous}', rank=rank, world_size=2, timeout=timedelta(seconds=300)
     )
     routing = import_routing()
     from moe_det.routing.distributed import sum_over_ranks

@@ -33,7 +33,7 @@ def runs(tmp_path_factory) -> tuple[dict, dict, dict]:
         spec.loader.exec_module(worker)
         alone = worker.train(0, 1)  # while the two start
         for process in processes:
-            _, errors = process.communicate(timeout=120)
+            _, errors = process.communicate(timeout=300)
             assert process.returncode == 0, errors[-3000:]
     finally:
         for process in processes:

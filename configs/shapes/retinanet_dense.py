@@ -7,8 +7,26 @@ custom_imports = dict(imports=['moe_det'], allow_failed_imports=False)
 
 model = dict(
     backbone=dict(depth=18, base_channels=16, frozen_stages=-1, norm_eval=False, init_cfg=None),
-    neck=dict(in_channels=[16, 32, 64, 128], out_channels=64),
-    bbox_head=dict(num_classes=6, in_channels=64, feat_channels=64, stacked_convs=2),
+    neck=dict(in_channels=[16, 32, 64, 128], out_channels=64, norm_cfg=dict(type='BN')),
+    bbox_head=dict(
+        num_classes=6,
+        in_channels=64,
+        feat_channels=64,
+        stacked_convs=2,
+        norm_cfg=dict(type='GN', num_groups=8),
+        anchor_generator=dict(octave_base_scale=2),  # the images are small: anchors from 16 px
+        loss_bbox=dict(loss_weight=2.0),
+        # RetinaNet's 0.01 suits four convolutions of 256 channels; here it would keep gradients from the backbone
+        init_cfg=dict(
+            type='Normal',
+            layer='Conv2d',
+            std=0.05,
+            override=[
+                dict(type='Normal', name='retina_cls', std=0.01, bias_prob=0.01),
+                dict(type='Normal', name='retina_reg', std=0.01),
+            ],
+        ),
+    ),
 )
 
 # --- data
@@ -29,14 +47,14 @@ test_pipeline = [
 ]
 train_dataloader = dict(
     batch_size=8,
-    num_workers=2,
+    num_workers=1,
     dataset=dict(
         data_root=data_root, metainfo=metainfo, pipeline=train_pipeline, filter_cfg=dict(_delete_=True)
     ),
 )
 val_dataloader = dict(
     batch_size=8,
-    num_workers=2,
+    num_workers=1,
     dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=test_pipeline),
 )
 test_dataloader = val_dataloader
@@ -50,7 +68,7 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=10, norm_type=2),
 )
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),
+    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=30),
     dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=4, convert_to_iter_based=True, eta_min=2e-5),
 ]
 auto_scale_lr = dict(base_batch_size=8)

@@ -7,6 +7,7 @@ model = dict(
         moe=dict(
             num_experts=4,
             top_k=2,
+            width=0.5,  # half the dense branch's channels: two experts cost less than it
             constraint=dict(type='KLConstraint', weight=0.25),
         ),
     )

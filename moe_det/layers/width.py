@@ -16,7 +16,9 @@ def conv_cost(in_channels: int, out_channels: int, kernel_size: int = 3) -> int:
     return kernel_size * kernel_size * in_channels * out_channels
 
 
-def matched_width(cost: Callable[[int], int], dense_cost: int, top_k: int, largest: int) -> int:
+def matched_width(
+    cost: Callable[[int], int], dense_cost: int, top_k: int, largest: int, multiple: int = 1
+) -> int:
     """The inner width at which ``top_k`` experts come nearest to the cost of the dense branch.
 
     Args:
@@ -24,15 +26,22 @@ def matched_width(cost: Callable[[int], int], dense_cost: int, top_k: int, large
         dense_cost: cost of the branch that the experts replace.
         top_k: K.
         largest: widest expert to consider.
+        multiple: the width must divide by this.
 
     Returns:
-        A width between 1 and ``largest``.
+        A multiple of ``multiple`` up to ``largest``.
     """
-    return min(range(1, largest + 1), key=lambda width: abs(top_k * cost(width) - dense_cost))
+    return min(range(multiple, largest + 1, multiple), key=lambda width: abs(top_k * cost(width) - dense_cost))
 
 
 def inner_width(
-    width: float | str, channels: int, cost: Callable[[int], int], dense_cost: int, top_k: int, where: str
+    width: float | str,
+    channels: int,
+    cost: Callable[[int], int],
+    dense_cost: int,
+    top_k: int,
+    where: str,
+    multiple: int = 1,
 ) -> int:
     """Turns the config key ``width`` into a number of channels.
 
@@ -43,19 +52,20 @@ def inner_width(
         dense_cost: cost of the dense branch.
         top_k: K.
         where: config key of the settings, for messages.
+        multiple: the result is a multiple of this, such as the groups of a GroupNorm.
 
     Raises:
         MoEConfigError: neither a number in range nor ``'matched'``, or K experts are too many to match.
     """
     if width == MATCHED:
-        least = top_k * cost(1) / dense_cost
+        least = top_k * cost(multiple) / dense_cost
         if least > 1 + TOLERANCE:
             raise MoEConfigError(
-                f"{where}.width='{MATCHED}': {top_k} experts of one inner channel still cost {least:.2f} times the "
-                'dense part that they replace, because their input and output keep their size; use a smaller top_k '
-                'or a factor'
+                f"{where}.width='{MATCHED}': {top_k} experts of inner width {multiple} still cost {least:.2f} times "
+                'the dense part that they replace, because their input and output keep their size; use a smaller '
+                'top_k or a factor'
             )
-        return matched_width(cost, dense_cost, top_k, channels)
+        return matched_width(cost, dense_cost, top_k, channels, multiple)
     if isinstance(width, bool) or not isinstance(width, Real) or not 0 < width <= 4:
         raise MoEConfigError(f"{where}.width={width!r}: expected a factor in (0, 4] or '{MATCHED}'")
-    return max(1, round(width * channels))
+    return max(1, round(width * channels / multiple)) * multiple

@@ -124,6 +124,7 @@ def build_branch_experts(
         shape.cost(shape.feat_channels, whole),
         settings.top_k,
         where,
+        multiple=(shape.norm_cfg or {}).get('num_groups', 1),
     )
     mixture = mix_probabilities if whole and shape.name == 'cls' else mix_linear
     return settings.build_experts(lambda: TowerExpert(shape, inner, whole), mixture)

@@ -13,6 +13,7 @@ import numpy as np
 RING_HOLE = 0.55
 CROSS_ARM = 0.34
 STAR_INNER = 0.5
+TILT = 0.08  # radians, standard deviation: things in photographs mostly stand upright
 
 # area of each unit shape and its farthest point; the unit is the circumradius (half the width for square and cross)
 UNIT_AREA = {
@@ -98,15 +99,15 @@ class Stamp:
 
 
 def make_stamp(rng: np.random.Generator, kind: str, size: float) -> Stamp:
-    """Rasterises a shape of area ``size ** 2`` with random rotation, mild stretch and sub-pixel position.
+    """Rasterises a shape of area ``size ** 2`` nearly upright, with mild stretch and sub-pixel position.
 
     Args:
-        rng: source of the rotation, stretch and position.
+        rng: source of the tilt, stretch and position.
         kind: one of the class names.
         size: square root of the area in pixels.
     """
-    stretch = math.exp(rng.uniform(-0.12, 0.12))
-    angle = rng.uniform(0.0, 2.0 * math.pi)
+    stretch = math.exp(rng.uniform(-0.06, 0.06))
+    angle = rng.normal(0.0, TILT)
     radius = size / math.sqrt(UNIT_AREA[kind])
     half = math.ceil(radius * UNIT_REACH[kind] * max(stretch, 1.0 / stretch)) + 2
     axis = np.arange(-half, half + 1, dtype=np.float32)

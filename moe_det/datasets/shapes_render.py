@@ -18,7 +18,7 @@ from .shapes_scene import CLASSES, Scene
 
 MIN_VISIBLE_PX = 20
 HUE_SPREAD = 0.01  # of a full turn; the hues of two classes lie 1/6 apart
-_SHARES = (0.9,) * 12 + (0.7,) * 8 + (0.5,) * 8 + (0.4,) * 4  # visible share that every object must keep, try after try
+_SHARES = (0.95,) * 14 + (0.85,) * 10 + (0.7,) * 8  # visible share that every object must keep, try after try
 _CUT_CHANCE = 0.1  # of objects that reach over the image border
 
 

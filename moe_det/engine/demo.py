@@ -80,7 +80,7 @@ def _trained(cfg: Config, folder: Path, fingerprint: str) -> dict:
     if last is not None:
         training.resume, training.load_from = True, last
     # evaluated once, afterwards
-    training.train_cfg.val_interval = training.train_cfg.max_epochs + 1
+    training.train_cfg.val_begin = training.train_cfg.max_epochs + 1
     say(f'2/3 training: {Path(cfg.filename).name}' + (f', continued from {last}' if last else ''))
     runner = build_runner(training)
     started.write_text(fingerprint, encoding='utf-8')

@@ -1,0 +1,104 @@
+"""The demo's stages: what it writes, what it keeps, what it says when the data cannot be made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from moe_det.datasets.shapes import ShapesSettings, make_shapes
+from moe_det.engine import demo
+from moe_det.engine.moe_hook import MoEHook
+from moe_det.errors import MoEDetError
+from moe_det.routing import Utilisation
+
+CONFIG = str(Path(__file__).resolve().parents[2] / 'configs' / 'shapes' / 'retinanet_moe_soft.py')
+UTILISATION = Utilisation((0.25,) * 4, (1.0,) * 4, 4, 1.5, 2.0, 100)
+
+
+class _Runner:
+    """Stands for mmengine's: training leaves a checkpoint, testing returns metrics and fills the hook."""
+
+    calls: list[str] = []
+
+    def __init__(self, cfg) -> None:
+        self.cfg = cfg
+        self.hooks = [MoEHook()]
+
+    def train(self) -> None:
+        self.calls.append('train from ' + str(self.cfg.load_from))
+        folder = Path(self.cfg.work_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / 'epoch_1.pth').write_bytes(b'weights')
+        (folder / 'last_checkpoint').write_text(str(folder / 'epoch_1.pth'))
+
+    def test(self) -> dict:
+        self.calls.append('test ' + Path(self.cfg.load_from).name)
+        self.hooks[0].utilisation = {'bbox_head.cls': UTILISATION}
+        return {f'coco/{name}': 0.25 for name in demo.METRICS}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    def build(cfg):
+        Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
+        return _Runner(cfg)
+
+    monkeypatch.setattr(demo, 'build_runner', build)
+    monkeypatch.setattr(_Runner, 'calls', [])
+    make_shapes(tmp_path / 'data', ShapesSettings(train=2, val=1, size=64))
+    script = tmp_path / 'make.py'
+    script.write_text('')
+
+    def call(options=()):
+        return demo.run_demo(CONFIG, str(tmp_path / 'work'), str(tmp_path / 'data'), str(script), list(options))
+
+    return call
+
+
+def test_summary_holds_metrics_time_config_checkpoint_and_utilisation(run, tmp_path, capsys):
+    summary = run()
+    stored = json.loads((tmp_path / 'work' / 'summary.json').read_text())
+    assert stored.keys() == summary.keys()
+    assert [stored[name] for name in ('bbox_mAP', 'bbox_mAP_s', 'bbox_mAP_m', 'bbox_mAP_l')] == [0.25] * 4
+    assert stored['train_seconds'] >= 0 and stored['config'] == CONFIG
+    assert Path(stored['checkpoint']).name == 'epoch_1.pth'
+    assert stored['utilisation']['bbox_head.cls']['living'] == 4
+    printed = capsys.readouterr().out
+    assert '0.250' in printed and 'bbox_head.cls' in printed and 'tools/test.py' in printed
+
+
+def test_second_run_trains_and_tests_nothing(run):
+    run()
+    assert _Runner.calls == ['train from None', 'test epoch_1.pth']
+    run()
+    assert len(_Runner.calls) == 2
+
+
+def test_lost_summary_is_made_from_the_kept_checkpoint(run, tmp_path):
+    run()
+    (tmp_path / 'work' / 'summary.json').unlink()
+    run()
+    assert _Runner.calls[2:] == ['test epoch_1.pth']
+
+
+def test_other_settings_are_trained_anew(run):
+    run()
+    run(['--train', '3'])
+    assert _Runner.calls[2:] == ['train from None', 'test epoch_1.pth']
+
+
+def test_interrupted_training_is_continued(run, tmp_path):
+    run()
+    (tmp_path / 'work' / 'trained.json').unlink()
+    (tmp_path / 'work' / 'summary.json').unlink()
+    run()
+    assert _Runner.calls[2].startswith('train from') and _Runner.calls[2].endswith('epoch_1.pth')
+
+
+def test_data_that_cannot_be_made_is_an_error(tmp_path):
+    script = tmp_path / 'make.py'
+    script.write_text('raise SystemExit(2)')
+    with pytest.raises(MoEDetError, match='exit status 2'):
+        demo.run_demo(CONFIG, str(tmp_path / 'work'), str(tmp_path / 'data'), str(script), [])

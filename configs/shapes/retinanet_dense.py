@@ -13,7 +13,7 @@ model = dict(
         in_channels=64,
         feat_channels=64,
         stacked_convs=2,
-        norm_cfg=dict(type='GN', num_groups=8),
+        norm_cfg=dict(type='GN', num_groups=4),
         anchor_generator=dict(octave_base_scale=2),  # the images are small: anchors from 16 px
         loss_bbox=dict(loss_weight=2.0),
         # RetinaNet's 0.01 suits four convolutions of 256 channels; here it would keep gradients from the backbone
@@ -62,14 +62,14 @@ val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
 test_evaluator = val_evaluator
 
 # --- schedule
-train_cfg = dict(max_epochs=3, val_interval=3)
+train_cfg = dict(max_epochs=5, val_interval=5)
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=2e-3, weight_decay=1e-4),
     clip_grad=dict(max_norm=10, norm_type=2),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=30),
-    dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=3, convert_to_iter_based=True, eta_min=2e-5),
+    dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=5, convert_to_iter_based=True, eta_min=2e-5),
 ]
 auto_scale_lr = dict(base_batch_size=8)
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=1, max_keep_ckpts=2))

@@ -104,6 +104,7 @@ def arguments_table(cls: type, hidden: tuple[str, ...] = ()) -> str:
 def page() -> str:
     """The whole page."""
     import moe_det  # noqa: F401
+    from moe_det.engine.amp import CPUAmpOptimWrapper
     from moe_det.engine.moe_hook import MoEHook
     from moe_det.layers import MoEBlock, MoEConv2d, MoESettings
     from moe_det.models import FrozenFPN, MoEResNet, MoERetinaHead
@@ -123,6 +124,7 @@ def page() -> str:
     parts += ["\n## `neck=dict(type='FrozenFPN', ...)`\n", summary(inspect.getdoc(FrozenFPN))]
     parts += ["\n## `custom_hooks=[dict(type='MoEHook')]`\n", summary(inspect.getdoc(MoEHook))]
     parts += ['\n' + arguments_table(MoEHook)]
+    parts += ["\n## `optim_wrapper=dict(type='CPUAmpOptimWrapper', ...)`\n", summary(inspect.getdoc(CPUAmpOptimWrapper))]
     parts += ['\n## Gates: `gate=dict(type=...)`']
     for name, cls in GATES.module_dict.items():
         parts += [f'\n### `{name}`\n', summary(inspect.getdoc(cls))]

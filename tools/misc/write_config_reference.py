@@ -124,7 +124,8 @@ def page() -> str:
     parts += ["\n## `neck=dict(type='FrozenFPN', ...)`\n", summary(inspect.getdoc(FrozenFPN))]
     parts += ["\n## `custom_hooks=[dict(type='MoEHook')]`\n", summary(inspect.getdoc(MoEHook))]
     parts += ['\n' + arguments_table(MoEHook)]
-    parts += ["\n## `optim_wrapper=dict(type='CPUAmpOptimWrapper', ...)`\n", summary(inspect.getdoc(CPUAmpOptimWrapper))]
+    parts += ["\n## `optim_wrapper=dict(type='CPUAmpOptimWrapper', ...)`\n"]
+    parts += [summary(inspect.getdoc(CPUAmpOptimWrapper))]
     parts += ['\n## Gates: `gate=dict(type=...)`']
     for name, cls in GATES.module_dict.items():
         parts += [f'\n### `{name}`\n', summary(inspect.getdoc(cls))]

@@ -21,8 +21,8 @@ subset of 421 images of COCO 2017 (418 with objects)      0.34 (95 %: 0.30-0.38)
 The interval is a bootstrap over images. The subset's class mix is flatter than COCO's. Of the synthetic objects about
 42 % are small, 38 % medium and 20 % large by COCO's limits, whatever the scene scale.
 
-Each class has a hue of its own and shapes stand nearly upright: the set is meant to be learnt within minutes, so it says
-nothing about how well a detector tells shapes apart.
+Each class has a hue of its own and shapes stand nearly upright: the set is meant to be learnt within minutes, so it
+says nothing about how well a detector tells shapes apart.
 """
 
 from __future__ import annotations

@@ -25,6 +25,8 @@ class RoutingRecord:
         image_ids: (R,) id of each row's image, as given to :meth:`RoutingRecorder.start_batch`.
         levels: (R,) level of each row; 0 when the decision holds for all levels.
         patches: (R,) position of the patch inside its map, row by row; 0 without patches.
+        unit: ``'level'``, ``'image'`` or ``'patch'``.
+        map_sizes: (H, W) of the map of each level, by level number.
     """
 
     layer: str
@@ -33,6 +35,8 @@ class RoutingRecord:
     image_ids: Tensor
     levels: Tensor
     patches: Tensor
+    unit: str
+    map_sizes: dict[int, tuple[int, int]]
 
 
 class _Recorder:
@@ -96,11 +100,13 @@ class RoutingRecorder(_Recorder):
         first = self._next_level[layer]
         levels = layout.levels() - layout.first_level + first
         self._next_level[layer] = first + len(layout.level_rows)
+        map_sizes = {first + i: size for i, size in enumerate(layout.map_sizes)}
         per_level = layout.patches if layout.unit != 'image' else (1,)
         patches = torch.cat([torch.arange(p).repeat(layout.num_images) for p in per_level])
         weights = routing.dense(routing.weights, 0.0).detach().cpu()
         probs = routing.probs.detach().cpu()
-        self.records.append(RoutingRecord(layer, weights, probs, self._image_ids[images], levels, patches))
+        ids = self._image_ids[images]
+        self.records.append(RoutingRecord(layer, weights, probs, ids, levels, patches, layout.unit, map_sizes))
 
 
 class UsageRecorder(_Recorder):

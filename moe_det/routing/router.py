@@ -13,6 +13,7 @@ from ..errors import CheckpointError, UncollectedConstraintError
 from .constraint import Constraint
 from .distributed import in_backward
 from .gates import Gate
+from .intervention import Intervention
 from .noise import LearnedNoise
 from .routing import Routing, Usage, select
 from .rows import RowLayout
@@ -113,6 +114,7 @@ class Router(nn.Module):
         self.monitored = False  # set by who reads `recent`
         self.recent: Usage | None = None
         self.recorder: Callable[[Router, Routing, RowLayout], None] | None = None
+        self.intervention: Intervention | None = None
         self._forget()
 
     def extra_repr(self) -> str:
@@ -129,7 +131,7 @@ class Router(nn.Module):
     def __getstate__(self) -> dict:
         """Copies and pickles without the rows of an unfinished step, which hold graphs."""
         state = self.__dict__.copy()
-        state.update(_calls=[], _replay=[], _call_count=0, recorder=None, recent=None)
+        state.update(_calls=[], _replay=[], _call_count=0, recorder=None, recent=None, intervention=None)
         return state
 
     # -- decision ----------------------------------------------------------------------------------------------
@@ -177,7 +179,8 @@ class Router(nn.Module):
             allowed = logits.detach()
             for constraint in self.constraints.values():
                 allowed = constraint.mask(allowed, groups)
-        indices, log_weights = select(logits, allowed, self.top_k, self.sums_to_one)
+        choose = select if self.training or self.intervention is None else self.intervention.select
+        indices, log_weights = choose(logits, allowed, self.top_k, self.sums_to_one)
         return Routing(logits, indices, log_weights, self.sums_to_one, groups, self.num_groups), allowed
 
     def _decide_and_keep(self, logits: Tensor, rows: Sequence[Tensor], layout: RowLayout) -> Routing:

@@ -103,6 +103,24 @@ def join_patches(windows: Tensor, height: int, width: int, grid: int, halo: int 
     return torch.cat(lines, dim=2)
 
 
+def patch_numbers(y: Tensor, x: Tensor, height: int, width: int, grid: int) -> Tensor:
+    """Number of the patch that writes each pixel of a map, as :func:`split_patches` counts them.
+
+    Args:
+        y: integer rows, any shape.
+        x: integer columns, same shape.
+        height: H of the map.
+        width: W of the map.
+        grid: as given to :func:`split_patches`; 1 gives zeros.
+    """
+    ends = []
+    for length in (height, width):
+        _, spans = axis_spans(length, grid)
+        ends.append(torch.tensor([span.start + span.skip + span.keep for span in spans]))
+    row, column = (torch.bucketize(at, end, right=True) for at, end in zip((y, x), ends, strict=True))
+    return row * len(ends[1]) + column
+
+
 @dataclass(frozen=True)
 class RowLayout:
     """How the rows of one call lie: per level, image-major, patches innermost.
@@ -112,12 +130,14 @@ class RowLayout:
         num_images: N.
         patches: rows per image of each level, 1 except for ``unit='patch'``.
         first_level: level number of the first map (a layer that is called once per level counts its calls).
+        map_sizes: (H, W) of each level.
     """
 
     unit: str
     num_images: int
     patches: tuple[int, ...]
     first_level: int = 0
+    map_sizes: tuple[tuple[int, int], ...] = ()
 
     @property
     def level_rows(self) -> tuple[int, ...]:
@@ -153,10 +173,11 @@ def rows_of(maps: Sequence[Tensor], unit: str, grid: int = 1, first_level: int =
         L tensors whose first axis are rows, and their layout.
     """
     num_images = maps[0].shape[0]
+    map_sizes = tuple((f.shape[2], f.shape[3]) for f in maps)
     if unit != 'patch':
-        return list(maps), RowLayout(unit, num_images, (1,) * len(maps), first_level)
+        return list(maps), RowLayout(unit, num_images, (1,) * len(maps), first_level, map_sizes)
     windows = [split_patches(feature, grid) for feature in maps]
     patches = tuple(
         len(axis_spans(f.shape[2], grid)[1]) * len(axis_spans(f.shape[3], grid)[1]) for f in maps
     )
-    return windows, RowLayout(unit, num_images, patches, first_level)
+    return windows, RowLayout(unit, num_images, patches, first_level, map_sizes)

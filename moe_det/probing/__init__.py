@@ -1,0 +1,1 @@
+"""Asking a trained detector questions: where each detection came from, and what changes with other routing."""

@@ -1,0 +1,71 @@
+"""The routings that a detector is evaluated under: its own, each expert forced, each knocked out, other K."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from ..routing.intervention import Intervention
+from ..routing.router import find_routers
+
+# layers under these run after the features: a change of their routing leaves the features as they are
+_AFTER_FEATURES = ('bbox_head.', 'rpn_head.', 'roi_head.')
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One routing to evaluate.
+
+    Attributes:
+        name: ``<layer>/forced/<e>``, ``<layer>/knocked_out/<e>`` or ``top_k/<k>``.
+        interventions: by layer.
+    """
+
+    name: str
+    interventions: dict[str, Intervention] = field(hash=False)
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether backbone and neck compute what they compute under the detector's own routing."""
+        return all(layer.startswith(_AFTER_FEATURES) for layer in self.interventions)
+
+
+def forced(layer: str, expert: int) -> str:
+    """Name of the condition in which ``layer`` gives every row to ``expert``."""
+    return f'{layer}/forced/{expert}'
+
+
+def knocked_out(layer: str, expert: int) -> str:
+    """Name of the condition in which ``layer`` gives no row to ``expert``."""
+    return f'{layer}/knocked_out/{expert}'
+
+
+def swept(top_k: int) -> str:
+    """Name of the condition in which every layer chooses ``top_k`` experts."""
+    return f'top_k/{top_k}'
+
+
+def conditions_of(model: nn.Module, layers: Iterable[str] | None = None) -> list[Condition]:
+    """Lists the conditions: for each layer every expert forced and knocked out, then K from 1 to the largest E.
+
+    The trained K is the detector's own routing and is left out. In the sweep a layer with fewer than K experts uses all.
+
+    Args:
+        model: a model with MoE layers.
+        layers: those to force and to knock out; None takes all.
+    """
+    routers = find_routers(model)
+    found = []
+    for layer in routers if layers is None else layers:
+        experts = routers[layer].num_experts
+        found += [Condition(forced(layer, e), {layer: Intervention(forced=e)}) for e in range(experts)]
+        if experts > 1:
+            found += [Condition(knocked_out(layer, e), {layer: Intervention(knocked_out=e)}) for e in range(experts)]
+    trained = {layer: router.top_k for layer, router in routers.items()}
+    for top_k in range(1, max((r.num_experts for r in routers.values()), default=0) + 1):
+        chosen = {layer: min(top_k, router.num_experts) for layer, router in routers.items()}
+        if chosen != trained:
+            found.append(Condition(swept(top_k), {layer: Intervention(top_k=k) for layer, k in chosen.items()}))
+    return found

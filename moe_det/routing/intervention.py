@@ -1,0 +1,93 @@
+"""Interventions: another choice of experts than the gate's, to see what an expert does.
+
+Utilisation and specialisation are observed; only what happens when the routing is changed tells what an expert causes.
+Interventions act in eval mode alone, so that a forgotten one cannot reach training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .routing import select
+
+if TYPE_CHECKING:
+    from .router import Router
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """How a layer's routing is changed.
+
+    Attributes:
+        forced: the only expert, for every row. It gets the weight that the row's chosen experts had together: 1 where
+            weights sum to 1, else (K = 1) the gate's probability of its own choice, the scale that experts learnt with.
+        knocked_out: an expert that no row may choose; the next best takes its place and weights are normalised anew.
+        top_k: another number of chosen experts.
+    """
+
+    forced: int | None = None
+    knocked_out: int | None = None
+    top_k: int | None = None
+
+    def check(self, label: str, num_experts: int) -> None:
+        """Raises ValueError if a layer with ``num_experts`` experts cannot be changed so."""
+        for name in ('forced', 'knocked_out'):
+            expert = getattr(self, name)
+            if expert is not None and not 0 <= expert < num_experts:
+                raise ValueError(f'{label}: {name}={expert}: expected an expert from 0 to {num_experts - 1}')
+        if self.knocked_out is not None and num_experts == 1:
+            raise ValueError(f'{label}: the only expert cannot be knocked out')
+        if self.top_k is not None and not 1 <= self.top_k <= num_experts:
+            raise ValueError(f'{label}: top_k={self.top_k}: expected 1 to {num_experts}')
+
+    def select(self, logits: Tensor, allowed: Tensor, top_k: int, sums_to_one: bool) -> tuple[Tensor, Tensor]:
+        """As :func:`~moe_det.routing.routing.select`, changed."""
+        top_k = self.top_k or top_k
+        if self.knocked_out is not None:
+            without = allowed.clone()
+            without[:, self.knocked_out] = float('-inf')
+            # a row whose other experts a hard constraint forbids still may not fall back on this one
+            rest = logits.clone()
+            rest[:, self.knocked_out] = float('-inf')
+            only = torch.isneginf(without).all(dim=1, keepdim=True)
+            allowed = torch.where(only, rest, without)
+            top_k = min(top_k, logits.shape[1] - 1)
+        indices, log_weights = select(logits, allowed, top_k, sums_to_one)
+        if self.forced is not None:
+            total = torch.logsumexp(log_weights, dim=1, keepdim=True)
+            return torch.full_like(indices[:, :1], self.forced), total
+        return indices, log_weights
+
+
+@contextmanager
+def intervene(model: nn.Module, interventions: Mapping[str, Intervention]) -> Iterator[None]:
+    """Changes the routing of a model's layers while inside.
+
+    Args:
+        model: a model in eval mode.
+        interventions: by layer path, as :func:`~moe_det.routing.router.find_routers` names them.
+
+    Raises:
+        KeyError: the model has no such layer.
+        ValueError: an expert or a K that the layer does not have.
+    """
+    from .router import find_routers
+
+    routers: dict[str, Router] = find_routers(model)
+    for layer, intervention in interventions.items():
+        if layer not in routers:
+            raise KeyError(f'no MoE layer {layer!r}; the model has {", ".join(routers) or "none"}')
+        intervention.check(layer, routers[layer].num_experts)
+    try:
+        for layer, intervention in interventions.items():
+            routers[layer].intervention = intervention
+        yield
+    finally:
+        for layer in interventions:
+            routers[layer].intervention = None

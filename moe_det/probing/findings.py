@@ -80,7 +80,7 @@ class Findings:
             arrays[_SEPARATOR.join(('conditions', name))] = detections
         unfinished = path.with_suffix('.tmp')
         with open(unfinished, 'wb') as file:
-            np.savez(file, **arrays)
+            np.savez_compressed(file, **arrays)
         os.replace(unfinished, path)
 
     @staticmethod

@@ -1,0 +1,61 @@
+"""Does what an expert does agree with what it is used for? Average precision by size when each expert is forced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .seeds import size_preference
+
+SIZE_PRECISIONS = ('AP_S', 'AP_M', 'AP_L')
+
+
+def advantage(forced: Sequence[dict[str, float | None]]) -> np.ndarray:
+    """(E, 3) how much better than the other experts each is at a size, freed of how good it is at everything.
+
+    Args:
+        forced: by expert, the average precisions when every row goes to it.
+
+    Returns:
+        AP_S, AP_M, AP_L with the mean over experts, then the mean over sizes taken away; NaN where an AP is missing.
+    """
+    values = np.array([[np.nan if row[name] is None else row[name] for name in SIZE_PRECISIONS] for row in forced])
+    values = values - values.mean(axis=0)
+    return values - _row_means(values)
+
+
+def _row_means(values: np.ndarray) -> np.ndarray:
+    known = ~np.isnan(values)
+    return np.where(known, values, 0).sum(1, keepdims=True) / np.maximum(known.sum(1, keepdims=True), 1)
+
+
+def agreement(table: np.ndarray, forced: Sequence[dict[str, float | None]]) -> float | None:
+    """Cosine between :func:`~moe_det.analysis.seeds.size_preference` and :func:`advantage` over experts and sizes.
+
+    1: each expert is used, beyond what its level explains, for the sizes that it is better at; below 0: for those
+    that it is worse at.
+
+    Args:
+        table: (E, S, L) objects by expert, size and level.
+        forced: by expert, the average precisions when every row goes to it.
+
+    Returns:
+        From -1 to 1; None if one of them is zero everywhere, or nothing is known.
+    """
+    if len(forced) < 2:
+        return None
+    used, good = size_preference(table), advantage(forced)
+    known = ~np.isnan(good)
+    used, good = used[known], good[known]
+    scale = np.linalg.norm(used) * np.linalg.norm(good)
+    return float(used @ good / scale) if scale > 1e-12 else None
+
+
+def spreads(forced: Sequence[dict[str, float | None]]) -> dict[str, float | None]:
+    """Largest minus smallest AP of each size over the forced experts (arXiv 2204.10598 reports these)."""
+    found = {}
+    for name in SIZE_PRECISIONS:
+        values = [row[name] for row in forced if row[name] is not None]
+        found[f'spread_{name}'] = max(values) - min(values) if values else None
+    return found

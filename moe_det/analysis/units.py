@@ -1,0 +1,191 @@
+"""The three units of analysis: which expert served an object or an image, as arrays for the statistics.
+
+Functions here read findings (:class:`moe_det.probing.findings.Findings`), arrays only. Letters: g ground truths, n
+entries, E experts, R routing rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import spearmanr
+
+NO_ROW = -1
+FEWEST_IMAGES_CORRELATED = 10
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One entry per object, or per object and level.
+
+    Attributes:
+        objects: (n,) position of the object in the ground truth.
+        rows: (n,) its routing row in the layer's table.
+        image_ids: (n,) image of the row.
+        levels: (n,) level of the row.
+        patches: (n,) patch of the row.
+        experts: (n, E) how much each expert had to do with the entry; rows sum to 1.
+        sizes: (n,) size bin.
+        shares: (n,) part of the object that the entry stands for; an object's entries sum to 1.
+    """
+
+    objects: np.ndarray
+    rows: np.ndarray
+    image_ids: np.ndarray
+    levels: np.ndarray
+    patches: np.ndarray
+    experts: np.ndarray
+    sizes: np.ndarray
+    shares: np.ndarray
+
+    @property
+    def top_experts(self) -> np.ndarray:
+        """(n,) the expert with the largest weight; ties go to the lowest number."""
+        return self.experts.argmax(axis=1)
+
+
+def _unit(layer, objects: np.ndarray, rows: np.ndarray, experts: np.ndarray, sizes: np.ndarray, shares) -> Unit:
+    return Unit(
+        objects=objects,
+        rows=rows,
+        image_ids=layer.image_ids[rows],
+        levels=layer.levels[rows],
+        patches=layer.patches[rows],
+        experts=experts,
+        sizes=sizes[objects],
+        shares=np.ones(len(objects)) if shares is None else shares,
+    )
+
+
+def _normalised(weights: np.ndarray) -> np.ndarray:
+    """Weights that sum to 1 in each row; with K = 1 they are the gate's probability of its choice."""
+    return weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-12)
+
+
+def decides_per_image(layer) -> bool:
+    """Whether the layer decides once per image (or patch of it), so that an object's centre tells its row."""
+    return bool((layer.truth_rows != NO_ROW).any())
+
+
+def detection_unit(layer, matches: np.ndarray, sizes: np.ndarray) -> Unit:
+    """Objects that were found, each with the routing row of the detection that COCO's rules match to it.
+
+    Args:
+        layer: findings on one layer.
+        matches: (g,) position of the matched detection, -1 where none.
+        sizes: (g,) size bin of each object.
+
+    Returns:
+        An entry per matched object whose row is known.
+    """
+    objects = np.flatnonzero(matches >= 0)
+    rows = layer.truth_rows[objects] if decides_per_image(layer) else layer.detection_rows[matches[objects]]
+    known = rows != NO_ROW
+    objects, rows = objects[known], rows[known]
+    return _unit(layer, objects, rows, _normalised(layer.weights[rows]), sizes, None)
+
+
+def training_unit(layer, positives: np.ndarray, ids: np.ndarray, sizes: np.ndarray) -> Unit:
+    """Every object with the expert weights over the anchors that the head's own assigner gives it.
+
+    An object whose positives lie on several levels has an entry for each, with the level's part of its positives.
+    Layers that decide once per image have one entry per object.
+
+    Args:
+        layer: findings on one layer.
+        positives: (p, 2) annotation id and level of each positive anchor.
+        ids: (g,) annotation ids in the order of ``sizes``.
+        sizes: (g,) size bin of each object.
+    """
+    if decides_per_image(layer):
+        objects = np.flatnonzero(layer.truth_rows != NO_ROW)
+        rows = layer.truth_rows[objects]
+        return _unit(layer, objects, rows, _normalised(layer.weights[rows]), sizes, None)
+    known = layer.positive_rows != NO_ROW
+    rows = layer.positive_rows[known]
+    order = np.argsort(ids)
+    objects = order[np.searchsorted(ids, positives[known, 0], sorter=order)]
+    # one entry per object, level and patch: the anchors of one row share its decision
+    pairs, counts = np.unique(np.stack([objects, rows], axis=1), axis=0, return_counts=True)
+    objects, rows = pairs.T if len(pairs) else (np.zeros(0, np.int64), np.zeros(0, np.int64))
+    totals = np.bincount(objects, weights=counts, minlength=len(ids))
+    return _unit(layer, objects, rows, _normalised(layer.weights[rows]), sizes, counts / totals[objects])
+
+
+def image_unit(layer, image_ids: np.ndarray, areas: np.ndarray) -> list[dict]:
+    """Correlates an image's gate weights with the size of its objects, level by level.
+
+    Args:
+        layer: findings on one layer.
+        image_ids: (g,) image of each object.
+        areas: (g,) area of each object in pixels.
+
+    Returns:
+        Per level and expert: Spearman's rank correlation over images between the mean weight of the expert and the
+        mean of ``log(area)``, its two-sided p-value and n images; None where it is undefined.
+    """
+    images, inverse = np.unique(image_ids, return_inverse=True)
+    logs = np.log(np.maximum(areas, 1.0))
+    mean_size = np.bincount(inverse, weights=logs) / np.bincount(inverse)
+    weights = _normalised(layer.weights)
+    found = []
+    for level in np.unique(layer.levels):
+        at = (layer.levels == level) & np.isin(layer.image_ids, images)
+        position = np.searchsorted(images, layer.image_ids[at])
+        counts = np.bincount(position, minlength=len(images))
+        seen = counts > 0
+        for expert in range(weights.shape[1]):
+            mean_weight = np.bincount(position, weights=weights[at, expert], minlength=len(images))
+            mean_weight = mean_weight[seen] / counts[seen]
+            rho = p_value = None
+            if seen.sum() >= FEWEST_IMAGES_CORRELATED and np.ptp(mean_weight) > 0 and np.ptp(mean_size[seen]) > 0:
+                rho, p_value = map(float, spearmanr(mean_weight, mean_size[seen]))
+            found.append(
+                {'level': int(level), 'expert': expert, 'rho': rho, 'p_value': p_value, 'n': int(seen.sum())}
+            )
+    return found
+
+
+def lift(unit: Unit, num_sizes: int, samples: int, seed: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """How much more often an expert serves a size than it serves anything: ``P(expert | size) / P(expert)``.
+
+    Args:
+        unit: entries; each counts by its share, for its top expert.
+        num_sizes: S.
+        samples: bootstrap samples of images; 0 gives no interval.
+        seed: of the samples.
+
+    Returns:
+        (E, S) lift, NaN where an expert or a size has no entry, and the 95 % percentile interval's two ends.
+    """
+    num_experts = unit.experts.shape[1]
+    images, image = np.unique(unit.image_ids, return_inverse=True)
+    cells = (image * num_experts + unit.top_experts) * num_sizes + unit.sizes
+    tables = np.bincount(cells, weights=unit.shares, minlength=len(images) * num_experts * num_sizes)
+    tables = tables.reshape(len(images), num_experts * num_sizes)
+    observed = _lift_of(tables.sum(0).reshape(1, num_experts, num_sizes))[0]
+    if not samples or len(images) < 2:
+        return observed, None, None
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for start in range(0, samples, 500):
+        count = min(500, samples - start)
+        times = rng.multinomial(len(images), np.full(len(images), 1 / len(images)), size=count)
+        drawn.append(_lift_of((times @ tables).reshape(count, num_experts, num_sizes)))
+    with np.errstate(all='ignore'):
+        low, high = _quantiles(np.concatenate(drawn))
+    return observed, low, high
+
+
+def _quantiles(lifts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """2.5 % and 97.5 % over the first axis; NaN for cells that some samples leave undefined."""
+    return tuple(np.quantile(lifts, (0.025, 0.975), axis=0))
+
+
+def _lift_of(tables: np.ndarray) -> np.ndarray:
+    """(B, E, S) counts -> lift; NaN where it is undefined."""
+    total = tables.sum(axis=(1, 2), keepdims=True)
+    expected = tables.sum(axis=2, keepdims=True) * tables.sum(axis=1, keepdims=True)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        return np.where(expected > 0, tables * total / expected, np.nan)

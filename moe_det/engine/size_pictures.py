@@ -1,0 +1,117 @@
+"""Pictures of the size-specialisation report: what each expert likes most, and routings of single images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..analysis import gallery
+from ..analysis.figures.pictures import Pictures, crop_object, draw_boxes
+from ..analysis.ground_truth import GroundTruth
+from ..analysis.units import decides_per_image, detection_unit, training_unit
+from ..probing.findings import Findings
+
+
+class _Images:
+    """Image files by id, read once; a file that cannot be read leaves its pictures out."""
+
+    def __init__(self, paths: dict[int, str], ground_truth: GroundTruth, pictures: Pictures) -> None:
+        self.paths, self.truth, self.pictures = paths, ground_truth, pictures
+        self._made: dict[str, str | None] = {}
+
+    def name(self, image_id: int) -> str:
+        """File name of an image."""
+        return Path(self.paths[image_id]).name
+
+    def whole(self, image_id: int) -> str | None:
+        """Picture of an image with its boxes coloured by size."""
+        objects = self.truth.objects
+        at = objects.of_image(image_id)
+        return self._make(
+            f'image-{image_id}', image_id, lambda image: draw_boxes(image, objects.boxes[at], objects.sizes[at])
+        )
+
+    def crop(self, entry: dict, size: int) -> str | None:
+        """Cut-out of an object."""
+        return self._make(
+            f'object-{entry["annotation_id"]}',
+            entry['image_id'],
+            lambda image: crop_object(image, entry['bbox'], size=size),
+        )
+
+    def _make(self, name: str, image_id: int, draw) -> str | None:
+        if name not in self._made:
+            try:
+                with Image.open(self.paths[image_id]) as file:
+                    # boxes belong to the pixels as stored, as mmdet's and COCO's do: no EXIF rotation
+                    self._made[name] = self.pictures.save(name, draw(file.convert('RGB')))
+            except OSError:
+                self._made[name] = None
+        return self._made[name]
+
+
+def add_pictures(
+    results: dict,
+    folder: Path,
+    findings: Findings,
+    matches: np.ndarray,
+    ground_truth: GroundTruth,
+    paths: dict[int, str],
+) -> None:
+    """Adds ``favourites`` of each layer and ``examples`` to the results and writes their pictures.
+
+    Args:
+        results: complete but for these.
+        folder: of the results.
+        findings: on all images.
+        matches: (g,) detection that each object is matched by.
+        ground_truth: the objects.
+        paths: image file by image id.
+    """
+    images = _Images(paths, ground_truth, Pictures(folder))
+    objects = ground_truth.objects
+    size_of = dict(zip(objects.ids.tolist(), objects.sizes.tolist(), strict=True))
+    for layer in results['layers']:
+        found = findings.layers[layer['name']]
+        if layer['main_unit'] == 'detection':
+            unit = detection_unit(found, matches, objects.sizes)
+        else:
+            unit = training_unit(found, findings.positives, objects.ids, objects.sizes)
+        layer['favourites'] = []
+        for expert in range(layer['num_experts']):
+            liked = []
+            for position in gallery.favourite_objects(unit, expert):
+                entry = gallery.object_entry(ground_truth, unit, position, expert, not decides_per_image(found))
+                entry['file_name'] = images.name(entry['image_id'])
+                entry['picture'] = images.crop(entry, size_of[entry['annotation_id']])
+                liked.append(entry)
+            whole = [
+                {'image_id': i, 'file_name': images.name(i), 'weight': weight, 'picture': images.whole(i)}
+                for i, weight in gallery.favourite_images(found.weights, found.image_ids, expert)
+            ]
+            layer['favourites'].append({'expert': expert, 'images': whole, 'objects': liked})
+    results['examples'] = [
+        {
+            'image_id': i,
+            'file_name': images.name(i),
+            'picture': images.whole(i),
+            'objects': len(objects.of_image(i)),
+            'layers': [
+                {'name': layer['name'], 'levels': _routing(findings.layers[layer['name']], i)}
+                for layer in results['layers']
+            ],
+        }
+        for i in gallery.example_images(ground_truth)
+    ]
+
+
+def _routing(layer, image_id: int) -> list[dict]:
+    at = layer.image_ids == image_id
+    found = []
+    for level in np.unique(layer.levels[at]):
+        rows = np.flatnonzero(at & (layer.levels == level))
+        rows = rows[np.argsort(layer.patches[rows])]
+        found.append({'level': int(level), 'weights': layer.weights[rows].tolist()})
+    return found

@@ -1,0 +1,341 @@
+"""Behind ``tools/analysis_tools/size_specialization.py``: from config and checkpoint to the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+from mmengine.config import Config
+from torch import nn
+from tqdm import tqdm
+
+from ..analysis.assembly import LayerInfo, Settings, control_results, decide, layer_results, size_table
+from ..analysis.definitions import DEFINITIONS
+from ..analysis.figures import write_figures
+from ..analysis.ground_truth import COCO_LIMITS, GroundTruth
+from ..analysis.report import console_table, write_report
+from ..analysis.result import SpecializationResult
+from ..analysis.seeds_summary import across_seeds
+from ..errors import DataError, MoEConfigError, MoEDetError
+from ..probing.conditions import conditions_of
+from ..probing.findings import Findings
+from ..probing.probe import Probe
+from ..probing.random_gates import random_gates
+from ..probing.run import PartStore, file_hash, probe_images
+from ..routing.router import find_routers
+from ..version import __version__
+from .checkpoints import check_checkpoint
+from .console import say
+from .launch import Options, load_config
+from .size_pictures import add_pictures
+from .trained_model import analysis_device, annotation_file, load_trained_model, test_batches
+
+RESULTS_FORMAT = 1
+RESULTS_NAME = 'size_specialization.json'
+_PACKAGES = {
+    'torch': ('torch',),
+    'mmdet': ('mmdet', 'onedl-mmdetection'),
+    'mmengine': ('mmengine', 'onedl-mmengine'),
+    'mmcv': ('mmcv', 'mmcv-lite', 'onedl-mmcv'),
+    'numpy': ('numpy',),
+    'scipy': ('scipy',),
+    'pycocotools': ('pycocotools',),
+}
+
+
+@dataclass(frozen=True)
+class AnalysisOptions:
+    """What the tool is asked for.
+
+    Attributes:
+        data_root: folder that replaces the one of the config's data sets.
+        cfg_options: changes of the config.
+        out_dir: folder of the report.
+        settings: of the statistics.
+        area_ranges: sides in pixels that part small, medium and large.
+        limit: only the first so many images.
+        device: ``'cpu'``, ``'cuda'`` or None for CUDA where there is one.
+        random_gate: measure the same model with randomly initialised gates as a control.
+        force: evaluate forced, knocked out and other numbers of experts.
+        layers: look at these layers only; None takes all.
+        command: the command line, for the record.
+    """
+
+    data_root: str | None = None
+    cfg_options: Options = None
+    out_dir: str | None = None
+    settings: Settings = Settings()
+    area_ranges: tuple[float, float] = COCO_LIMITS
+    limit: int | None = None
+    device: str | None = None
+    random_gate: bool = False
+    force: bool = True
+    layers: tuple[str, ...] | None = None
+    command: str = ''
+
+
+def analyse(config: str, checkpoints: Sequence[str], options: AnalysisOptions) -> dict:
+    """Analyses one or several checkpoints of a config and writes a report on each.
+
+    With several (runs of different seeds) the report of the first, in ``out_dir``, also tells what they have in common,
+    and each other one has its own folder ``seed_2``, ``seed_3``, ... below.
+
+    Args:
+        config: config file.
+        checkpoints: files or URLs.
+        options: what is asked for.
+
+    Returns:
+        The results of the first checkpoint, as ``size_specialization.json`` has them.
+
+    Raises:
+        MoEDetError: config, checkpoint, data or a folder cannot be used.
+    """
+    analysis_device(options.device)
+    cfg = load_config(config, options.cfg_options, options.data_root)
+    folder = Path(options.out_dir or Path(cfg.work_dir) / 'size_specialization')
+    _writable(folder)
+    for checkpoint in checkpoints:
+        check_checkpoint(checkpoint, 'checkpoint')
+    every = []
+    for number, checkpoint in enumerate(checkpoints, start=1):
+        target = folder if number == 1 else folder / f'seed_{number}'
+        _writable(target)
+        if len(checkpoints) > 1:
+            say(f'checkpoint {number} of {len(checkpoints)}: {checkpoint}')
+        every.append(analyse_checkpoint(cfg, checkpoint, target, options))
+        if number > 1:
+            _write(every[-1][0], target)
+    results = every[0][0]
+    if len(every) > 1:
+        results['seeds'] = across_seeds(*zip(*every, strict=True))
+    _write(results, folder)
+    say(console_table(results))
+    say(f'Report: {folder / "report.html"}    Numbers: {folder / RESULTS_NAME}')
+    return results
+
+
+def _writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = folder / '.trial'
+        trial.write_text('', encoding='utf-8')
+        trial.unlink()
+    except OSError as error:
+        raise DataError(f'--out-dir {folder} cannot be written: {error.strerror}') from error
+
+
+def _write(results: dict, folder: Path) -> None:
+    text = json.dumps(results, indent=1, allow_nan=False)
+    draft = folder / (RESULTS_NAME + '.part')
+    draft.write_text(text + '\n', encoding='utf-8')
+    os.replace(draft, folder / RESULTS_NAME)
+    write_figures(results, folder)
+    write_report(results, folder)
+
+
+def analyse_checkpoint(
+    cfg: Config, checkpoint: str, folder: Path, options: AnalysisOptions
+) -> tuple[dict, dict[str, SpecializationResult]]:
+    """Probes one checkpoint; returns its results, see :func:`analyse`, and the measurement of each layer."""
+    begin = time.perf_counter()
+    model = load_trained_model(cfg, checkpoint, options.device)
+    infos = layer_infos(model, options.layers)
+    batches = test_batches(cfg, options.limit)
+    dataset = batches.dataset
+    if not hasattr(dataset, 'cat_ids'):
+        raise MoEConfigError(f'test_dataloader.dataset: {type(dataset).__name__} has no COCO categories (cat_ids)')
+    items = [dataset.get_data_info(i) for i in range(batches.num_images)]
+    path = annotation_file(cfg)
+    ground_truth = GroundTruth(path, [item['img_id'] for item in items], dataset.cat_ids, options.area_ranges)
+    grids = {info.name: info.grid for info in infos if info.grid}
+    conditions = conditions_of(model, [info.name for info in infos]) if options.force else []
+    probe = Probe(model, dataset.cat_ids, conditions, grids)
+    question = {
+        'config': cfg.model.to_dict() if hasattr(cfg.model, 'to_dict') else dict(cfg.model),
+        'pipeline': cfg.test_dataloader.dataset.get('pipeline'),
+        'checkpoint': _hash(checkpoint),
+        'annotations': file_hash(path),
+        'images': ground_truth.image_ids,
+        'conditions': [condition.name for condition in conditions],
+    }
+    store = PartStore(folder / 'findings', json.loads(json.dumps(question, default=str)))
+    with tqdm(total=batches.num_images, desc='images', unit='img', file=sys.stderr) as bar:
+        findings = probe_images(probe, batches, ground_truth, store, bar.update)
+
+    matches = ground_truth.match(findings.detections)
+    if not (matches >= 0).any() and probe.no_provenance is None:
+        raise MoEDetError(
+            f'none of the {len(matches)} objects is matched by a detection at IoU 0.5: the checkpoint detects nothing '
+            'here (too little training, or model.test_cfg.score_thr too high)'
+        )
+    sizes = size_table(ground_truth, matches)
+    precisions = {}
+    for name, detections in tqdm(
+        {'natural': findings.detections, **findings.conditions}.items(), desc='average precision', file=sys.stderr
+    ):
+        precisions[name] = ground_truth.average_precision(detections)
+    unavailable = {'detection': probe.no_provenance, 'training': probe.no_assignment}
+    layers, measured = [], []
+    for info in tqdm(infos, desc='statistics', unit='layer', file=sys.stderr):
+        numbers, result = layer_results(
+            info, findings, matches, ground_truth, precisions, options.settings, unavailable
+        )
+        layers.append(numbers)
+        measured.append(result)
+    if options.random_gate:
+        _add_control(layers, infos, model, probe, batches, ground_truth, options)
+    by_layer = decide(layers, measured)
+    results = {
+        'format': RESULTS_FORMAT,
+        'title': f'Size specialisation of {Path(cfg.filename).stem}',
+        'definitions': DEFINITIONS,
+        'provenance': {
+            'config': cfg.filename,
+            'checkpoint': str(checkpoint),
+            'checkpoint_sha256': question['checkpoint'],
+            'ann_file': path,
+            'images': batches.num_images,
+            'objects': len(matches),
+            'crowds_excluded': ground_truth.crowds,
+            'matched': int((matches >= 0).sum()),
+            'seed': options.settings.seed,
+            'permutations': options.settings.permutations,
+            'bootstrap': options.settings.bootstrap,
+            'area_ranges': list(ground_truth.limits),
+            'versions': versions(),
+            'device': str(next(model.parameters()).device),
+            'machine': f'{platform.machine()}, {os.cpu_count()} cores',
+            'command': options.command,
+            'date': datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC'),
+            'seconds': round(time.perf_counter() - begin, 1),
+        },
+        'sizes': sizes,
+        'levels': _levels(model, findings),
+        'ap': {'natural': precisions['natural'], 'top_k': _sweep(model, precisions)},
+        'layers': layers,
+        'examples': [],
+        'seeds': None,
+        'notes': _notes(probe, infos, model),
+    }
+    add_pictures(results, folder, findings, matches, ground_truth, {item['img_id']: item['img_path'] for item in items})
+    return results, by_layer
+
+
+def layer_infos(model: nn.Module, chosen: Sequence[str] | None = None) -> list[LayerInfo]:
+    """Describes the MoE layers of a model that have a gate.
+
+    Raises:
+        MoEConfigError: the model has no layer of a name in ``chosen``.
+    """
+    routers = find_routers(model)
+    for name in chosen or ():
+        if name not in routers:
+            raise MoEConfigError(f'--layers {name}: the model has the MoE layers {", ".join(routers)}')
+    grids = {}
+    for path, module in model.named_modules():
+        settings = getattr(module, 'moe_settings', None) or getattr(module, 'settings', None)
+        if settings is not None and getattr(settings, 'unit', None) == 'patch':
+            grids |= {name: settings.grid for name in routers if name == path or name.startswith(f'{path}.')}
+    return [
+        LayerInfo(
+            name=name,
+            unit=router.unit,
+            grid=grids.get(name),
+            num_experts=router.num_experts,
+            top_k=router.top_k,
+            balance_over='level' if router.num_groups > 1 else 'all',
+            constraints=tuple(router.constraints),
+        )
+        for name, router in routers.items()
+        if chosen is None or name in chosen
+    ]
+
+
+def _add_control(layers, infos, model, probe, batches, ground_truth, options) -> None:
+    """Measures every layer once more with gates that learnt nothing."""
+    quiet = Probe(model, probe.category_ids, (), probe.grids)
+    with random_gates(model, options.settings.seed), tqdm(
+        total=batches.num_images, desc='random gates', unit='img', file=sys.stderr
+    ) as bar:
+        findings = probe_images(quiet, batches, ground_truth, progress=bar.update)
+    matches = ground_truth.match(findings.detections)
+    settings = replace(options.settings, bootstrap=0)
+    for layer, info in zip(layers, infos, strict=True):
+        layer['random_gate'] = control_results(info, findings, matches, ground_truth, settings, layer['main_unit'])
+
+
+def _sweep(model: nn.Module, precisions: dict[str, dict]) -> list[dict]:
+    """Average precision for every K that was tried, the trained one among them."""
+    trained = {router.top_k for router in find_routers(model).values()}
+    rows = [
+        {'k': int(name.rpartition('/')[2]), **values}
+        for name, values in precisions.items()
+        if name.startswith('top_k/')
+    ]
+    if rows and len(trained) == 1:
+        rows.append({'k': trained.pop(), **precisions['natural']})
+    return sorted(rows, key=lambda row: row['k'])
+
+
+def _levels(model: nn.Module, findings: Findings) -> list[dict]:
+    head = getattr(model, 'bbox_head', None)
+    strides = getattr(getattr(head, 'prior_generator', None), 'strides', None)
+    if strides is None:
+        return []
+    counts = np.bincount(findings.detection_levels[findings.detection_levels >= 0], minlength=len(strides))
+    levels = []
+    for index, stride in enumerate(strides):
+        pixels = int(stride[0] if isinstance(stride, (tuple, list)) else stride)
+        name = f'P{pixels.bit_length() - 1}' if pixels & (pixels - 1) == 0 else f'level {index}'
+        levels.append({'index': index, 'name': name, 'stride': pixels, 'detections': int(counts[index])})
+    return levels
+
+
+def _notes(probe: Probe, infos: Sequence[LayerInfo], model: nn.Module) -> list[str]:
+    notes = []
+    if probe.no_provenance:
+        notes.append(
+            f'Detections cannot be followed to a level: {probe.no_provenance}. Layers that decide once per image are '
+            "measured at each object's centre."
+        )
+    elif probe.no_assignment:
+        notes.append(f'There is no training unit: {probe.no_assignment}.')
+    left_out = [name for name in find_routers(model) if name not in {info.name for info in infos}]
+    if left_out:
+        notes.append(f'Not looked at: {", ".join(left_out)}.')
+    return notes
+
+
+def _hash(checkpoint: str) -> str | None:
+    return file_hash(checkpoint) if os.path.isfile(checkpoint) else None
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of what the numbers depend on."""
+    found: dict[str, str | None] = {'moe_det': __version__, 'python': platform.python_version()}
+    for name, packages in _PACKAGES.items():
+        found[name] = next((v for v in map(_version, packages) if v), None)
+    return found
+
+
+def _version(package: str) -> str | None:
+    try:
+        return f'{version(package)}' + (f' ({package})' if package.startswith('onedl') else '')
+    except PackageNotFoundError:
+        return None
+
+
+def command_line() -> str:
+    """The command line of this process, as one would type it."""
+    return shlex.join([Path(sys.executable).name, *sys.argv])

@@ -1,0 +1,296 @@
+"""Probing a detector: conditions are plain evaluations, rows are those that the gates decided about."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from small_models import CLASSES, batch, detector, spread_weights
+
+from moe_det.analysis.ground_truth import GroundTruth
+from moe_det.probing.conditions import conditions_of, forced, knocked_out, swept
+from moe_det.probing.findings import Findings, join
+from moe_det.probing.probe import Probe
+from moe_det.probing.random_gates import random_gates
+from moe_det.probing.run import PartStore, probe_images, truths_of
+from moe_det.routing import RoutingRecorder, find_routers
+from moe_det.routing.intervention import Intervention, intervene
+
+MOE = dict(num_experts=3, top_k=2, constraint=dict(type='KLConstraint', weight=0.25))
+CATEGORIES = [4, 7, 9]
+SIZES = [(64, 96), (96, 64), (64, 64)]
+IDS = [11, 22, 33]
+
+
+def moe_detector(**changes):
+    torch.manual_seed(0)
+    model = spread_weights(detector({**MOE, **changes})).eval()
+    model.bbox_head.test_cfg.score_thr = 0.3
+    return model
+
+
+def ground_truth(tmp_path, data):
+    """The batch's objects as a COCO json, and one crowd."""
+    annotations = []
+    for image_id, sample in zip(IDS, data['data_samples'], strict=True):
+        for box, label in zip(sample.gt_instances.bboxes, sample.gt_instances.labels, strict=True):
+            x1, y1, x2, y2 = box.tolist()
+            annotations.append(
+                dict(id=len(annotations) + 1, image_id=image_id, category_id=CATEGORIES[int(label)], iscrowd=0,
+                     bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1) * (y2 - y1))
+            )  # fmt: skip
+    annotations.append({**annotations[0], 'id': 99, 'iscrowd': 1})
+    content = dict(
+        images=[dict(id=i, file_name=f'{i}.jpg', height=h, width=w) for i, (h, w) in zip(IDS, SIZES, strict=True)],
+        categories=[dict(id=c, name=str(c)) for c in CATEGORIES],
+        annotations=annotations,
+    )
+    path = tmp_path / 'truth.json'
+    path.write_text(json.dumps(content))
+    return GroundTruth(path, IDS)
+
+
+def probe_once(model, truth, data, conditions=(), **more):
+    return Probe(model, CATEGORIES, conditions, **more)(IDS, data, truths_of(truth, IDS, CATEGORIES))
+
+
+def table(model, data):
+    """Detections of a plain test step, as the findings write them."""
+    with torch.no_grad():
+        samples = model.test_step(data)
+    rows = []
+    for image_id, sample in zip(IDS, samples, strict=True):
+        found = sample.pred_instances
+        for box, score, label in zip(found.bboxes, found.scores, found.labels, strict=True):
+            x1, y1, x2, y2 = box.tolist()
+            rows.append([image_id, x1, y1, x2 - x1, y2 - y1, score.item(), CATEGORIES[int(label)]])
+    return np.array(rows)
+
+
+@pytest.mark.parametrize('place', ['head', 'backbone'])
+def test_every_condition_is_a_plain_test_under_that_routing(tmp_path, place):
+    if place == 'head':
+        model = moe_detector()
+    else:
+        torch.manual_seed(0)
+        stages = dict(stages=(3,), **MOE)
+        model = spread_weights(detector(None, backbone=dict(type='MoEResNet', moe=stages))).eval()
+        model.bbox_head.test_cfg.score_thr = 0.3
+    data = batch(SIZES)
+    conditions = conditions_of(model)
+    found = probe_once(model, ground_truth(tmp_path, data), data, conditions)
+    np.testing.assert_allclose(found.detections, table(model, data), rtol=1e-5, atol=1e-4)
+    different = 0
+    for condition in conditions:
+        with intervene(model, condition.interventions):
+            expected = table(model, data)
+        np.testing.assert_allclose(found.conditions[condition.name], expected, rtol=1e-5, atol=1e-4)
+        different += expected.shape != found.detections.shape or not np.allclose(expected, found.detections, atol=1e-3)
+    assert different >= len(conditions) - 1 > 0  # to knock out an expert that no row chose changes nothing
+
+
+def test_names_and_number_of_conditions():
+    model = moe_detector()
+    names = [condition.name for condition in conditions_of(model)]
+    layers = ['bbox_head.cls', 'bbox_head.reg']
+    expected = [make(layer, e) for layer in layers for make in (forced, knocked_out) for e in range(3)]
+    assert sorted(names) == sorted([*expected, swept(1), swept(3)])  # the trained K = 2 is no condition
+    only = conditions_of(model, ['bbox_head.reg'])
+    assert {c.name for c in only} == {n for n in names if 'cls' not in n}
+    assert all(condition.keeps_features for condition in only)
+
+
+@pytest.mark.parametrize('unit', ['level', 'image', 'patch'])
+def test_detections_and_positives_find_the_row_that_decided(tmp_path, unit):
+    model = moe_detector(unit=unit, **(dict(grid=2) if unit == 'patch' else {}))
+    data = batch(SIZES)
+    truth = ground_truth(tmp_path, data)
+    found = probe_once(model, truth, data, grids={'bbox_head.cls': 2, 'bbox_head.reg': 2} if unit == 'patch' else None)
+    with RoutingRecorder(model) as recorder:
+        recorder.start_batch(IDS)
+        table(model, data)
+    height = width = 96  # the batch's padded size, stride 32 -> 96
+    strides = [8, 16, 32, 64, 128]
+    for record in recorder.records:
+        layer = found.layers[record.layer]
+        np.testing.assert_allclose(layer.weights, record.weights.numpy(), atol=1e-5)
+        assert layer.image_ids.tolist() == record.image_ids.tolist()
+        if unit == 'image':
+            assert (layer.detection_rows == -1).all()
+            rows = layer.truth_rows
+            assert layer.image_ids[rows].tolist() == truth.objects.image_ids.tolist()
+            continue
+        assert (layer.truth_rows == -1).all() and len(layer.detection_rows) > 5
+        rows = layer.detection_rows
+        assert layer.image_ids[rows].tolist() == found.detections[:, 0].tolist()
+        assert layer.levels[rows].tolist() == found.detection_levels.tolist()
+        assert layer.levels[layer.positive_rows].tolist() == found.positives[:, 1].tolist()
+        owner = dict(zip(truth.objects.ids, truth.objects.image_ids, strict=True))
+        assert layer.image_ids[layer.positive_rows].tolist() == [owner[i] for i in found.positives[:, 0]]
+        if unit == 'patch':
+            # a positive anchor of a small object lies near it: its patch must hold a point within a stride or so
+            boxes = dict(zip(truth.objects.ids, truth.objects.boxes, strict=True))
+            for row, (annotation, level) in zip(layer.positive_rows, found.positives, strict=True):
+                sides = [math.ceil(x / strides[level]) for x in (height, width)]
+                if min(sides) < 2:
+                    continue
+                y_cell, x_cell = divmod(layer.patches[row], 2)
+                x, y, w, h = boxes[annotation]
+                for low, extent, cell, side in ((y, h, y_cell, sides[0]), (x, w, x_cell, sides[1])):
+                    border = (side // 2) * strides[level]
+                    assert low - strides[level] < border if cell == 0 else low + extent + strides[level] > border
+    if unit == 'patch':
+        assert len(np.unique(layer.patches[layer.positive_rows])) > 1
+
+
+def test_positives_belong_to_objects_without_crowds(tmp_path):
+    model = moe_detector()
+    data = batch(SIZES)
+    truth = ground_truth(tmp_path, data)
+    found = probe_once(model, truth, data)
+    assert set(found.positives[:, 0].tolist()) == set(truth.objects.ids.tolist())
+    assert found.truths.tolist() == truth.objects.ids.tolist() and 99 not in found.truths
+
+
+def findings_equal(a: Findings, b: Findings) -> None:
+    for name in ('image_ids', 'detections', 'detection_levels', 'truths', 'positives'):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+    assert a.layers.keys() == b.layers.keys() and a.conditions.keys() == b.conditions.keys()
+    for name in a.layers:
+        for field in vars(a.layers[name]):
+            np.testing.assert_array_equal(getattr(a.layers[name], field), getattr(b.layers[name], field))
+    for name in a.conditions:
+        np.testing.assert_array_equal(a.conditions[name], b.conditions[name])
+
+
+def test_findings_survive_the_disk_and_joined_rows_stay_true(tmp_path):
+    model = moe_detector()
+    data = batch(SIZES)
+    truth = ground_truth(tmp_path, data)
+    conditions = conditions_of(model)[:2]
+    whole = probe_once(model, truth, data, conditions)
+    whole.save(tmp_path / 'part.npz')
+    findings_equal(Findings.load(tmp_path / 'part.npz'), whole)
+    double = join([whole, whole])
+    layer = double.layers['bbox_head.cls']
+    assert layer.image_ids[layer.detection_rows].tolist() == double.detections[:, 0].tolist()
+    assert layer.detection_rows.max() > len(whole.layers['bbox_head.cls'].image_ids)
+
+
+class Batches:
+    """Single images, and an interruption after some of them."""
+
+    def __init__(self, stop: int | None = None) -> None:
+        self.stop = stop
+        self.data = batch(SIZES)
+
+    def __iter__(self):
+        for number in range(30):
+            if number == self.stop:
+                raise KeyboardInterrupt
+            i = number % 3
+            sample = self.data['data_samples'][i].clone()
+            yield [100 + number], dict(inputs=[self.data['inputs'][i]], data_samples=[sample])
+
+
+def many_images(tmp_path):
+    truth = ground_truth(tmp_path, batch(SIZES))
+    content = truth.coco.dataset
+    images = [dict(content['images'][i % 3], id=100 + i) for i in range(30)]
+    annotations = []
+    for image in range(30):
+        for a in content['annotations']:
+            if a['image_id'] == IDS[image % 3]:
+                annotations.append({**a, 'id': len(annotations) + 1, 'image_id': 100 + image})
+    path = tmp_path / 'many.json'
+    path.write_text(json.dumps(dict(content, images=images, annotations=annotations)))
+    with contextlib.redirect_stdout(io.StringIO()):
+        return GroundTruth(path, [100 + i for i in range(30)])
+
+
+def test_an_interrupted_run_goes_on_and_finds_the_same(tmp_path):
+    model = moe_detector()
+    truth = many_images(tmp_path)
+    probe = Probe(model, CATEGORIES, conditions_of(model)[:1])
+    expected = probe_images(probe, Batches(), truth)
+    store = PartStore(tmp_path / 'parts', dict(question=1))
+    with pytest.raises(KeyboardInterrupt):
+        probe_images(probe, Batches(stop=19), truth, store)
+    assert [p.name for p in sorted((tmp_path / 'parts').glob('*.npz'))] == ['part_00000.npz', 'part_00001.npz']
+
+    class Counting(Probe):
+        calls = 0
+
+        def __call__(self, *args):
+            Counting.calls += 1
+            return super().__call__(*args)
+
+    store = PartStore(tmp_path / 'parts', dict(question=1))
+    again = probe_images(Counting(model, CATEGORIES, conditions_of(model)[:1]), Batches(), truth, store)
+    findings_equal(again, expected)
+    assert Counting.calls == 30 - 16
+    (tmp_path / 'parts/part_00001.npz').write_bytes(b'damaged')
+    findings_equal(probe_images(probe, Batches(), truth, store), expected)
+    PartStore(tmp_path / 'parts', dict(question=2))
+    assert not list((tmp_path / 'parts').glob('*.npz'))
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(ValueError, match='cannot be written'):
+        PartStore(tmp_path / 'file' / 'parts', {})
+
+
+def test_random_gates_are_random_for_a_while():
+    model = moe_detector()
+    data = batch(SIZES)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+
+    def weights():
+        with RoutingRecorder(model) as recorder:
+            recorder.start_batch(IDS)
+            table(model, data)
+        return torch.cat([record.weights for record in recorder.records])
+
+    own = weights()
+    state = torch.get_rng_state()
+    with random_gates(model, 3):
+        first = weights()
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter, before[name]) == ('gate' not in name), name
+    with random_gates(model, 3):
+        torch.testing.assert_close(weights(), first)
+    assert not torch.allclose(first, own)
+    torch.testing.assert_close(weights(), own)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_two_stage_detectors_are_probed_at_the_objects_centre(tmp_path):
+    from small_models import build, config, initialise, shrink
+
+    cfg = shrink(config("_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'"))
+    cfg.model.backbone.update(type='MoEResNet', moe=dict(stages=(1,), unit='patch', grid=2, **MOE))
+    torch.manual_seed(0)
+    model = initialise(build(cfg.model)).eval()
+    data = batch(SIZES)
+    truth = ground_truth(tmp_path, data)
+    (name,) = find_routers(model)
+    probe = Probe(model, CATEGORIES, conditions_of(model)[:2], {name: 2})
+    assert 'two-stage' in probe.no_provenance and probe.no_assignment
+    found = probe(IDS, data, truths_of(truth, IDS, CATEGORIES))
+    layer = found.layers[name]
+    assert (found.detection_levels == -1).all() and (layer.detection_rows == -1).all()
+    for i, row in enumerate(layer.truth_rows):
+        x, y, w, h = truth.objects.boxes[i]
+        assert layer.image_ids[row] == truth.objects.image_ids[i]
+        # the input is padded to 96x96 and cut in the middle
+        assert divmod(layer.patches[row], 2) == (int(y + h / 2 >= 48), int(x + w / 2 >= 48))
+    assert len(np.unique(layer.patches[layer.truth_rows])) > 1
+    assert Intervention(forced=0) in [i for c in probe.conditions for i in c.interventions.values()]
+    assert not probe.conditions[0].keeps_features
+    assert CLASSES == len(CATEGORIES)

@@ -1,0 +1,234 @@
+"""size_specialization.py from the command line: a whole report, and what bad input gets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mmengine.runner import Runner
+from small_checkpoints import checkpoint, moe_config, plant_varied
+from small_models import spread_weights
+
+from moe_det.datasets.shapes import ShapesSettings, make_shapes
+from moe_det.engine.launch import load_config
+
+TOOL = 'analysis_tools/size_specialization.py'
+# the shapes' six classes, and every box kept, so that an untrained detector matches some objects
+SHAPES = """
+_base_ = './tiny_retinanet.py'
+classes = dict(classes=('circle', 'square', 'triangle', 'star', 'ring', 'cross'))
+custom_imports = dict(imports=['moe_det'], allow_failed_imports=False)
+model = dict(
+    bbox_head=dict(type='MoERetinaHead', num_classes=6, moe=dict(num_experts=3, top_k=2, constraint=dict(
+        type='KLConstraint', weight=0.25))),
+    test_cfg=dict(nms_pre=1000, max_per_img=100, nms=dict(type='nms', iou_threshold=0.9)))
+test_dataloader = dict(batch_size=4, dataset=dict(metainfo=classes, ann_file='annotations/instances_val2017.json',
+                                                  data_prefix=dict(img='val2017/')))
+test_evaluator = dict(ann_file='data/tiny/annotations/instances_val2017.json')
+"""
+
+
+@pytest.fixture(autouse=True)
+def quiet_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope='module')
+def shapes(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('shapes') / 'data'
+    make_shapes(folder, ShapesSettings(train=1, val=16, size=128, seed=3))
+    return folder
+
+
+@pytest.fixture
+def shapes_config(tiny_config) -> Path:
+    path = tiny_config.with_name('shapes.py')
+    path.write_text(SHAPES)
+    return path
+
+
+def plant(model) -> None:
+    spread_weights(model.bbox_head.branch_experts)
+    plant_varied(model)
+
+
+@pytest.fixture
+def analyse(tool, capsys, shapes, shapes_config, tmp_path, monkeypatch):
+    """Runs the tool on a planted checkpoint: ``analyse(options...)`` -> status, stdout, stderr, results or None."""
+
+    def run(*options: str, seeds=(0,), data=shapes, make=plant, figures=False):
+        if not figures:  # they take longer than everything else together
+            monkeypatch.setattr('moe_det.engine.size_specialization.write_figures', lambda *args: {})
+        weights = [str(checkpoint(shapes_config, tmp_path / f'{seed}.pth', make, seed)) for seed in seeds]
+        capsys.readouterr()
+        common = ['--data-root', str(data), '--device', 'cpu', '--out-dir', 'report', '--area-ranges', '16', '48']
+        few = ['--permutations', '200', '--bootstrap', '100']
+        status = tool(TOOL).main([str(shapes_config), *weights, *common, *few, *options])
+        path = Path('report/size_specialization.json')
+        found = json.loads(path.read_text()) if path.is_file() else None
+        return status, *capsys.readouterr(), found
+
+    return run
+
+
+def test_a_whole_report(analyse, shapes_config, shapes, tmp_path):
+    status, out, _, results = analyse('--random-gate', figures=True)
+    assert status == 0
+    assert 'report/report.html' in out and 'bbox_head.cls' in out
+    assert {path.suffix for path in Path('report/figures').iterdir()} == {'.png', '.svg'}
+    objects = [a for a in json.loads((shapes / 'annotations/instances_val2017.json').read_text())['annotations']
+               if not a['iscrowd']]  # fmt: skip
+    areas = np.array([a['area'] for a in objects])
+    assert [size['objects'] for size in results['sizes']] == [
+        int((areas <= 256).sum()), int(((areas > 256) & (areas <= 2304)).sum()), int((areas > 2304).sum())
+    ]  # fmt: skip
+    for layer in results['layers']:
+        keys = ('mi_bits', 'mi_given_level_bits', 'mi_given_level_ci', 'p_value', 'cramers_v_given_level', 'verdict')
+        assert all(key in layer for key in keys)
+        table = np.array(layer['expert_by_size'])
+        assert table.shape == (3, 3) and table.sum() == layer['n_objects'] > 5
+        assert table.sum(0).tolist() == [size['matched'] for size in results['sizes']]
+        within = np.array(layer['expert_by_size_by_level'])
+        assert within.shape == (5, 3, 3)
+        np.testing.assert_allclose(within.sum(0), table)
+        np.testing.assert_allclose(within.sum(2).T, layer['expert_by_level'])
+        # the training unit counts every object that has an anchor, found or not
+        assert layer['units']['training']['n_objects'] == len(objects)
+        np.testing.assert_allclose(np.sum(layer['units']['training']['expert_by_size']), len(objects))
+        assert len(layer['forced']) == len(layer['knocked_out']) == 3
+        assert layer['random_gate']['n_objects'] > 0
+        assert layer['utilisation']['rows'] == 16 * 5
+        for favourite in layer['favourites']:
+            for entry in favourite['objects'] + favourite['images']:
+                assert (Path('report') / entry['picture']).is_file()
+    assert [row['k'] for row in results['ap']['top_k']] == [1, 2, 3]
+    # the natural AP is the one of a plain test
+    cfg = load_config(str(shapes_config), None, str(shapes), None, 'plain')
+    cfg.load_from = str(tmp_path / '0.pth')
+    metrics = Runner.from_cfg(cfg).test()
+    assert results['ap']['natural']['AP'] == pytest.approx(metrics['coco/bbox_mAP'], abs=6e-4)
+    assert results['ap']['natural']['AP50'] == pytest.approx(metrics['coco/bbox_mAP_50'], abs=6e-4)
+    assert results['ap']['natural']['AP50'] > 0
+
+
+def test_a_second_run_reads_the_findings_and_says_the_same(analyse, monkeypatch):
+    _, _, _, first = analyse()
+    monkeypatch.setattr('moe_det.probing.probe.Probe.__call__', lambda *args: pytest.fail('probed again'))
+    status, _, _, second = analyse()
+    assert status == 0
+    for results in (first, second):
+        for key in ('date', 'seconds', 'command'):
+            del results['provenance'][key]
+    assert first == second
+
+
+def test_seeds_are_compared(analyse):
+    status, out, _, results = analyse('--no-forcing', seeds=(0, 1, 2))
+    assert status == 0 and 'checkpoint 3 of 3' in out
+    assert [c['checkpoint'].rpartition('/')[2] for c in results['seeds']['checkpoints']] == ['0.pth', '1.pth', '2.pth']
+    for layer in results['seeds']['layers'].values():
+        assert layer['of'] == 3 and layer['verdict'] == 'not established'
+        assert all(sorted(order) == [0, 1, 2] for order in layer['alignment'])
+    assert (Path('report/seed_2/report.html')).is_file() and Path('report/seed_3/size_specialization.json').is_file()
+    assert all(layer['verdict'] != 'size-specialised' for layer in results['layers'])  # nothing was forced
+
+
+def test_few_images_give_no_p_value(analyse):
+    status, out, _, results = analyse('--limit', '4')
+    assert status == 0
+    for layer in results['layers']:
+        assert layer['p_value'] is None and layer['verdict'] == 'undetermined'
+        assert layer['p_value_reason'] and layer['mi_given_level_ci'] is None
+    assert 'no p-value' in out
+
+
+def edited(shapes: Path, target: Path, change) -> Path:
+    """The data set with other annotations; images are linked."""
+    (target / 'annotations').mkdir(parents=True)
+    for folder in ('train2017', 'val2017'):
+        (target / folder).symlink_to(shapes / folder)
+    for split in ('train', 'val'):
+        name = f'annotations/instances_{split}2017.json'
+        content = json.loads((shapes / name).read_text())
+        change(content)
+        (target / name).write_text(json.dumps(content))
+    return target
+
+
+def without_area(content):
+    for annotation in content['annotations']:
+        del annotation['area']
+
+
+def without_annotations(content):
+    content['annotations'] = []
+
+
+def without_small(content):
+    content['annotations'] = [a for a in content['annotations'] if a['area'] > 256]
+
+
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (without_area, "'area'"),
+        (without_annotations, 'annot'),
+        (without_small, 'is small (area 0 to 256 square pixels)'),
+    ],
+)
+def test_annotations_that_do_not_do(analyse, shapes, tmp_path, change, words):
+    status, _, err, results = analyse(data=edited(shapes, tmp_path / 'edited', change))
+    assert status == 2 and results is None
+    assert words in err and 'Traceback' not in err
+
+
+def test_a_config_or_checkpoint_without_experts(tool, capsys, tiny_config, shapes_config, shapes, tmp_path):
+    dense = checkpoint(tiny_config, tmp_path / 'dense.pth')
+    for config, words in ((tiny_config, 'no MoE layer'), (shapes_config, 'has no MoE layer')):
+        assert tool(TOOL).main([str(config), str(dense), '--data-root', str(shapes), '--device', 'cpu']) == 2
+        err = capsys.readouterr().err
+        assert words in err and 'Traceback' not in err
+
+
+def test_an_out_dir_that_cannot_be_written_and_an_unknown_layer(analyse, tmp_path):
+    (tmp_path / 'file').write_text('')
+    status, _, err, _ = analyse('--out-dir', 'file')
+    assert status == 2 and '--out-dir file cannot be written' in err
+    status, _, err, _ = analyse('--layers', 'bbox_head.clss')
+    assert status == 2 and 'bbox_head.cls, bbox_head.reg' in err
+
+
+@pytest.mark.parametrize(
+    'options, words',
+    [
+        (['--permutations', '5'], '--permutations 5: expected at least'),
+        (['--area-ranges', '96', '32'], 'the smaller first'),
+        (['--limit', '0'], '--limit 0'),
+    ],
+)
+def test_wrong_arguments_answer_at_once(tool, capsys, options, words):
+    with pytest.raises(SystemExit) as stopped:
+        tool(TOOL).parse_args(['c.py', 'c.pth', *options])
+    assert stopped.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_ctrl_c_keeps_what_is_finished(analyse, monkeypatch):
+    from moe_det.probing.probe import Probe
+
+    monkeypatch.setattr('moe_det.probing.run.BATCHES_PER_PART', 1)
+    call, calls = Probe.__call__, []
+
+    def interrupted(self, *args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return call(self, *args)
+
+    monkeypatch.setattr(Probe, '__call__', interrupted)
+    status, _, err, results = analyse()
+    assert status == 130 and results is None and 'Traceback' not in err
+    status, _, _, results = analyse()
+    assert status == 0 and results is not None
+    assert len(calls) == 4 + 1  # 4 batches: three were kept

@@ -1,0 +1,99 @@
+"""Tells which experts fire for small and for large objects, and whether that is more than the pyramid level."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+if find_spec('moe_det') is None:  # a clone that was not installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parses the command line; nothing heavy is imported before, so that --help and mistakes answer at once."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog='Writes report.html, size_specialization.json and figures (PNG, SVG). An interrupted run goes on where '
+        'it stopped. Errors are one message; MOE_DET_TRACEBACK=1 in the environment shows where they come from.',
+    )
+    parser.add_argument('config', help='config file of a detector with MoE layers')
+    parser.add_argument(
+        'checkpoint', nargs='+', help='checkpoint file; several (runs of different seeds) are compared with each other'
+    )
+    parser.add_argument('--data-root', help='folder that replaces the data folder of the config, in COCO layout')
+    parser.add_argument('--out-dir', help='folder of the report (default: <work dir>/size_specialization)')
+    parser.add_argument('--permutations', type=int, default=10000, help='of routing rows between images (%(default)s)')
+    parser.add_argument('--bootstrap', type=int, default=10000, help='samples of images for intervals (%(default)s)')
+    parser.add_argument(
+        '--area-ranges',
+        nargs=2,
+        type=float,
+        default=(32.0, 96.0),
+        metavar=('SIDE', 'SIDE'),
+        help='sides in original pixels that part small from medium and medium from large (32 96)',
+    )
+    parser.add_argument('--limit', type=int, metavar='N', help='only the first N images')
+    parser.add_argument('--layers', nargs='+', metavar='NAME', help='only these MoE layers (default: all)')
+    parser.add_argument(
+        '--no-forcing', action='store_true', help='no evaluation with forced or missing experts; no layer can then be '
+        'called size-specialised'
+    )
+    parser.add_argument(
+        '--random-gate', action='store_true', help='measure randomly initialised gates as well, as a control'
+    )
+    parser.add_argument('--seed', type=int, default=0, help='of permutations and samples (%(default)s)')
+    parser.add_argument('--device', help='cpu, cuda or cuda:N (default: CUDA where there is one)')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action='extend',
+        metavar='KEY=VALUE',
+        help='change config keys, as in tools/test.py',
+    )
+    args = parser.parse_args(argv)
+    for name, least in (('permutations', 100), ('bootstrap', 0), ('limit', 1), ('seed', 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            parser.error(f'--{name} {value}: expected at least {least}')
+    if not 0 < args.area_ranges[0] < args.area_ranges[1]:
+        parser.error('--area-ranges {:g} {:g}: expected two sides in pixels, the smaller first'.format(*args.area_ranges))
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 0, 2 after an error of the user's, 130 after Ctrl-C."""
+    args = parse_args(argv)
+    try:
+        from moe_det.analysis.assembly import Settings
+        from moe_det.engine.size_specialization import AnalysisOptions, analyse, command_line
+        from moe_det.engine.user_errors import run_main
+    except ImportError as error:
+        if type(error).__name__ != 'StackError' or os.environ.get('MOE_DET_TRACEBACK'):
+            raise
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+
+    def run() -> None:
+        options = AnalysisOptions(
+            data_root=args.data_root,
+            cfg_options=args.cfg_options,
+            out_dir=args.out_dir,
+            settings=Settings(args.permutations, args.bootstrap, args.seed),
+            area_ranges=tuple(args.area_ranges),
+            limit=args.limit,
+            device=args.device,
+            random_gate=args.random_gate,
+            force=not args.no_forcing,
+            layers=None if args.layers is None else tuple(args.layers),
+            command=command_line(),
+        )
+        analyse(args.config, args.checkpoint, options)
+
+    return run_main(run)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

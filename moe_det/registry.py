@@ -40,7 +40,10 @@ REGISTERED = {
         'moe_det.models.moe_resnet:MoEResNet',
         'moe_det.models.frozen_fpn:FrozenFPN',
     ),
-    HOOKS: ('moe_det.engine.moe_hook:MoEHook',),
+    HOOKS: (
+        'moe_det.engine.moe_hook:MoEHook',
+        'moe_det.engine.expert_size_hook:ExpertSizeHook',
+    ),
     OPTIM_WRAPPERS: ('moe_det.engine.amp:CPUAmpOptimWrapper',),
 }
 

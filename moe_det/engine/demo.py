@@ -1,4 +1,4 @@
-"""The demo: synthetic data, a few minutes of training, an evaluation and a short table."""
+"""The demo: synthetic data, a few minutes of training, an evaluation, what the experts specialise in, a short table."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from .console import say
 from .data_check import check_data
 from .launch import build_runner, load_config
 from .moe_hook import MoEHook, utilisation_table
+from .size_specialization import RESULTS_NAME, AnalysisOptions, analyse
 
 METRICS = ('bbox_mAP', 'bbox_mAP_s', 'bbox_mAP_m', 'bbox_mAP_l')
 
 
 def run_demo(config: str, work_dir: str, data_root: str, make_shapes: str, shapes_options: list[str]) -> dict:
-    """Makes the data, trains, evaluates, and prints and writes a summary; keeps whatever is already there.
+    """Makes the data, trains, evaluates, analyses, and prints and writes a summary; keeps whatever is already there.
 
     Args:
         config: config file to train.
@@ -34,12 +35,12 @@ def run_demo(config: str, work_dir: str, data_root: str, make_shapes: str, shape
 
     Returns:
         The contents of ``summary.json``: ``bbox_mAP`` and its size parts, ``train_seconds``, ``config``,
-        ``checkpoint``, ``utilisation`` per layer.
+        ``checkpoint``, ``utilisation`` per layer. The report on size specialisation lies beside it.
 
     Raises:
         MoEDetError: the data could not be made, or the config does not fit.
     """
-    say(f'1/3 data: {data_root}')
+    say(f'1/4 data: {data_root}')
     made = subprocess.run([sys.executable, make_shapes, data_root, *shapes_options], check=False)
     if made.returncode:
         raise MoEDetError(f'the shapes could not be made (exit status {made.returncode}); see the message above')
@@ -49,7 +50,8 @@ def run_demo(config: str, work_dir: str, data_root: str, make_shapes: str, shape
     folder = Path(work_dir)
     trained = _trained(cfg, folder, fingerprint)
     summary = _evaluated(cfg, folder, fingerprint, trained)
-    say(_report(summary, folder, data_root))
+    report = _analysed(config, data_root, folder, fingerprint, trained)
+    say(_report(summary, folder, data_root, report))
     return summary
 
 
@@ -71,7 +73,7 @@ def _trained(cfg: Config, folder: Path, fingerprint: str) -> dict:
     record = folder / 'trained.json'
     stored = _stored(record, fingerprint)
     if stored is not None:
-        say(f'2/3 training: already done, {stored["checkpoint"]} (delete {folder} to start over)')
+        say(f'2/4 training: already done, {stored["checkpoint"]} (delete {folder} to start over)')
         return stored
     started = folder / 'started.txt'
     same_run = started.is_file() and started.read_text(encoding='utf-8') == fingerprint
@@ -81,7 +83,7 @@ def _trained(cfg: Config, folder: Path, fingerprint: str) -> dict:
         training.resume, training.load_from = True, last
     # evaluated once, afterwards
     training.train_cfg.val_begin = training.train_cfg.max_epochs + 1
-    say(f'2/3 training: {Path(cfg.filename).name}' + (f', continued from {last}' if last else ''))
+    say(f'2/4 training: {Path(cfg.filename).name}' + (f', continued from {last}' if last else ''))
     runner = build_runner(training)
     started.write_text(fingerprint, encoding='utf-8')
     begin = time.perf_counter()
@@ -100,9 +102,9 @@ def _evaluated(cfg: Config, folder: Path, fingerprint: str, trained: dict) -> di
     record = folder / 'summary.json'
     stored = _stored(record, fingerprint)
     if stored is not None:
-        say(f'3/3 evaluation: already done, {record}')
+        say(f'3/4 evaluation: already done, {record}')
         return stored
-    say('3/3 evaluation')
+    say('3/4 evaluation')
     testing = cfg.copy()
     testing.load_from, testing.resume = trained['checkpoint'], False
     runner = build_runner(testing)
@@ -120,7 +122,21 @@ def _evaluated(cfg: Config, folder: Path, fingerprint: str, trained: dict) -> di
     return result
 
 
-def _report(summary: dict, folder: Path, data_root: str) -> str:
+def _analysed(config: str, data_root: str, folder: Path, fingerprint: str, trained: dict) -> Path:
+    """Analyses which experts fire for which sizes, unless that was done before; returns the report's path."""
+    out_dir = folder / 'size_specialization'
+    record, report = folder / 'analysed.json', out_dir / 'report.html'
+    if _stored(record, fingerprint) is not None and report.is_file() and (out_dir / RESULTS_NAME).is_file():
+        say(f'4/4 size specialisation: already done, {report}')
+        return report
+    say('4/4 size specialisation: every expert forced and knocked out in turn')
+    options = AnalysisOptions(data_root=data_root, out_dir=str(out_dir), command='make demo')
+    analyse(config, [trained['checkpoint']], options)
+    _store(record, {'fingerprint': fingerprint, 'checkpoint': trained['checkpoint']})
+    return report
+
+
+def _report(summary: dict, folder: Path, data_root: str, report: Path) -> str:
     """The closing table and what to do next."""
     layers = {layer: Utilisation(**used) for layer, used in summary['utilisation'].items()}
     config = summary['config']
@@ -133,6 +149,7 @@ def _report(summary: dict, folder: Path, data_root: str) -> str:
             utilisation_table(layers),
             '',
             f'Summary: {folder / "summary.json"}    Checkpoint: {summary["checkpoint"]}',
+            f'Which experts fire for small and for large objects: open {report} in a browser',
             'Next:',
             f'  python tools/test.py {config} {summary["checkpoint"]} --data-root {data_root} --show-dir pictures',
             f'  python tools/train.py configs/shapes/retinanet_moe_hard.py --data-root {data_root}',

@@ -265,9 +265,10 @@ def layer_infos(model: nn.Module, chosen: Sequence[str] | None = None) -> list[L
 def _add_control(layers, infos, model, probe, batches, ground_truth, options) -> None:
     """Measures every layer once more with gates that learnt nothing."""
     quiet = Probe(model, probe.category_ids, (), probe.grids)
-    with random_gates(model, options.settings.seed), tqdm(
-        total=batches.num_images, desc='random gates', unit='img', file=sys.stderr
-    ) as bar:
+    with (
+        random_gates(model, options.settings.seed),
+        tqdm(total=batches.num_images, desc='random gates', unit='img', file=sys.stderr) as bar,
+    ):
         findings = probe_images(quiet, batches, ground_truth, progress=bar.update)
     matches = ground_truth.match(findings.detections)
     settings = replace(options.settings, bootstrap=0)

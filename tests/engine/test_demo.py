@@ -45,7 +45,15 @@ def run(tmp_path, monkeypatch):
         Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
         return _Runner(cfg)
 
+    def analyse(config, checkpoints, options):
+        _Runner.calls.append('analyse ' + Path(checkpoints[0]).name)
+        folder = Path(options.out_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ('report.html', 'size_specialization.json'):
+            (folder / name).write_text('')
+
     monkeypatch.setattr(demo, 'build_runner', build)
+    monkeypatch.setattr(demo, 'analyse', analyse)
     monkeypatch.setattr(_Runner, 'calls', [])
     make_shapes(tmp_path / 'data', ShapesSettings(train=2, val=1, size=64))
     script = tmp_path / 'make.py'
@@ -67,26 +75,34 @@ def test_summary_holds_metrics_time_config_checkpoint_and_utilisation(run, tmp_p
     assert stored['utilisation']['bbox_head.cls']['living'] == 4
     printed = capsys.readouterr().out
     assert '0.250' in printed and 'bbox_head.cls' in printed and 'tools/test.py' in printed
+    assert str(tmp_path / 'work/size_specialization/report.html') in printed
 
 
 def test_second_run_trains_and_tests_nothing(run):
     run()
-    assert _Runner.calls == ['train from None', 'test epoch_1.pth']
+    assert _Runner.calls == ['train from None', 'test epoch_1.pth', 'analyse epoch_1.pth']
     run()
-    assert len(_Runner.calls) == 2
+    assert len(_Runner.calls) == 3
+
+
+def test_lost_report_is_made_again(run, tmp_path):
+    run()
+    (tmp_path / 'work/size_specialization/report.html').unlink()
+    run()
+    assert _Runner.calls[3:] == ['analyse epoch_1.pth']
 
 
 def test_lost_summary_is_made_from_the_kept_checkpoint(run, tmp_path):
     run()
     (tmp_path / 'work' / 'summary.json').unlink()
     run()
-    assert _Runner.calls[2:] == ['test epoch_1.pth']
+    assert _Runner.calls[3:] == ['test epoch_1.pth']
 
 
 def test_other_settings_are_trained_anew(run):
     run()
     run(['--train', '3'])
-    assert _Runner.calls[2:] == ['train from None', 'test epoch_1.pth']
+    assert _Runner.calls[3:] == ['train from None', 'test epoch_1.pth', 'analyse epoch_1.pth']
 
 
 def test_interrupted_training_is_continued(run, tmp_path):
@@ -94,7 +110,7 @@ def test_interrupted_training_is_continued(run, tmp_path):
     (tmp_path / 'work' / 'trained.json').unlink()
     (tmp_path / 'work' / 'summary.json').unlink()
     run()
-    assert _Runner.calls[2].startswith('train from') and _Runner.calls[2].endswith('epoch_1.pth')
+    assert _Runner.calls[3].startswith('train from') and _Runner.calls[3].endswith('epoch_1.pth')
 
 
 def test_data_that_cannot_be_made_is_an_error(tmp_path):

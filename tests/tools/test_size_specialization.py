@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mmengine.runner import Runner
-from small_checkpoints import checkpoint, moe_config, plant_varied
+from small_checkpoints import checkpoint, plant_varied
 from small_models import spread_weights
 
 from moe_det.datasets.shapes import ShapesSettings, make_shapes

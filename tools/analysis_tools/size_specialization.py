@@ -38,8 +38,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--limit', type=int, metavar='N', help='only the first N images')
     parser.add_argument('--layers', nargs='+', metavar='NAME', help='only these MoE layers (default: all)')
     parser.add_argument(
-        '--no-forcing', action='store_true', help='no evaluation with forced or missing experts; no layer can then be '
-        'called size-specialised'
+        '--no-forcing',
+        action='store_true',
+        help='no evaluation with forced or missing experts; no layer can then be called size-specialised',
     )
     parser.add_argument(
         '--random-gate', action='store_true', help='measure randomly initialised gates as well, as a control'
@@ -59,7 +60,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         if value is not None and value < least:
             parser.error(f'--{name} {value}: expected at least {least}')
     if not 0 < args.area_ranges[0] < args.area_ranges[1]:
-        parser.error('--area-ranges {:g} {:g}: expected two sides in pixels, the smaller first'.format(*args.area_ranges))
+        parser.error(
+            '--area-ranges {:g} {:g}: expected two sides in pixels, the smaller first'.format(*args.area_ranges)
+        )
     return args
 
 

@@ -105,6 +105,7 @@ def page() -> str:
     """The whole page."""
     import moe_det  # noqa: F401
     from moe_det.engine.amp import CPUAmpOptimWrapper
+    from moe_det.engine.expert_size_hook import ExpertSizeHook
     from moe_det.engine.moe_hook import MoEHook
     from moe_det.layers import MoEBlock, MoEConv2d, MoESettings
     from moe_det.models import FrozenFPN, MoEResNet, MoERetinaHead
@@ -124,6 +125,8 @@ def page() -> str:
     parts += ["\n## `neck=dict(type='FrozenFPN', ...)`\n", summary(inspect.getdoc(FrozenFPN))]
     parts += ["\n## `custom_hooks=[dict(type='MoEHook')]`\n", summary(inspect.getdoc(MoEHook))]
     parts += ['\n' + arguments_table(MoEHook)]
+    parts += ["\n## `custom_hooks=[dict(type='ExpertSizeHook')]`\n", summary(inspect.getdoc(ExpertSizeHook))]
+    parts += ['\n' + arguments_table(ExpertSizeHook)]
     parts += ["\n## `optim_wrapper=dict(type='CPUAmpOptimWrapper', ...)`\n"]
     parts += [summary(inspect.getdoc(CPUAmpOptimWrapper))]
     parts += ['\n## Gates: `gate=dict(type=...)`']

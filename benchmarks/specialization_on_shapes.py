@@ -1,0 +1,176 @@
+"""Which settings make experts specialise in object size, on the synthetic shapes: trains, analyses, writes a page.
+
+    python benchmarks/specialization_on_shapes.py [--settings NAME ...] [--seeds 0 1 2] [--epochs N]
+
+Every run that is finished is kept, so the command can be repeated, also with more settings or seeds; the record
+(benchmarks/records/specialization_on_shapes.json) and the page (docs/results/shapes.md) hold whatever is finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORD = ROOT / 'benchmarks' / 'records' / 'specialization_on_shapes.json'
+PAGE = ROOT / 'docs' / 'results' / 'shapes.md'
+CONFIGS = {kind: ROOT / 'configs' / 'shapes' / f'retinanet_{kind}.py' for kind in ('dense', 'moe_soft', 'moe_hard')}
+HEAD = 'model.bbox_head.moe'
+
+
+def settings() -> dict[str, tuple[str, dict[str, object]]]:
+    """Name -> kind of config and its changed keys: the dense model, then the grid of unit, balance and constraint."""
+    grid: dict[str, tuple[str, dict[str, object]]] = {'dense': ('dense', {})}
+    units = {'level': {}, 'image': {'unit': 'image'}, 'patch2': {'unit': 'patch', 'grid': 2}}
+    units['patch3'] = {'unit': 'patch', 'grid': 3}
+    for kind in ('soft', 'hard'):
+        for unit, keys in units.items():
+            for balance in ('all', 'level'):
+                if unit == 'image' and balance == 'level':
+                    continue  # one decision for all levels: nothing to balance inside levels
+                options = {f'{HEAD}.{key}': value for key, value in keys.items()}
+                if balance == 'level':
+                    options[f'{HEAD}.balance_over'] = 'level'
+                grid[f'{kind}-{unit}-{balance}'] = (f'moe_{kind}', options)
+    return grid
+
+
+def call(command: list[str], log: Path) -> float:
+    """Runs a command with its output in a file; returns its seconds."""
+    begin = time.perf_counter()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, 'w', encoding='utf-8') as file:
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, check=False)
+    if done.returncode:
+        raise SystemExit(f'{" ".join(command)}\nended with {done.returncode}, see {log}')
+    return time.perf_counter() - begin
+
+
+def as_options(options: dict[str, object]) -> list[str]:
+    """``--cfg-options`` of the tools."""
+    return ['--cfg-options', *(f'{key}={value}' for key, value in options.items())] if options else []
+
+
+def train(name: str, seed: int, args: argparse.Namespace) -> Path:
+    """Trains one run unless it is finished; returns its checkpoint."""
+    kind, options = settings()[name]
+    work_dir = Path(args.work_dir) / name / f'seed_{seed}'
+    checkpoint = work_dir / f'epoch_{args.epochs}.pth'
+    if checkpoint.is_file():
+        return checkpoint
+    schedule = {
+        'train_cfg.max_epochs': args.epochs,
+        'train_cfg.val_interval': args.epochs,
+        'param_scheduler.1.end': args.epochs,
+        'default_hooks.checkpoint.max_keep_ckpts': 1,
+    }
+    print(f'{name}, seed {seed}: training', flush=True)
+    command = [sys.executable, 'tools/train.py', str(CONFIGS[kind]), '--work-dir', str(work_dir), '--seed', str(seed)]
+    command += ['--data-root', args.data_root, *as_options({**options, **schedule})]
+    seconds = call(command, work_dir / 'train.log')
+    (work_dir / 'seconds.json').write_text(json.dumps(seconds), encoding='utf-8')
+    return checkpoint
+
+
+def analyse(name: str, checkpoints: list[Path], args: argparse.Namespace) -> list[dict]:
+    """Runs the size-specialisation tool on all seeds of a setting unless it is done; returns the results by seed."""
+    kind, options = settings()[name]
+    out_dir = Path(args.work_dir) / name / ('analysis_' + '_'.join(str(seed) for seed in args.seeds))
+    results = [out_dir if i == 0 else out_dir / f'seed_{i + 1}' for i in range(len(checkpoints))]
+    results = [folder / 'size_specialization.json' for folder in results]
+    if not results[0].is_file():  # written last
+        print(f'{name}: analysis of {len(checkpoints)} seeds', flush=True)
+        command = [sys.executable, 'tools/analysis_tools/size_specialization.py', str(CONFIGS[kind])]
+        command += [*map(str, checkpoints), '--data-root', args.data_root, '--out-dir', str(out_dir)]
+        call([*command, *as_options(options)], out_dir / 'analysis.log')
+    return [json.loads(path.read_text(encoding='utf-8')) for path in results]
+
+
+def dense_precision(checkpoint: Path, args: argparse.Namespace) -> dict[str, float]:
+    """Average precisions of a run without experts, from the evaluation that ended its training."""
+    scalars = sorted(checkpoint.parent.glob('*/vis_data/scalars.json'))[-1]
+    rows = [json.loads(line) for line in scalars.read_text(encoding='utf-8').splitlines()]
+    last = [row for row in rows if 'coco/bbox_mAP' in row][-1]
+    names = {'AP': 'bbox_mAP', 'AP_S': 'bbox_mAP_s', 'AP_M': 'bbox_mAP_m', 'AP_L': 'bbox_mAP_l'}
+    return {short: last[f'coco/{name}'] for short, name in names.items()}
+
+
+def summarise(results: dict) -> dict:
+    """What the record keeps of one analysis."""
+    keys = (
+        'verdict',
+        'mi_bits',
+        'mi_given_level_bits',
+        'mi_given_level_ci',
+        'p_value',
+        'p_value_holm',
+        'level_mi_bits',
+    )
+    layers = {}
+    for layer in results['layers']:
+        kept = {key: layer[key] for key in keys}
+        kept |= {'cramers_v_given_level': layer['cramers_v_given_level'], 'counterfactual': layer['counterfactual']}
+        kept |= {'living': layer['utilisation']['living'], 'n_objects': layer['n_objects']}
+        layers[layer['name']] = kept
+    return {'ap': results['ap']['natural'], 'layers': layers}
+
+
+def machine() -> str:
+    """Processor, cores and accelerator."""
+    import torch
+
+    model = platform.processor() or platform.machine()
+    cpus = Path('/proc/cpuinfo')
+    if cpus.is_file():
+        names = [line for line in cpus.read_text(encoding='utf-8').splitlines() if line.startswith('model name')]
+        model = names[0].partition(':')[2].strip() if names else model
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
+    return f'{model}, {os.cpu_count()} cores, {device}'
+
+
+def main() -> None:
+    """Works through the settings, seed by seed, and writes the record after each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--settings', nargs='+', default=list(settings()), choices=list(settings()), metavar='NAME')
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
+    parser.add_argument('--epochs', type=int, default=5)
+    parser.add_argument('--data-root', default='data/shapes')
+    parser.add_argument('--work-dir', default='work_dirs/specialization_on_shapes')
+    args = parser.parse_args()
+    call([sys.executable, 'tools/misc/make_shapes.py', args.data_root], Path(args.work_dir) / 'shapes.log')
+    record = json.loads(RECORD.read_text(encoding='utf-8')) if RECORD.is_file() else {'settings': {}}
+    for name in args.settings:
+        checkpoints = [train(name, seed, args) for seed in args.seeds]
+        if name == 'dense':
+            runs = [{'ap': dense_precision(checkpoint, args), 'layers': {}} for checkpoint in checkpoints]
+            seeds = None
+        else:
+            found = analyse(name, checkpoints, args)
+            runs, seeds = [summarise(results) for results in found], found[0]['seeds']
+            record['versions'] = found[0]['provenance']['versions']
+        for seed, run, checkpoint in zip(args.seeds, runs, checkpoints, strict=True):
+            run |= {'seed': seed, 'train_seconds': json.loads((checkpoint.parent / 'seconds.json').read_text())}
+        record['settings'][name] = {'epochs': args.epochs, 'runs': runs, 'seeds': seeds}
+        record |= {
+            'machine': machine(),
+            'date': datetime.now(timezone.utc).strftime('%Y-%m-%d'),
+            'command': 'python benchmarks/specialization_on_shapes.py',
+        }
+        RECORD.parent.mkdir(exist_ok=True)
+        RECORD.write_text(json.dumps(record, indent=1) + '\n', encoding='utf-8')
+        PAGE.parent.mkdir(parents=True, exist_ok=True)
+        from specialization_page import page  # beside this script
+
+        PAGE.write_text(page(record, list(settings())), encoding='utf-8')
+        print(f'{name}: recorded in {RECORD.relative_to(ROOT)} and {PAGE.relative_to(ROOT)}', flush=True)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,80 @@
+"""The page that benchmarks/specialization_on_shapes.py writes from its record."""
+
+from __future__ import annotations
+
+from statistics import mean, stdev
+
+LAYERS = {'bbox_head.cls': 'class branch', 'bbox_head.reg': 'box branch'}
+PAPER_SPREAD = {'AP_S': 2.3, 'AP_L': 1.8}  # arXiv 2204.10598, between forced experts, points of AP on COCO
+
+
+def points(values: list[float | None]) -> str:
+    """Mean and, from two seeds on, standard deviation in points of AP."""
+    known = [100 * value for value in values if value is not None]
+    if not known:
+        return '-'
+    return f'{mean(known):.1f}' + (f' ± {stdev(known):.1f}' if len(known) > 1 else '')
+
+
+def row(name: str, setting: dict) -> str:
+    """One setting: average precision and, per layer, what is left of size given the level."""
+    runs = setting['runs']
+    cells = [f'`{name}`', str(len(runs)), *(points([r['ap'][k] for r in runs]) for k in ('AP', 'AP_S', 'AP_M', 'AP_L'))]
+    for layer in LAYERS:
+        found = [run['layers'][layer] for run in runs if layer in run['layers']]
+        if not found:
+            cells.append('')
+            continue
+        bits = ', '.join(f'{f["mi_given_level_bits"]:.3f}' for f in found)
+        effect = ', '.join(f'{f["cramers_v_given_level"]:.2f}' for f in found)
+        cells.append(f'{bits} bits; V {effect}')
+    return '| ' + ' | '.join(cells) + ' |'
+
+
+def verdict_row(name: str, setting: dict) -> str:
+    """One setting: verdicts by seed, the common verdict and the spread between forced experts."""
+    cells = [f'`{name}`']
+    for layer in LAYERS:
+        found = [run['layers'][layer] for run in setting['runs']]
+        words = ', '.join(f['verdict'] for f in found)
+        common = ((setting['seeds'] or {}).get('layers') or {}).get(layer)
+        spread = [points([f['counterfactual'][f'spread_AP_{size}'] for f in found]) for size in 'SL']
+        cells += [words + (f'; {common["verdict"]}' if common else ''), f'{spread[0]} / {spread[1]}']
+    return '| ' + ' | '.join(cells) + ' |'
+
+
+def page(record: dict, order: list[str]) -> str:
+    """Markdown of all finished settings, in the order of the grid."""
+    finished = {name: record['settings'][name] for name in order if name in record['settings']}
+    missing = [name for name in order if name not in finished]
+    versions = ', '.join(f'{name} {version}' for name, version in record.get('versions', {}).items())
+    lines = [
+        '# Do experts specialise in object size? Results on the synthetic shapes',
+        '',
+        'A narrow RetinaNet (`configs/shapes/`) with four experts in the class and in the box branch, two per',
+        'decision, trained from scratch on 800 synthetic images and measured on 200 others with',
+        '`tools/analysis_tools/size_specialization.py` (detection unit, 10,000 permutations). Names are',
+        'constraint-unit-balance: `soft-level-all` is the setting of arXiv 2204.10598. AP in points, mean ± standard',
+        'deviation over seeds. How to read the measures: [size_specialization.md](../size_specialization.md).',
+        '',
+        f'Measured on {record.get("date", "?")} on {record.get("machine", "?")}; {versions}.',
+        f'Command: `{record.get("command", "?")}`. Epochs: '
+        + ', '.join(sorted({str(s['epochs']) for s in finished.values()}))
+        + '.',
+        '',
+        '| setting | seeds | AP | AP_S | AP_M | AP_L | class: I(E;S given level), by seed | box: likewise |',
+        '|---|---|---|---|---|---|---|---|',
+        *(row(name, setting) for name, setting in finished.items()),
+        '',
+        '## Verdicts, and what forcing an expert does',
+        '',
+        'Spread: the best minus the worst forced expert, AP_S / AP_L, in points. The paper reports '
+        f'{PAPER_SPREAD["AP_S"]} / {PAPER_SPREAD["AP_L"]} on COCO.',
+        '',
+        '| setting | class: verdict by seed; over seeds | class: spread | box: verdict | box: spread |',
+        '|---|---|---|---|---|',
+        *(verdict_row(name, setting) for name, setting in finished.items() if setting['runs'][0]['layers']),
+    ]
+    if missing:
+        lines += ['', f'Not run yet: {", ".join(f"`{name}`" for name in missing)}.']
+    return '\n'.join(lines) + '\n'

@@ -1,0 +1,74 @@
+"""What a model costs: parameters, the part of them that one decision uses, and multiply-adds."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..routing.experts import ExpertGroup
+from ..routing.hard_constraints import HardConstraint
+from ..routing.router import Router, find_routers
+
+
+def parameter_counts(model: nn.Module) -> tuple[int, int]:
+    """Returns the number of parameters, and of those that a single routing row uses.
+
+    A row runs K of a layer's E experts, which are alike in size; gates, shared experts and everything dense count in
+    full.
+    """
+    total = sum(p.numel() for p in model.parameters())
+    idle = 0
+    for path, group in model.named_modules():
+        if isinstance(group, ExpertGroup):
+            experts = sum(p.numel() for expert in group.experts for p in expert.parameters())
+            router = _router_of(model, path)
+            if router is not None:
+                idle += experts - experts * min(router.top_k, len(group)) // len(group)
+    return total, total - idle
+
+
+def _router_of(model: nn.Module, path: str) -> Router | None:
+    """The router that decides for the experts at ``path``: one below the nearest module that holds both."""
+    parts = path.split('.')
+    for length in range(len(parts) - 1, -1, -1):
+        owner = model.get_submodule('.'.join(parts[:length]))
+        routers = [module for module in owner.modules() if isinstance(module, Router)]
+        if routers:
+            return routers[0]  # a head's routers share K and E
+    return None
+
+
+def experts_in_words(model: nn.Module) -> str:
+    """``'dense'``, or of every kind of layer the constraints' family, K, E and unit: ``'soft, 2 of 4 per level'``."""
+    kinds = []
+    for router in find_routers(model).values():
+        families = {
+            'hard' if isinstance(constraint, HardConstraint) else 'soft' for constraint in router.constraints.values()
+        }
+        family = ' and '.join(sorted(families, reverse=True)) or 'unconstrained'
+        text = f'{family}, {router.top_k} of {router.num_experts} per {router.unit}'
+        if text not in kinds:
+            kinds.append(text)
+    return '; '.join(kinds) or 'dense'
+
+
+@torch.no_grad()
+def count_macs(model: nn.Module, batch: dict) -> tuple[int | None, tuple[int, int]]:
+    """Counts the multiply-adds of convolutions and matrix products while a batch of one image runs.
+
+    What really runs is counted: chosen experts, not all. Norms, activations, selection of boxes and operators outside
+    ATen (RoIAlign, deformable convolution) are not part of it.
+
+    Returns:
+        The number, None where the detector has no plain forward, and height and width of the network's input.
+    """
+    data = model.data_preprocessor(batch, False)
+    size = tuple(data['inputs'].shape[-2:])
+    counter = FlopCounterMode(display=False)
+    try:
+        with counter:
+            model(**data, mode='tensor')
+    except (NotImplementedError, TypeError):
+        return None, size
+    return counter.get_total_flops() // 2, size

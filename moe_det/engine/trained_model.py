@@ -1,0 +1,247 @@
+"""A trained model and the test images in a fixed order: what the analysis tools start from."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pickle
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from mmdet.registry import DATASETS, MODELS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import nn
+from torch.utils.data import SequentialSampler, Subset
+
+from ..errors import CheckpointError, DataError, MoEConfigError
+from ..routing.router import find_routers
+from .checkpoints import check_checkpoint
+from .config_edit import is_remote, split_datasets, split_metrics
+from .data_check import check_data
+
+ROUTER_KEY = 'experts_and_k'  # every router of a checkpoint has this buffer
+KEYS_LISTED = 3
+
+
+def analysis_device(name: str | torch.device | None = None) -> torch.device:
+    """Returns the device to work on.
+
+    Args:
+        name: such as ``'cpu'``, ``'cuda'`` or ``'cuda:1'``; None takes CUDA where there is one.
+
+    Raises:
+        MoEConfigError: there is no such device.
+    """
+    if name is None:
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise MoEConfigError(f'--device {name}: expected cpu, cuda or cuda:N') from error
+    if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
+        raise MoEConfigError(f'--device {name}: this machine has {torch.cuda.device_count()} CUDA devices')
+    return device
+
+
+def load_trained_model(
+    cfg: Config, checkpoint: str, device: str | torch.device | None = None, *, require_moe: bool = True
+) -> nn.Module:
+    """Builds the model of a config and fills it from a checkpoint, which must fit it exactly.
+
+    A run of mmengine only warns of weights that are missing and goes on with random ones; every number measured on
+    such a model would be wrong, so here it is an error.
+
+    Args:
+        cfg: as :func:`moe_det.engine.launch.load_config` reads it.
+        checkpoint: file or URL, loaded with ``weights_only``.
+        device: see :func:`analysis_device`.
+        require_moe: refuse configs and checkpoints without MoE layers.
+
+    Returns:
+        The detector in evaluation mode, with ``dataset_meta`` (classes) from the checkpoint where it has it, so that
+        ``model.test_step(batch)`` works.
+
+    Raises:
+        MoEConfigError: the config has no model, no MoE layer, or there is no such device.
+        CheckpointError: the file is missing or damaged, has no MoE layer, or does not match the config.
+    """
+    device = analysis_device(device)
+    path = check_checkpoint(checkpoint, 'checkpoint')
+    if cfg.get('model') is None:
+        raise MoEConfigError(f'{cfg.filename}: the config has no model')
+    init_default_scope(cfg.get('default_scope') or 'mmdet')
+    model = MODELS.build(cfg.model)
+    has_routers = bool(find_routers(model))
+    if require_moe and not has_routers:
+        raise MoEConfigError(
+            f'{cfg.filename}: the config builds no MoE layer with a gate, so there are no experts to look at (set '
+            "bbox_head.type='MoERetinaHead', backbone.type='MoEResNet', conv_cfg=dict(type='MoEConv2d') or a MoEBlock "
+            'plugin, with num_experts >= 2)'
+        )
+    content = read_checkpoint(path)
+    state = _state_dict(content, path)
+    if has_routers and not any(key.endswith(ROUTER_KEY) for key in state):
+        raise CheckpointError(
+            f'checkpoint {path} has no MoE layer, the config {cfg.filename} has: name a checkpoint that was trained '
+            'with this config'
+        )
+    _fill(model, state, path, cfg.filename)
+    meta = content.get('meta') if isinstance(content.get('meta'), Mapping) else {}
+    if meta.get('dataset_meta'):
+        model.dataset_meta = dict(meta['dataset_meta'])
+    return model.to(device).eval()
+
+
+def read_checkpoint(path: str) -> Mapping:
+    """Reads a checkpoint onto the CPU with ``weights_only``, which runs no code that the file may bring.
+
+    Raises:
+        CheckpointError: it cannot be read, or holds more than weights and mmengine's own log.
+    """
+    try:
+        if is_remote(path):
+            content = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+        elif tuple(int(part) for part in torch.__version__.split('.')[:2]) < (2, 6):
+            content = torch.load(path, map_location='cpu')  # no weights_only that could read mmengine's own history
+        else:
+            content = torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f'checkpoint {path} cannot be loaded safely: {str(error).splitlines()[0]} (it holds more than weights and '
+            "mmengine's own log; save it again without the rest)"
+        ) from error
+    except (EOFError, RuntimeError) as error:
+        raise CheckpointError(f'checkpoint {path} cannot be read: {str(error).splitlines()[0]}') from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f'checkpoint {path}: expected a dict with state_dict, got {type(content).__name__}')
+    return content
+
+
+def _state_dict(content: Mapping, path: str) -> dict[str, torch.Tensor]:
+    state = content.get('state_dict', content)
+    tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise CheckpointError(f'checkpoint {path} holds no weights; it has {_brief(list(map(str, content)))}')
+    return {re.sub(r'^module\.', '', key): value for key, value in tensors.items()}
+
+
+def _fill(model: nn.Module, state: dict[str, torch.Tensor], path: str, config: str) -> None:
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # tensors of other shapes
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        raise CheckpointError(f'checkpoint {path} does not match the config {config}: {_brief(lines, 2)}') from error
+    missing = [key for key in missing if not key.endswith('num_batches_tracked')]
+    problems = []
+    if missing:
+        problems.append(f'it lacks {len(missing)} tensors of the model ({_brief(missing)})')
+    if unexpected:
+        problems.append(f'it has {len(unexpected)} that the model has not ({_brief(unexpected)})')
+    if problems:
+        raise CheckpointError(f'checkpoint {path} does not match the config {config}: {" and ".join(problems)}')
+
+
+def _brief(names: Sequence[str], limit: int = KEYS_LISTED) -> str:
+    return ', '.join(names[:limit]) + (', ...' if len(names) > limit else '')
+
+
+class TestBatches:
+    """The test images in the order of the annotation file, as often as one iterates; see :func:`test_batches`.
+
+    ``len()`` is the number of batches.
+
+    Attributes:
+        dataset: the whole test data set, also when there is a limit.
+        metainfo: the data set's ``metainfo`` (``classes``).
+        num_images: images that an iteration yields.
+    """
+
+    __test__ = False  # no test class, whatever pytest thinks of the name
+
+    def __init__(self, cfg: Config, limit: int | None) -> None:
+        loader = dict(cfg.test_dataloader)
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells that it reads, parses, has finished
+            self.dataset = DATASETS.build(loader.pop('dataset'))
+            if hasattr(self.dataset, 'full_init'):
+                self.dataset.full_init()
+        self.metainfo = getattr(self.dataset, 'metainfo', None) or {}
+        self.num_images = len(self.dataset) if limit is None else min(limit, len(self.dataset))
+        if self.num_images == 0:
+            raise DataError(f'{cfg.filename}: the test set has no images')
+        images = Subset(self.dataset, range(self.num_images))
+        for key in ('batch_sampler', 'num_batch_per_epoch', 'drop_last'):  # they reorder or leave out images
+            loader.pop(key, None)
+        # mmengine's own sampler would give each process of a distributed run a part
+        loader.update(dataset=images, sampler=SequentialSampler(images), persistent_workers=False)
+        loader.setdefault('batch_size', 1)
+        self._loader = Runner.build_dataloader(loader)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[tuple[list[int], dict]]:
+        for batch in self._loader:
+            yield [_image_id(sample) for sample in batch['data_samples']], batch
+
+
+def _image_id(sample) -> int:
+    if 'img_id' not in sample.metainfo_keys():
+        raise MoEConfigError(
+            "test_dataloader: the images have no img_id: add 'img_id' to meta_keys of PackDetInputs, the last step of "
+            'the pipeline'
+        )
+    return int(sample.img_id)
+
+
+def test_batches(cfg: Config, limit: int | None = None) -> TestBatches:
+    """Returns the batches of the config's test set, checked, unshuffled and in one process.
+
+    Example:
+        >>> for image_ids, batch in test_batches(cfg, limit=100):
+        ...     results = model.test_step(batch)
+
+    Args:
+        cfg: as :func:`moe_det.engine.launch.load_config` reads it.
+        limit: the first so many images of the data set; None takes all.
+
+    Returns:
+        An iterable of (COCO image ids, batch); ``batch`` is what ``model.test_step`` takes. See :class:`TestBatches`.
+
+    Raises:
+        MoEConfigError: the config has no test set, or ``limit`` is no positive integer.
+        DataError: files of the test set are missing or damaged.
+    """
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise MoEConfigError(f'--limit {limit}: expected an integer >= 1')
+    if not isinstance(cfg.get('test_dataloader'), Mapping):
+        raise MoEConfigError(f'{cfg.filename}: the config has no test_dataloader')
+    init_default_scope(cfg.get('default_scope') or 'mmdet')
+    check_data(cfg, ('test',))
+    return TestBatches(cfg, limit)
+
+
+test_batches.__test__ = False
+
+
+def annotation_file(cfg: Config, split: str = 'test') -> str:
+    """Returns the COCO annotation file that scores ``'val'`` or ``'test'``: the evaluator's, else the data set's.
+
+    Raises:
+        DataError: neither names a file of this machine.
+    """
+    named = [metric.get('ann_file') for _, metric in split_metrics(cfg, split)]
+    for _, dataset in split_datasets(cfg, split):
+        if dataset.get('ann_file'):
+            named.append(os.path.join(dataset.get('data_root') or '', dataset['ann_file']))
+    for path in named:
+        if isinstance(path, str) and path and not is_remote(path) and os.path.isfile(path):
+            return path
+    raise DataError(
+        f'{cfg.filename}: neither {split}_evaluator nor {split}_dataloader.dataset names a COCO annotation file that '
+        f'exists ({", ".join(map(repr, named)) or "no ann_file"})'
+    )

@@ -1,0 +1,156 @@
+"""vis_routing.py: the figure shows what the model decided, files come in three formats, mistakes are one message."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_checkpoints import checkpoint, moe_config, plant_varied
+
+from moe_det.engine import image_routing
+from moe_det.engine.image_routing import route_image
+from moe_det.engine.launch import load_config
+from moe_det.engine.trained_model import load_trained_model, test_batches
+from moe_det.routing import RoutingRecorder
+
+TOOL = 'analysis_tools/vis_routing.py'
+
+
+@pytest.fixture(autouse=True)
+def quiet_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def trained(tiny_config, tiny_coco, tmp_path) -> tuple[Path, Path]:
+    config = moe_config(tiny_config, unit='patch', grid=3)
+    return config, checkpoint(config, tmp_path / 'moe.pth', plant_varied)
+
+
+def test_formats_and_defaults(tool, capsys, trained, tiny_coco):
+    config, weights = map(str, trained)
+    image = str(tiny_coco / 'val' / '3.png')
+    assert tool(TOOL).main([config, weights, image]) == 0
+    assert '3_routing.png: 3.png, bbox_head.cls, bbox_head.reg; ' in capsys.readouterr().out
+    picture = np.asarray(Image.open('3_routing.png').convert('RGB'))
+    assert min(picture.shape[:2]) > 500 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 200
+    for name, start in (('a/b.svg', b'<?xml'), ('c.pdf', b'%PDF')):
+        assert tool(TOOL).main([config, weights, image, '--out', name, '--layer', 'bbox_head.reg']) == 0
+        assert Path(name).read_bytes().startswith(start)
+        assert 'bbox_head.cls' not in capsys.readouterr().out
+
+
+def test_image_of_the_test_set_brings_its_ground_truth(tool, monkeypatch, trained, tiny_coco):
+    drawn = []
+    draw = image_routing.routing_figure
+    monkeypatch.setattr(image_routing, 'routing_figure', lambda routed: drawn.append(routed) or draw(routed))
+    config, weights = map(str, trained)
+    shared = ['--data-root', str(tiny_coco), '--score-thr', '0', '--device', 'cpu']
+    assert tool(TOOL).main([config, weights, '--image-id', '2', *shared]) == 0
+    ann_file = str(tiny_coco / 'annotations' / 'val.json')
+    image = str(tiny_coco / 'val' / '2.png')
+    assert tool(TOOL).main([config, weights, image, '--ann-file', ann_file, '--score-thr', '0']) == 0
+    for routed in drawn:
+        assert routed.name == '2.png'
+        assert routed.truths.corners.tolist() == [[16, 20, 40, 44]] and routed.truths.areas.tolist() == [576]
+        assert routed.truths.labels == ['disc'] and len(routed.detections.areas) == 20  # max_per_img
+    assert tool(TOOL).main([config, weights, image]) == 0
+    assert drawn[-1].truths is None
+
+
+def test_cells_and_weights_are_the_models(trained, tiny_coco):
+    config, weights = trained
+    cfg = load_config(config, data_root=tiny_coco)
+    model = load_trained_model(cfg, str(weights), 'cpu')
+    routed = route_image(model, cfg, str(tiny_coco / 'val' / '1.png'), score_thr=0.0)
+    with RoutingRecorder(model) as recorder, torch.no_grad():
+        (image_ids, batch), *_ = test_batches(cfg)
+        recorder.start_batch(image_ids)
+        (result,) = model.test_step(batch)
+    assert set(routed.layers) == {'bbox_head.cls', 'bbox_head.reg'}
+    for record in recorder.records:
+        drawn = torch.cat([torch.as_tensor(level.weights) for level in routed.layers[record.layer]])
+        torch.testing.assert_close(drawn, record.weights.double())
+    levels = routed.layers['bbox_head.cls']
+    # maps of 8, 4, 2, 1 and 1 pixels; 3 x 3 patches, fewer where there are fewer pixels
+    assert [len(level.cells) for level in levels] == [9, 9, 4, 1, 1]
+    assert [level.title for level in levels[:3]] == [f'level {i} · map {s}×{s}' for i, s in enumerate((8, 4, 2))]
+    # 8 pixels of 8 input pixels each, cut at 2 and 5
+    assert levels[0].cells[[0, 4, 8]].tolist() == [[0, 0, 16, 16], [16, 16, 40, 40], [40, 40, 64, 64]]
+    assert np.sort(routed.detections.areas) == pytest.approx(
+        np.sort(((result.pred_instances.bboxes[:, 2:] - result.pred_instances.bboxes[:, :2]).prod(1)).numpy()), rel=1e-4
+    )
+
+    scores = result.pred_instances.scores
+    for threshold in (scores.median().item(), 0.99):
+        kept = route_image(model, cfg, str(tiny_coco / 'val' / '1.png'), score_thr=threshold).detections
+        assert len(kept.areas) == len(kept.labels) == (scores >= threshold).sum()
+
+
+def test_cells_lie_in_original_pixels_and_end_at_the_picture(trained, tmp_path):
+    config, weights = trained
+    cfg = load_config(config)
+    model = load_trained_model(cfg, str(weights), 'cpu')
+    # 100 x 50 becomes 64 x 32 in the network, and is padded from there to 64 x 32: factor 0.64
+    Image.fromarray(np.zeros((50, 100, 3), np.uint8)).save('wide.png')
+    level = route_image(model, cfg, 'wide.png').layers['bbox_head.cls'][0]
+    # 4 x 8 pixels of 8: rows cut at 1 and 2 (8 and 16 px), columns at 2 and 5 (16 and 40 px), divided by 0.64
+    assert level.cells[4] == pytest.approx([25, 12.5, 62.5, 25])
+    assert level.cells[8] == pytest.approx([62.5, 25, 100, 50])
+    # 100 x 40 becomes 64 x 26, padded to 64 x 32: the last patches end with the picture
+    Image.fromarray(np.zeros((40, 100, 3), np.uint8)).save('wide.png')
+    level = route_image(model, cfg, 'wide.png').layers['bbox_head.cls'][0]
+    assert level.cells[:, 3].max() == 40 and level.cells[:, 2].max() == 100
+
+
+@pytest.mark.parametrize(('unit', 'titles'), [('image', ['all levels']), ('level', ['level 0', 'level 4'])])
+def test_units_without_patches_cover_the_picture(tiny_config, tiny_coco, tmp_path, unit, titles):
+    config = moe_config(tiny_config, unit=unit)
+    cfg = load_config(config, data_root=tiny_coco)
+    model = load_trained_model(cfg, str(checkpoint(config, tmp_path / 'm.pth', plant_varied)), 'cpu')
+    levels = route_image(model, cfg, str(tiny_coco / 'val' / '1.png')).layers['bbox_head.reg']
+    assert len(levels) == (1 if unit == 'image' else 5)
+    assert [levels[0].title.split(' ·')[0], levels[-1].title.split(' ·')[0]][: len(titles)] == titles
+    assert all(level.cells.tolist() == [[0, 0, 64, 64]] and level.weights.shape == (1, 4) for level in levels)
+
+
+def test_mistakes_are_one_message_each(tool, capsys, trained, tiny_coco, tmp_path):
+    config, weights = map(str, trained)
+    image = str(tiny_coco / 'val' / '3.png')
+    ann_file = tiny_coco / 'annotations' / 'val.json'
+
+    def fails(*arguments: object) -> str:
+        capsys.readouterr()
+        assert tool(TOOL).main([config, weights, *map(str, arguments)]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith('error: ') and 'Traceback' not in err
+        return err
+
+    assert 'absent.png does not exist' in fails('absent.png')
+    assert 'absent.json does not exist' in fails(image, '--ann-file', 'absent.json')
+    assert "the layers are bbox_head.cls, bbox_head.reg. Did you mean 'bbox_head.cls'?" in fails(
+        image, '--layer', 'head.cls'
+    )
+    assert 'first ids are 1, 2, 3, 4' in fails('--image-id', 7, '--data-root', tiny_coco)
+    (tmp_path / 'text.png').write_text('no image')
+    assert 'not an image' in fails('text.png')
+    content = json.loads(ann_file.read_text())
+    for annotation in content['annotations']:
+        del annotation['area']
+    (tmp_path / 'val.json').write_text(json.dumps(content))
+    assert "has no 'area'" in fails(image, '--ann-file', 'val.json')
+    (tmp_path / 'val.json').write_text(json.dumps({**content, 'images': []}))
+    assert 'no image has the file name 3.png' in fails(image, '--ann-file', 'val.json')
+    for wrong in (
+        [],
+        [image, '--image-id', '1'],
+        [image, '--out', 'a.txt'],
+        ['--image-id', '1', '--ann-file', 'a.json'],
+    ):
+        with pytest.raises(SystemExit) as end:
+            tool(TOOL).main([config, weights, *wrong])
+        assert end.value.code == 2

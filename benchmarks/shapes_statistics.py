@@ -1,6 +1,6 @@
-"""How object sizes depend on the image, in the synthetic shapes and in any COCO json: the table of moe_det.datasets.shapes.
+"""How object sizes depend on the image, in the synthetic shapes and in COCO: the table of moe_det.datasets.shapes.
 
-    python benchmarks/shapes_statistics.py [--coco JSON [JSON ...]]
+python benchmarks/shapes_statistics.py [--coco JSON [JSON ...]]
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ import numpy as np
 from ..errors import DataError
 from . import counterfactual, units
 from .ground_truth import SIZE_NAMES, WHOLE, GroundTruth
-from .sentences import layer_sentence
 from .result import SpecializationResult, adjust_for_layers
+from .sentences import layer_sentence
 from .specialization import measure_specialization
 from .usage import usage_of_rows
 

@@ -25,8 +25,8 @@ def layer_sentence(layer: dict) -> str:
     why = _what_is_missing(layer)
     if verdict == 'level-specialised':
         return (
-            f'Level-specialised: the choice of expert follows the pyramid level ({layer["level_mi_bits"]:.3f} bits), and '
-            f'{why} ({numbers}).'
+            f'Level-specialised: the choice of expert follows the pyramid level ({layer["level_mi_bits"]:.3f} bits), '
+            f'and {why} ({numbers}).'
         )
     level = f'{layer["level_mi_bits"]:.3f} bits'
     if layer.get('level_p_value') is not None:

@@ -141,13 +141,13 @@ def image_unit(layer, image_ids: np.ndarray, areas: np.ndarray) -> list[dict]:
             rho = p_value = None
             if seen.sum() >= FEWEST_IMAGES_CORRELATED and np.ptp(mean_weight) > 0 and np.ptp(mean_size[seen]) > 0:
                 rho, p_value = map(float, spearmanr(mean_weight, mean_size[seen]))
-            found.append(
-                {'level': int(level), 'expert': expert, 'rho': rho, 'p_value': p_value, 'n': int(seen.sum())}
-            )
+            found.append({'level': int(level), 'expert': expert, 'rho': rho, 'p_value': p_value, 'n': int(seen.sum())})
     return found
 
 
-def lift(unit: Unit, num_sizes: int, samples: int, seed: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+def lift(
+    unit: Unit, num_sizes: int, samples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """How much more often an expert serves a size than it serves anything: ``P(expert | size) / P(expert)``.
 
     Args:

@@ -19,8 +19,8 @@ subset of 421 images of COCO 2017 (418 with objects)      0.34 (95 %: 0.30-0.38)
 ========================================================  =======================  =================
 
 The interval is a bootstrap over images; ``benchmarks/shapes_statistics.py`` prints the table. The subset's class mix is
-flatter than COCO's. Of the synthetic objects about 42 % are small, 37 % medium and 21 % large by COCO's limits, whatever
-the scene scale.
+flatter than COCO's. Of the synthetic objects about 42 % are small, 37 % medium and 21 % large by COCO's limits,
+whatever the scene scale.
 
 Each class has a hue of its own, most shapes are plain and stand nearly upright before a quiet background: the set is
 meant to be learnt within minutes, so it says nothing about how well a detector tells shapes apart.

@@ -18,7 +18,7 @@ from .shapes_scene import CLASSES, Scene
 
 MIN_VISIBLE_PX = 20
 HUE_SPREAD = 0.01  # of a full turn; the hues of two classes lie 1/6 apart
-_SHARES = (1.0,) * 12 + (0.9,) * 12 + (0.75,) * 8  # visible share that every object must keep, try after try
+_SHARES = (1.0,) * 24 + (0.9,) * 6 + (0.75,) * 2  # visible share that every object must keep, try after try
 _CUT_CHANCE = 0.05  # of objects that reach over the image border
 
 

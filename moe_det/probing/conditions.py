@@ -50,7 +50,8 @@ def swept(top_k: int) -> str:
 def conditions_of(model: nn.Module, layers: Iterable[str] | None = None) -> list[Condition]:
     """Lists the conditions: for each layer every expert forced and knocked out, then K from 1 to the largest E.
 
-    The trained K is the detector's own routing and is left out. In the sweep a layer with fewer than K experts uses all.
+    The trained K is the detector's own routing and is left out. In the sweep a layer with fewer than K experts uses
+    all.
 
     Args:
         model: a model with MoE layers.

@@ -174,9 +174,7 @@ class Probe:
                 images.append(torch.full_like(anchor, image))
                 levels.append(torch.full_like(anchor, level))
                 anchors.append(anchor)
-        places = self._anchor_places(
-            torch.cat(images), torch.cat(levels), torch.cat(anchors), provenance.map_sizes
-        )
+        places = self._anchor_places(torch.cat(images), torch.cat(levels), torch.cat(anchors), provenance.map_sizes)
         return np.concatenate(owners).astype(np.int64), places
 
     # -- rows --------------------------------------------------------------------------------------------------

@@ -293,4 +293,4 @@ def test_two_stage_detectors_are_probed_at_the_objects_centre(tmp_path):
     assert len(np.unique(layer.patches[layer.truth_rows])) > 1
     assert Intervention(forced=0) in [i for c in probe.conditions for i in c.interventions.values()]
     assert not probe.conditions[0].keeps_features
-    assert CLASSES == len(CATEGORIES)
+    assert len(CATEGORIES) == CLASSES

@@ -6,7 +6,19 @@ import pytest
 import torch
 from mmdet.structures.bbox import bbox_overlaps, scale_boxes
 from mmengine.config import ConfigDict
-from small_models import CLASSES, batch, build, config, head, initialise, metas, objects, pyramid, shrink, spread_weights
+from small_models import (
+    CLASSES,
+    batch,
+    build,
+    config,
+    head,
+    initialise,
+    metas,
+    objects,
+    pyramid,
+    shrink,
+    spread_weights,
+)
 
 from moe_det.probing.assignment import AssignmentError, cannot_assign, positive_anchors
 from moe_det.probing.provenance import ProvenanceRecorder, cannot_follow, locations

@@ -1,0 +1,128 @@
+"""Figures of a size-specialisation analysis, made from its results."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from . import captions, charts, mosaics, tables, values
+from .heat import draw_heat
+from .pictures import Pictures, crop_object, draw_boxes
+from .style import PAPER, Theme, Wording, drawing
+
+__all__ = ['Pictures', 'crop_object', 'draw_boxes', 'evidence', 'unit_evidence', 'write_figures']
+
+_PNG_DPI = 160
+
+
+def write_figures(results: dict, out_dir: Path | str, pictures: Pictures | None = None) -> dict[str, Path]:
+    """Writes every figure of an analysis as PNG and as SVG into ``out_dir/figures``.
+
+    Args:
+        results: the results of an analysis; ``docs/size_specialization.md`` has the schema.
+        out_dir: folder of the results.
+        pictures: where the pictures lie that the results name; by default below ``out_dir``.
+
+    Returns:
+        file name -> path. What was not measured has no figure.
+    """
+    folder = Path(out_dir) / 'figures'
+    results, pictures = values.cleaned(results), pictures or Pictures(out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = {}
+    with drawing(PAPER):
+        for name, make in _figures(results, pictures, PAPER):
+            figure = make()
+            if figure is None:
+                continue
+            for path in (folder / f'{name}.png', folder / f'{name}.svg'):
+                metadata = {'Date': None} if path.suffix == '.svg' else None
+                figure.savefig(path, dpi=_PNG_DPI, metadata=metadata)
+                figure.set_layout_engine('none')  # laid out by now; doing it again takes long
+                written[path.name] = path
+    return written
+
+
+def evidence(results: dict) -> list[dict]:
+    """Rows of the information chart: one per layer."""
+    return [_evidence(layer['name'], layer, layer) for layer in results['layers']]
+
+
+def unit_evidence(layer: dict) -> list[dict]:
+    """Rows of the information chart of one layer: its units, and the random gate if there is one."""
+    units = layer.get('units') or {}
+    found = [(name, units.get(name)) for name in ('detection', 'training')]
+    found.append(('random gate', layer.get('random_gate')))
+    return [_evidence(name, unit, {}) for name, unit in found if unit and 'unavailable' not in unit]
+
+
+def _evidence(label: str, measured: dict, null: dict) -> dict:
+    return {
+        'label': label,
+        'given_level': measured.get('mi_given_level_bits'),
+        'ci': measured.get('mi_given_level_ci'),
+        'null': null.get('null_99_bits'),
+        'marginal': measured.get('mi_bits'),
+    }
+
+
+def _figures(results: dict, pictures: Pictures, theme: Theme) -> Iterator[tuple[str, Callable[[], Figure | None]]]:
+    """File name and maker of every figure there might be."""
+    wording = _wording(results, None)
+    yield 'information', lambda: charts.information_chart(evidence(results), theme, wording('information'))
+    yield 'top_k', lambda: charts.top_k_chart(results, theme, wording('top_k'))
+    for i, layer in enumerate(results['layers']):
+        for kind, make in _layer_figures(results, layer, pictures, theme).items():
+            yield f'{i:02d}_{_slug(layer["name"])}_{kind}', make
+    for i, example in enumerate(results.get('examples') or []):
+        yield f'example_{i:02d}_routing', lambda example=example: _routing(results, example, pictures, theme)
+
+
+def _layer_figures(
+    results: dict, layer: dict, pictures: Pictures, theme: Theme
+) -> dict[str, Callable[[], Figure | None]]:
+    wording = _wording(results, layer)
+    heats = {
+        'size': lambda: tables.size_heat(results, layer),
+        'level': lambda: tables.level_heat(results, layer),
+        'within': lambda: tables.within_heat(results, layer),
+        'forced': lambda: tables.ap_heat(results, layer.get('forced') or []),
+        'knocked_out': lambda: tables.ap_heat(results, layer.get('knocked_out') or []),
+        'usage_levels': lambda: tables.usage_heat(results, layer),
+    }
+
+    def heat_figure(kind: str) -> Figure | None:
+        heat = heats[kind]()
+        return draw_heat(heat, theme, wording(kind)) if heat else None
+
+    makers: dict[str, Callable[[], Figure | None]] = {kind: lambda kind=kind: heat_figure(kind) for kind in heats}
+    makers['lift'] = lambda: charts.lift_chart(results, layer, theme, wording('lift'))
+    makers['interventions'] = lambda: charts.intervention_chart(results, layer, theme, wording('interventions'))
+    makers['usage'] = lambda: charts.usage_chart(layer, theme, wording('usage'))
+    makers['units'] = lambda: charts.information_chart(unit_evidence(layer), theme, wording('units'))
+    for kind in ('images', 'objects'):
+        makers[kind] = lambda kind=kind: mosaics.favourites_figure(layer, pictures, kind, theme, wording(kind))
+    return makers
+
+
+def _routing(results: dict, example: dict, pictures: Pictures, theme: Theme) -> Figure | None:
+    known = {layer['name']: layer for layer in results['layers']}
+    heats = [
+        (layer['name'], tables.routing_heat(results, known[layer['name']], layer.get('levels') or []))
+        for layer in example.get('layers') or []
+        if layer['name'] in known
+    ]
+    wording = Wording(captions.title('routing'), f'Image {example.get("image_id")}. {captions.DEFINITIONS["routing"]}')
+    return mosaics.routing_figure(heats, example.get('picture'), pictures, theme, wording)
+
+
+def _wording(results: dict, layer: dict | None) -> Callable[[str], Wording]:
+    return lambda kind: Wording(captions.title(kind, layer), captions.caption(kind, results, layer))
+
+
+def _slug(name: str) -> str:
+    """Part of a file name that every file system takes; the number before it makes it unique."""
+    return re.sub('[^A-Za-z0-9.-]+', '-', name).strip('-.')[:60] or 'layer'

@@ -1,0 +1,276 @@
+"""From the results of an analysis to tables of cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from . import palette, values
+from .heat import Cell, Head, Heat
+from .values import Number, finite
+
+FEW_OBJECTS = 10  # a lift over fewer objects is printed faintly
+AP_COLUMNS = ('AP', 'AP_S', 'AP_M', 'AP_L')
+_SIZE_OF_AP = {'AP_S': 0, 'AP_M': 1, 'AP_L': 2}
+
+
+def at(table: object, *index: int) -> float | int | None:
+    """The finite number at a place of nested lists, or None where any of it is missing."""
+    for i in index:
+        if table is None or i >= len(table):
+            return None
+        table = table[i]
+    return finite(table)
+
+
+def total(numbers: Sequence) -> float:
+    """Sum of what is there."""
+    return sum(number for number in numbers if finite(number) is not None)
+
+
+def level_name(results: dict, index: int | None) -> str:
+    """Name of a pyramid level; of no level: the whole image."""
+    if index is None:
+        return 'image'
+    for level in results['levels']:
+        if level['index'] == index:
+            return str(level['name'])
+    return f'level {index}'
+
+
+def level_names(results: dict, layer: dict) -> str:
+    """The levels of a layer in words: ``P3–P7``."""
+    names = [level_name(results, index) for index in layer.get('levels') or []]
+    if not names:
+        return 'one decision for all levels'
+    return names[0] if len(names) == 1 else f'{names[0]}–{names[-1]}'
+
+
+def lift_of(counts: Sequence[Sequence[float]] | None, expert: int, column: int) -> float | None:
+    """Lift from counts: the expert's share of the column over its share of everything."""
+    count = at(counts, expert, column)
+    if counts is None or count is None:
+        return None
+    everything = sum(total(row) for row in counts)
+    base = total(counts[expert])
+    of_column = sum(at(row, column) or 0 for row in counts)
+    if not (base and of_column and everything):
+        return None
+    return count * everything / (of_column * base)
+
+
+def size_heads(results: dict, counts: Sequence[Sequence[float]] | None = None) -> list[Head]:
+    """Heads of the size classes, with their range of areas and, if given, the number of objects."""
+    heads = []
+    for i, size in enumerate(results['sizes']):
+        notes = [values.size_range(size)]
+        if counts is not None:
+            notes.append(f'n {values.count(sum(at(row, i) or 0 for row in counts), whole=_whole(counts)).text}')
+        heads.append(Head(str(size['name']), tuple(notes), i))
+    return heads
+
+
+def expert_heads(counts: Sequence[Sequence[float]] | None, num_experts: int) -> list[Head]:
+    """Heads of the experts with their base rates: shares of all objects."""
+    everything = sum(total(row) for row in counts or [])
+    heads = []
+    for expert in range(num_experts):
+        rate = total(counts[expert]) / everything if everything and expert < len(counts) else None
+        heads.append(Head(f'expert {expert}', (f'base {values.share(rate).text}',)))
+    return heads
+
+
+def size_heat(results: dict, layer: dict) -> Heat:
+    """Expert x size: the lift over the expert's base rate, its interval and the count."""
+    counts = layer.get('expert_by_size')
+    rows = []
+    for expert, head in enumerate(expert_heads(counts, layer['num_experts'])):
+        cells = []
+        for size in range(len(results['sizes'])):
+            lift = at(layer.get('lift'), expert, size)
+            bounds = (at(layer.get('lift_low'), expert, size), at(layer.get('lift_high'), expert, size))
+            notes = (values.interval(bounds, 2), _n(values.count(at(counts, expert, size), whole=_whole(counts))))
+            cells.append(Cell(values.lift(lift), notes, *palette.shade_lift(lift), _few(counts, size)))
+        rows.append((head, cells))
+    return Heat('expert', size_heads(results, counts), rows)
+
+
+def unit_heat(results: dict, layer: dict, unit: dict) -> Heat:
+    """Expert x size of another unit; the lift is computed from its counts or masses."""
+    counts = unit.get('expert_by_size')
+    rows = []
+    for expert, head in enumerate(expert_heads(counts, layer['num_experts'])):
+        cells = [_lift_cell(counts, expert, size) for size in range(len(results['sizes']))]
+        rows.append((head, cells))
+    return Heat('expert', size_heads(results, counts), rows if counts else [])
+
+
+def level_heat(results: dict, layer: dict) -> Heat:
+    """Expert x level: the share of a level's objects that the expert has."""
+    counts = layer.get('expert_by_level')
+    levels = layer.get('levels') or []
+    sums = [sum(at(row, i) or 0 for row in counts or []) for i in range(len(levels))]
+    columns = [
+        Head(level_name(results, index), (f'n {values.count(n).text}',)) for index, n in zip(levels, sums, strict=True)
+    ]
+    rows = []
+    for expert, head in enumerate(expert_heads(counts, layer['num_experts'])):
+        cells = []
+        for i, level_sum in enumerate(sums):
+            count = at(counts, expert, i)
+            share = count / level_sum if count is not None and level_sum else None
+            few = 0 < level_sum < FEW_OBJECTS
+            cells.append(Cell(values.share(share), (_n(values.count(count)),), *palette.shade_share(share), few))
+        rows.append((head, cells))
+    return Heat('expert', columns, rows)
+
+
+def within_heat(results: dict, layer: dict) -> Heat:
+    """Expert x size within each level: the lift over the expert's share of that level."""
+    tables = layer.get('expert_by_size_by_level') or []
+    levels = list(zip(layer.get('levels') or [], tables, strict=False))
+    sizes = results['sizes']
+    columns, groups = [], []
+    for index, counts in levels:
+        groups.append((level_name(results, index), len(sizes)))
+        for i, size in enumerate(sizes):
+            n = values.count(sum(at(row, i) or 0 for row in counts or []))
+            columns.append(Head(str(size['name']), (f'n {n.text}',), i))
+    rows = []
+    for expert in range(layer['num_experts']):
+        cells = [_lift_cell(counts, expert, size) for _, counts in levels for size in range(len(sizes))]
+        rows.append((Head(f'expert {expert}'), cells))
+    return Heat('expert', columns, rows, groups)
+
+
+def ap_heat(results: dict, interventions: list[dict]) -> Heat:
+    """AP under interventions on experts, with the difference from the natural routing."""
+    natural = (results.get('ap') or {}).get('natural') or {}
+    columns = [Head(name, size=_SIZE_OF_AP.get(name)) for name in AP_COLUMNS]
+    if not interventions:
+        return Heat('routing', columns, [])
+    scale = ap_scale(natural, interventions)
+    rows = [(Head('natural'), [Cell(values.average_precision(natural.get(name))) for name in AP_COLUMNS])]
+    for row in interventions:
+        cells = []
+        for name in AP_COLUMNS:
+            difference = values.ap_difference(row.get(name), natural.get(name))
+            shade = palette.shade_signed(None if difference.value is None else difference.value / scale)
+            notes = (difference,) if difference.value is not None else ()
+            cells.append(Cell(values.average_precision(row.get(name)), notes, *shade))
+        rows.append((Head(f'expert {row["expert"]}'), cells))
+    return Heat('routing', columns, rows)
+
+
+def ap_scale(natural: dict, interventions: list[dict]) -> float:
+    """The difference of AP that has the strongest shade: the largest of the table, at least one point."""
+    pairs = ((row.get(name), natural.get(name)) for row in interventions for name in AP_COLUMNS)
+    differences = [values.ap_difference(value, reference).value for value, reference in pairs]
+    return max([0.01, *(abs(d) for d in differences if d is not None)])
+
+
+def usage_heat(results: dict, layer: dict) -> Heat:
+    """Importance and load of the experts, over all rows and per level."""
+    overall = layer.get('utilisation') or {}
+    by_level = layer.get('utilisation_by_level') or []
+    experts = layer['num_experts']
+    columns = [Head('importance', ('of weights',)), Head('load', ('1 is fair',))]
+    columns += [
+        Head(level_name(results, entry.get('level')), (f'{values.count(entry.get("rows")).text} rows',))
+        for entry in by_level
+    ]
+    groups = [('all rows', 2), ('importance per level', len(by_level))] if by_level else []
+    rows = []
+    for expert in range(experts):
+        share = at(overall.get('importance_share'), expert)
+        load = at(overall.get('load_ratio'), expert)
+        cells = [
+            Cell(values.share(share), (), *palette.shade_share(share)),
+            Cell(values.fixed(load), (), *palette.shade_lift(load)),
+        ]
+        for entry in by_level:
+            share = at(entry.get('importance_share'), expert)
+            cells.append(Cell(values.share(share), (), *palette.shade_share(share)))
+        rows.append((Head(f'expert {expert}'), cells))
+    return Heat('expert', columns, rows if overall or by_level else [], groups)
+
+
+def usage_summary(results: dict, layer: dict) -> Heat:
+    """Living experts and entropies, over all rows and per level."""
+    entries = [('all rows', layer.get('utilisation'))]
+    entries += [(level_name(results, e.get('level')), e) for e in layer.get('utilisation_by_level') or []]
+    columns = [
+        Head('living', (f'of {layer["num_experts"]}',)),
+        Head('H_s', ('bits',)),
+        Head('H_u', ('bits',)),
+        Head('rows'),
+    ]
+    rows = [
+        (
+            Head(name),
+            [
+                Cell(values.count(entry.get('living'))),
+                Cell(values.fixed(entry.get('row_entropy'), 3)),
+                Cell(values.fixed(entry.get('batch_entropy'), 3)),
+                Cell(values.count(entry.get('rows'))),
+            ],
+        )
+        for name, entry in entries
+        if entry
+    ]
+    return Heat('rows of', columns, rows)
+
+
+def spearman_heat(results: dict, layer: dict, unit: dict) -> Heat:
+    """Expert x level: rank correlation between the gate's weight and the image's sizes."""
+    entries = unit.get('spearman') or []
+    levels = sorted({e.get('level') for e in entries}, key=lambda level: (level is not None, level or 0))
+    found = {(e['expert'], e.get('level')): e for e in entries}
+    rows = []
+    for expert in range(layer['num_experts']):
+        cells = []
+        for level in levels:
+            entry = found.get((expert, level), {})
+            rho, p = values.fixed(entry.get('rho')), values.p_value(entry.get('p_value'))
+            notes = (_prefixed('p ', p), _n(values.count(entry.get('n'))))
+            cells.append(Cell(rho, notes, *palette.shade_signed(rho.value)))
+        rows.append((Head(f'expert {expert}'), cells))
+    names = [level_name(results, level if layer.get('levels') else None) for level in levels]
+    return Heat('expert', [Head(name) for name in names], rows if levels else [])
+
+
+def routing_heat(results: dict, layer: dict, levels: list[dict]) -> Heat:
+    """One image: the weight of every expert at every level; of patches their mean."""
+    rows = []
+    for entry in levels:
+        patches = entry.get('weights') or []
+        cells = []
+        for expert in range(layer['num_experts']):
+            found = [weight for weight in (at(patches, i, expert) for i in range(len(patches))) if weight is not None]
+            mean = sum(found) / len(found) if found else None
+            cells.append(Cell(values.fixed(mean), (), *palette.shade_share(mean)))
+        level = entry.get('level') if layer.get('levels') else None  # one decision for all levels has no level
+        rows.append((Head(level_name(results, level)), cells))
+    return Heat('level', [Head(str(expert)) for expert in range(layer['num_experts'])], rows)
+
+
+def _lift_cell(counts: Sequence[Sequence[float]] | None, expert: int, size: int) -> Cell:
+    lift = lift_of(counts, expert, size)
+    count = values.count(at(counts, expert, size), whole=_whole(counts))
+    return Cell(values.lift(lift), (_n(count),), *palette.shade_lift(lift), _few(counts, size))
+
+
+def _few(counts: Sequence[Sequence[float]] | None, column: int) -> bool:
+    return sum(at(row, column) or 0 for row in counts or []) < FEW_OBJECTS
+
+
+def _whole(counts: Sequence[Sequence[float]] | None) -> bool:
+    """Whether the table holds counts; else it holds sums of weights."""
+    return all(float(n).is_integer() for row in counts or [] for n in row if finite(n) is not None)
+
+
+def _n(number: Number) -> Number:
+    return _prefixed('n ', number)
+
+
+def _prefixed(prefix: str, number: Number) -> Number:
+    return number if number.value is None else Number(number.value, prefix + number.text)

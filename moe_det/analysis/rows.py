@@ -1,0 +1,176 @@
+"""From arrays with one entry per object to routing rows: the units that are permuted and resampled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ..errors import DataError
+
+ROW_TOLERANCE = 1e-4  # masses of one row come from one gate output: they differ by storage precision only
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The rows of one level and patch position, one per image that has objects there.
+
+    Attributes:
+        level: index into :attr:`ObjectRows.levels`.
+        images: (A,) indices into :attr:`ObjectRows.images`, ascending.
+        counts: (A, S) summed weights of the row's objects by size.
+        masses: (A, E) expert masses of the rows; each sums to 1.
+    """
+
+    level: int
+    images: np.ndarray
+    counts: np.ndarray
+    masses: np.ndarray
+
+    @property
+    def varies(self) -> bool:
+        """Whether an exchange of rows between images can change anything."""
+        return len(self.images) > 1 and bool(np.ptp(self.masses, axis=0).max() > ROW_TOLERANCE)
+
+
+@dataclass(frozen=True)
+class ObjectRows:
+    """Objects, gathered by routing row.
+
+    Attributes:
+        images: (N,) distinct image ids.
+        levels: (L,) distinct levels, ascending.
+        slots: one per (level, patch position) that holds objects.
+        num_objects: entries that were gathered.
+        num_experts: E.
+        num_sizes: S.
+    """
+
+    images: np.ndarray
+    levels: np.ndarray
+    slots: tuple[Slot, ...]
+    num_objects: int
+    num_experts: int
+    num_sizes: int
+
+    @property
+    def num_rows(self) -> int:
+        """Routing rows that hold objects."""
+        return sum(len(slot.images) for slot in self.slots)
+
+    def level_weights(self) -> np.ndarray:
+        """(N, L) summed weights of each image's objects at each level."""
+        weights = np.zeros((len(self.images), len(self.levels)))
+        for slot in self.slots:
+            weights[slot.images, slot.level] += slot.counts.sum(1)
+        return weights
+
+    def image_tables(self) -> np.ndarray:
+        """(N, L, E, S) what each image adds to the table of the levels."""
+        tables = np.zeros((len(self.images), len(self.levels), self.num_experts, self.num_sizes))
+        for slot in self.slots:  # an image occurs once in a slot, so += loses nothing
+            tables[slot.images, slot.level] += slot.masses[:, :, None] * slot.counts[:, None, :]
+        return tables
+
+
+def gather_rows(
+    image_ids: ArrayLike,
+    levels: ArrayLike,
+    experts: ArrayLike,
+    sizes: ArrayLike,
+    *,
+    num_experts: int,
+    num_sizes: int,
+    patches: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+) -> ObjectRows:
+    """Checks the arrays of :func:`~moe_det.analysis.measure_specialization` and gathers objects into routing rows.
+
+    Raises:
+        ValueError: an array has a wrong shape, type or range, or the expert differs inside one routing row.
+        DataError: there are no objects, or all are of one size.
+    """
+    if num_experts < 1 or num_sizes < 2:
+        raise ValueError(f'expected num_experts >= 1 and num_sizes >= 2, got {num_experts} and {num_sizes}')
+    image_ids = np.asarray(image_ids)
+    if image_ids.ndim != 1:
+        raise ValueError(f'image_ids must have one entry per object, got shape {image_ids.shape}')
+    n = len(image_ids)
+    if n == 0:
+        raise DataError('no objects to measure: image_ids is empty')
+    if image_ids.dtype.kind == 'f' and not np.isfinite(image_ids).all():
+        raise ValueError('image_ids holds NaN or infinity')
+    levels = _integers('levels', levels, n)
+    sizes = _integers('sizes', sizes, n, num_sizes)
+    patches = np.zeros(n, dtype=np.int64) if patches is None else _integers('patches', patches, n)
+    masses = _masses(experts, n, num_experts)
+    weights = np.ones(n) if weights is None else _weights(weights, n)
+
+    populated = np.bincount(sizes, weights, num_sizes) > 0
+    if populated.sum() < 2:
+        raise DataError(
+            f'all {n} objects are of size {sizes[0]} of 0..{num_sizes - 1}: the other size bins are empty, '
+            'and specialisation in size needs objects of two sizes'
+        )
+
+    images, image = np.unique(image_ids, return_inverse=True)
+    level_names, level = np.unique(levels, return_inverse=True)
+    places, place = np.unique(np.stack([level, patches], 1), axis=0, return_inverse=True)
+    keys, first, row = np.unique(place.ravel() * len(images) + image, return_index=True, return_inverse=True)
+    wrong = np.abs(masses - masses[first][row]).max(1) > ROW_TOLERANCE
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        raise ValueError(
+            f'the expert must be the same for all objects of one routing row, but differs inside image '
+            f'{image_ids[at]!s}, level {levels[at]}, patch {patches[at]} (entries {first[row[at]]} and {at}). '
+            'With routing per patch give patches=; an object over several rows is one entry per row, with weights='
+        )
+    counts = np.bincount(row * num_sizes + sizes, weights, len(keys) * num_sizes).reshape(-1, num_sizes)
+    row_place, row_image = np.divmod(keys, len(images))
+    slots = []
+    for index, (slot_level, _) in enumerate(places):
+        rows = row_place == index
+        slots.append(Slot(int(slot_level), row_image[rows], counts[rows], masses[first[rows]]))
+    return ObjectRows(images, level_names, tuple(slots), n, num_experts, num_sizes)
+
+
+def _integers(name: str, values: ArrayLike, n: int, upper: int | None = None) -> np.ndarray:
+    values = np.asarray(values)
+    if values.shape != (n,):
+        raise ValueError(f'{name} must have one entry per object: expected shape ({n},), got {values.shape}')
+    if values.dtype.kind not in 'iu':
+        raise ValueError(f'{name} must be integers, got {values.dtype}')
+    values = values.astype(np.int64)
+    outside = values < 0 if upper is None else (values < 0) | (values >= upper)
+    if outside.any():
+        at = int(np.argmax(outside))
+        expected = '>= 0' if upper is None else f'in 0..{upper - 1}'
+        raise ValueError(f'{name}[{at}] is {values[at]}, expected a value {expected}')
+    return values
+
+
+def _masses(experts: ArrayLike, n: int, num_experts: int) -> np.ndarray:
+    experts = np.asarray(experts)
+    if experts.ndim != 2:
+        return np.eye(num_experts)[_integers('experts', experts, n, num_experts)]
+    if experts.shape != (n, num_experts):
+        raise ValueError(f'expert masses must have shape ({n}, {num_experts}), got {experts.shape}')
+    masses = experts.astype(float)
+    total = masses.sum(1)
+    wrong = ~(np.isfinite(masses).all(1) & (masses >= 0).all(1) & (np.abs(total - 1) < 1e-3))
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        raise ValueError(f'experts[{at}] is {masses[at].tolist()}, expected masses >= 0 that sum to 1')
+    return masses / total[:, None]
+
+
+def _weights(weights: ArrayLike, n: int) -> np.ndarray:
+    weights = np.asarray(weights, dtype=float)
+    if weights.shape != (n,):
+        raise ValueError(f'weights must have one entry per object: expected shape ({n},), got {weights.shape}')
+    wrong = ~(np.isfinite(weights) & (weights > 0))
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        raise ValueError(f'weights[{at}] is {weights[at]}, expected a positive number')
+    return weights

@@ -1,0 +1,199 @@
+"""The report page and the console table."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from PIL import Image
+
+from moe_det.analysis.figures import Pictures
+from moe_det.analysis.report import console_table, write_report
+from moe_det.analysis.report.embedding import Embedder
+from tests.analysis.page_reader import Page
+from tests.analysis.report_example import add_pictures, make_example
+
+
+@pytest.fixture(scope='module')
+def written(tmp_path_factory):
+    """The results, the page's text and the page read back."""
+    folder = tmp_path_factory.mktemp('report')
+    results = make_example()
+    add_pictures(results, Pictures(folder))
+    text = write_report(results, folder).read_text(encoding='utf-8')
+    return results, text, Page(text)
+
+
+def test_page_is_well_formed(written):
+    _, text, page = written
+    assert text.lstrip().startswith('<!doctype html>')
+    assert page.unclosed == []
+    ids = [attributes['id'] for _, attributes in page.elements if 'id' in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {a['href'][1:] for tag, a in page.elements if tag in ('a', 'use') and a.get('href', '').startswith('#')}
+    assert len(targets) > 20 and targets <= set(ids)
+
+
+def test_sections_come_in_their_order(written):
+    _, _, page = written
+    sections = [attributes['id'] for tag, attributes in page.elements if tag == 'section']
+    order = 'numbers size level within ap topk usage units likes routing random seeds definitions made'
+    assert sections == order.split()
+
+
+def test_nothing_is_fetched_and_nothing_runs(written):
+    _, text, page = written
+    tags = {tag for tag, _ in page.elements}
+    assert not tags & {'script', 'iframe', 'object', 'embed', 'base', 'form'}
+    for tag, attributes in page.elements:
+        assert not any(name.startswith('on') for name in attributes), (tag, attributes)
+        for name in ('src', 'href', 'srcset', 'data', 'action', 'poster', 'xlink:href'):
+            assert attributes.get(name, '#').startswith(('#', 'data:')), (tag, attributes)
+    assert not re.search(r'url\((?!#)|@import|https?:', text)
+    policy = next(a['content'] for tag, a in page.elements if a.get('http-equiv') == 'Content-Security-Policy')
+    assert "default-src 'none'" in policy and 'script' not in policy
+
+
+def test_key_numbers_are_those_of_the_results(written):
+    results, _, page = written
+    table = page.of_section('numbers')[0]
+    expected = []
+    for layer in results['layers']:
+        expected.append(
+            [
+                [],
+                [layer['mi_bits']],
+                # of an interval the low bound is the exact number
+                [layer['mi_given_level_bits'], layer['mi_given_level_ci'][0], layer['null_99_bits']],
+                [layer['level_mi_bits']],
+                [layer['p_value_holm'], layer['p_value']],
+                [layer['cramers_v_given_level']],
+                [layer['n_objects'], layer['n_images']],
+                [],
+            ]
+        )
+    assert table.numbers() == expected
+    assert '0.0830[0.0710, 0.0980]' in re.sub(r'\s', '', table.rows[1][3].text).replace(',', ', ')
+    assert [row[-1].text.strip() for row in table.rows[1:]] == ['size-specialised', 'level-specialised']
+
+
+def test_heat_maps_have_the_numbers_of_the_results(written):
+    results, _, page = written
+    sizes = page.of_section('size')
+    for layer, table in zip(results['layers'], sizes, strict=True):
+        parts = (layer['lift'], layer['lift_low'], layer['expert_by_size'])
+        expected = [[list(cell) for cell in zip(*rows, strict=True)] for rows in zip(*parts, strict=True)]
+        assert table.numbers() == expected
+    for layer, table in zip(results['layers'], page.of_section('level'), strict=True):
+        assert [[cell[1] for cell in row] for row in table.numbers()] == layer['expert_by_level']
+    for layer, table in zip(results['layers'], page.of_section('within'), strict=True):
+        counts = [[cell[-1] for cell in row] for row in table.numbers()]
+        assert counts == [[n for level in layer['expert_by_size_by_level'] for n in level[e]] for e in range(4)]
+
+
+def test_interventions_have_the_numbers_of_the_results(written):
+    results, _, page = written
+    natural = results['ap']['natural']
+    tables = iter(page.of_section('ap'))
+    for layer in results['layers']:
+        for kind in ('forced', 'knocked_out'):
+            head, *rows = next(tables).numbers()
+            assert head == [[natural[name]] for name in ('AP', 'AP_S', 'AP_M', 'AP_L')]
+            for row, entry in zip(rows, layer[kind], strict=True):
+                expected = [[entry[n], entry[n] - natural[n]] for n in ('AP', 'AP_S', 'AP_M', 'AP_L')]
+                assert row == [pytest.approx(cell) for cell in expected]
+
+
+def test_other_tables_have_the_numbers_of_the_results(written):
+    results, _, page = written
+    rows = page.of_section('topk')[0].numbers()
+    names = ('AP', 'AP50', 'AP75', 'AP_S', 'AP_M', 'AP_L')
+    assert rows == [[[row[name]] for name in names] for row in [*results['ap']['top_k'], results['ap']['natural']]]
+    usage, summary = page.of_section('usage')[:2]
+    layer = results['layers'][0]
+    per_level = [entry['importance_share'] for entry in layer['utilisation_by_level']]
+    columns = [layer['utilisation']['importance_share'], layer['utilisation']['load_ratio'], *per_level]
+    assert usage.numbers() == [[[column[e]] for column in columns] for e in range(4)]
+    entries = [layer['utilisation'], *layer['utilisation_by_level']]
+    keys = ('living', 'row_entropy', 'batch_entropy', 'rows')
+    assert summary.numbers() == [[[entry[key]] for key in keys] for entry in entries]
+    training = next(t for t in page.of_section('units') if t.label.startswith('training unit'))
+    masses = layer['units']['training']['expert_by_size']
+    assert [[cell[1] for cell in row] for row in training.numbers()] == masses
+    spearman = next(t for t in page.of_section('units') if t.label.startswith('Rank correlation'))
+    found = {(e['expert'], e['level']): e['rho'] for e in layer['units']['image']['spearman']}
+    assert [[cell[0] for cell in row] for row in spearman.numbers()] == [
+        [found[e, level] for level in range(5)] for e in range(4)
+    ]
+    routing = page.of_section('routing')[0]
+    weights = [level['weights'][0] for level in results['examples'][0]['layers'][0]['levels']]
+    assert [[cell[0] for cell in row] for row in routing.numbers()] == weights
+
+
+def test_every_printed_number_is_its_value_rounded(written):
+    _, _, page = written
+    checked = 0
+    for value, text in page.data:
+        number = re.search(r'[−+]?[\d,]*\.?\d+', text.removeprefix('n ').removeprefix('p '))[0]
+        shown = float(number.replace(',', '').replace('−', '-'))
+        half = 0.5 * 10 ** -len(number.partition('.')[2]) + 1e-9
+        if text.startswith('<'):
+            assert value < shown
+        else:
+            # average precisions and shares are printed in hundredths
+            assert min(abs(shown - value), abs(shown - 100 * value)) <= half, (value, text)
+        checked += 1
+    assert checked > 500
+
+
+def test_a_figure_tells_layer_levels_and_number(written):
+    results, _, page = written
+    text = re.sub(r'\s+', ' ', page.text)
+    first = results['layers'][0]
+    context = (
+        f'Layer bbox_head.cls, unit level; P3–P7; n = {first["n_objects"]:,} objects (detection unit) in 200 images.'
+    )
+    assert text.count(context) >= 9  # size, lift, level, within, forced, knocked out, both, usage, units
+    assert text.count('All layers; n = 1,883 to 1,917 objects in 200 images.') == 1
+    for definition in results['definitions'].values():
+        assert definition in text
+
+
+def test_patches_are_shown_level_by_level(tmp_path):
+    results = make_example(layers=1, experts=3, levels=2, grid=2)
+    weights = [[0.7, 0.3, 0], [0, 0.9, 0.1], [0.4, 0, 0.6], [0.55, 0, 0.45]]
+    results['examples'] = results['examples'][:1]
+    results['examples'][0]['layers'][0]['levels'] = [{'level': 1, 'weights': weights}]
+    text = write_report(results, tmp_path).read_text(encoding='utf-8')
+    section = Page(text[text.index('<section id="routing">') : text.index('<section id="random">')])
+    found = [value for value, _ in section.data][1:]  # after the number of objects
+    assert found == [0, 0.7, 1, 0.9, 2, 0.6, 0, 0.55]
+    assert 'grid-template-columns:repeat(2,' in text and 'patch 2 × 2' in section.text + text
+
+
+def test_pictures_are_embedded_small(written, tmp_path):
+    results, text, page = written
+    sources = [attributes['src'] for tag, attributes in page.elements if tag == 'img']
+    assert len(sources) == 2 * 4 * (3 + 3) + 2
+    assert all(source.startswith('data:image/jpeg;base64,') for source in sources)
+    assert max(map(len, sources)) < 80_000 and len(text) < 3_000_000
+    pictures = Pictures(tmp_path)
+    (tmp_path / 'large.png').parent.mkdir(exist_ok=True)
+    Image.effect_noise((2000, 1000), 80).save(tmp_path / 'large.png')
+    embedder = Embedder(pictures, budget=100_000)
+    assert 1000 < len(embedder.source('large.png')) < 100_000
+    assert embedder.source('missing.png') is None and embedder.left_out == 0
+    while embedder.source('large.png'):
+        pass
+    assert embedder.left_out == 1
+
+
+def test_console_table_has_the_key_numbers():
+    results = make_example()
+    table = console_table(results)
+    lines = table.splitlines()
+    assert max(map(len, lines)) <= 120
+    row = next(line for line in lines if line.startswith('bbox_head.cls  '))
+    numbers = '0.1710  0.0830 [0.0710, 0.0980]  0.0002  0.21'
+    assert re.sub(' {2,}', '  ', row) == f'bbox_head.cls  level  4  2  {numbers}  size-specialised'
+    assert all(layer['sentence'] in table for layer in results['layers'])

@@ -1,0 +1,109 @@
+"""The report page in a real browser; skipped where there is none."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from moe_det.analysis.figures import Pictures
+from moe_det.analysis.report import write_report
+from tests.analysis.report_example import add_pictures, make_example
+
+BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable')
+# measures the page in frames as wide as a small phone and as a desktop, and leaves the result as the document's text
+MEASURE = """
+const found = [];
+const determinant = matrix => matrix.a * matrix.d - matrix.b * matrix.c;
+const frames = [...document.querySelectorAll('iframe')];
+Promise.all(frames.map(frame => new Promise(done => {
+  if (frame.contentDocument.readyState === 'complete' && frame.contentDocument.body.childElementCount) done();
+  else frame.onload = done;
+}))).then(() => {
+  for (const frame of frames) {
+    const page = frame.contentDocument;
+    const drawn = [...page.querySelectorAll('figure, figure svg, figure table, img')];
+    const boxes = drawn.map(element => element.getBoundingClientRect());
+    found.push({
+      width: frame.contentWindow.innerWidth,
+      scroll: page.documentElement.scrollWidth,
+      boxes: boxes.length,
+      invisible: boxes.filter(box => box.width < 20 || box.height < 20).length,
+      broken: [...page.images].filter(image => image.naturalWidth === 0).length,
+      smallest: Math.min(...[...page.querySelectorAll('svg text')].map(
+        text => parseFloat(getComputedStyle(text).fontSize) * Math.sqrt(Math.abs(determinant(text.getScreenCTM()))))),
+      ink: frame.contentWindow.getComputedStyle(page.body).color,
+      scrolling: [...page.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1).length,
+    });
+  }
+  document.body.textContent = 'FOUND' + JSON.stringify(found) + 'END';
+});
+"""
+
+
+@pytest.fixture(scope='module')
+def browser(tmp_path_factory):
+    """Runs a headless browser on a file: its document afterwards and what it logged."""
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.skip(f'no browser found: none of {", ".join(BROWSERS)} is on the PATH')
+    profile = tmp_path_factory.mktemp('profile')
+
+    def run(path: Path, *options: str) -> tuple[str, str]:
+        # without a sandbox: containers often forbid it, and the page is our own
+        flags = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--enable-logging=stderr']
+        flags += ['--no-first-run', '--virtual-time-budget=8000', f'--user-data-dir={profile}', '--dump-dom', *options]
+        done = subprocess.run([program, *flags, path.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+        return done.stdout, done.stderr
+
+    return run
+
+
+@pytest.fixture(scope='module')
+def report(tmp_path_factory) -> Path:
+    """A page with pictures, patches and a layer without levels."""
+    folder = tmp_path_factory.mktemp('browser')
+    results = make_example(layers=3, experts=3, levels=5, favourites=1, grid=2)
+    results['layers'][1]['name'] = 'backbone.' + 'very_long_module_name.' * 6 + 'conv2'
+    add_pictures(results, Pictures(folder))
+    return write_report(results, folder)
+
+
+def test_browser_shows_the_page_without_a_complaint(browser, report):
+    document, log = browser(report)
+    assert 'Key numbers' in document and '</html>' in document
+    complaints = [line for line in log.splitlines() if 'CONSOLE' in line]
+    assert complaints == []
+    # the same look at a page that must be complained about
+    bad = report.with_name('bad.html')
+    bad.write_text(report.read_text(encoding='utf-8').replace('</body>', '<script>1</script></body>'), encoding='utf-8')
+    _, log = browser(bad)
+    assert 'CONSOLE' in log and 'Content Security Policy' in log
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_every_figure_is_visible_on_phone_and_desktop(browser, report, scheme):
+    # frames, since a window has a least width; their policy is taken out to let the measuring script in
+    page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', '', report.read_text(encoding='utf-8'))
+    frames = ''.join(
+        f'<iframe srcdoc="{html.escape(page)}" width="{width}" height="800" style="border:0"></iframe>'
+        for width in (360, 1280)
+    )
+    outer = report.with_name(f'frames_{scheme}.html')
+    outer.write_text(f'<!doctype html><meta charset="utf-8"><body>{frames}<script>{MEASURE}</script>', encoding='utf-8')
+    options = ['--blink-settings=preferredColorScheme=0'] if scheme == 'dark' else []
+    document, _ = browser(outer, '--window-size=1800,900', *options)
+    found = json.loads(html.unescape(re.search('FOUND(.*)END', document)[1]))
+    assert [frame['width'] for frame in found] == [360, 1280]
+    for frame in found:
+        assert frame['boxes'] > 60
+        assert frame['invisible'] == 0 and frame['broken'] == 0
+        assert frame['scroll'] <= frame['width'], 'the page scrolls sideways'
+        assert frame['smallest'] >= 8, 'text of a chart is too small to read'
+        assert frame['ink'] == ('rgb(240, 242, 244)' if scheme == 'dark' else 'rgb(22, 25, 29)')
+    assert found[0]['scrolling'] >= 2, 'wide tables scroll by themselves on a phone'

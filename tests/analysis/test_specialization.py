@@ -1,0 +1,366 @@
+"""The measurement as a whole: planted routers, what data cannot carry, identities."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from moe_det.analysis import SpecializationMeter, measure_specialization, size_bins
+from moe_det.analysis.bootstrap import bootstrap_cmi, centred_interval
+from moe_det.analysis.information import conditional_mutual_information, mutual_information
+from moe_det.analysis.rows import gather_rows
+from moe_det.errors import DataError
+
+NUM_IMAGES = 150
+
+
+def scenes(num_images: int = NUM_IMAGES, seed: int = 0):
+    """Image, level and size of objects; level 0 leans to small and level 2 to large, like a feature pyramid."""
+    rng = np.random.default_rng(seed)
+    image = np.repeat(np.arange(num_images), rng.integers(1, 12, num_images))
+    size = rng.integers(3, size=len(image))
+    level = np.clip(size + rng.integers(-1, 2, len(image)), 0, 2)
+    return image, level, size
+
+
+def random_rows(image, level, num_experts=4, seed=1):
+    return np.random.default_rng(seed).integers(num_experts, size=(image.max() + 1, 3))[image, level]
+
+
+def majority_rows(image, level, size):
+    """An expert for the most frequent size of the row: knows size whatever the level."""
+    counts = np.zeros((image.max() + 1, 3, 3))
+    np.add.at(counts, (image, level, size), 1)
+    return counts.argmax(2)[image, level]
+
+
+def measure(image, level, experts, size, **options):
+    return measure_specialization(
+        image, level, experts, size, **{'num_experts': 4, 'permutations': 499, 'bootstrap': 200, **options}
+    )
+
+
+def test_a_random_router():
+    image, level, size = scenes()
+    result = measure(image, level, random_rows(image, level), size)
+    assert result.verdict == 'not specialised'
+    assert result.p_value > 0.05
+    assert result.mi_given_level_bits < result.null_99
+    assert result.mi_given_level_ci[0] < 0 < result.mi_given_level_ci[1]
+    assert result.raw['mi_given_level_bits'] - result.mi_given_level_bits > 0.005  # chance alone looks like information
+    assert abs(result.mi_given_level_bits) < 0.01
+    assert abs(result.mi_bits) < 0.01
+    assert result.level_p_value > 0.01
+
+
+def test_a_level_map_is_not_a_size_specialist():
+    image, level, size = scenes()
+    result = measure(image, level, level, size)
+    assert result.verdict == 'level-specialised'
+    assert result.p_value == 1
+    assert result.mi_bits > 0.3  # taken at face value it specialises in size
+    assert result.mi_given_level_bits == pytest.approx(0, abs=1e-12)
+    assert result.cramers_v_given_level == 0
+    assert result.level_mi_bits == pytest.approx(result.raw['level_mi_bits'], abs=0.02)
+    assert result.level_cramers_v == pytest.approx(1)
+    assert result.level_p_value == 1 / 500
+    assert any('fixed map of the level' in note for note in result.notes)
+
+
+def test_a_noisy_level_map():
+    image, level, size = scenes()
+    noisy = np.where(random_rows(image, level, 4, seed=5) == 3, random_rows(image, level), level)
+    result = measure(image, level, noisy, size)
+    assert result.verdict == 'level-specialised'
+    assert result.p_value > 0.01
+
+
+def test_a_size_router():
+    image, level, size = scenes()
+    result = measure(image, level, majority_rows(image, level, size), size)
+    assert result.verdict == 'size-specialised'
+    assert result.p_value == 1 / 500
+    assert result.cramers_v_given_level > 0.3
+    low, high = result.mi_given_level_ci
+    assert 0 < low < result.mi_given_level_bits < high < result.h_size_given_level
+    assert result.mi_given_level_bits > result.null_99
+    assert 0 < result.share_of_size_given_level < 1
+
+
+def test_one_decision_per_image():
+    image, level, size = scenes()
+    experts = np.random.default_rng(2).integers(4, size=NUM_IMAGES)[image]
+    result = measure(image, 0 * level, experts, size)
+    assert result.mi_given_level_bits == pytest.approx(result.mi_bits, abs=0.005)
+    assert result.raw['mi_given_level_bits'] == pytest.approx(result.raw['mi_bits'])
+    assert result.level_mi_bits == 0
+    assert result.level_p_value is None
+    assert result.verdict == 'not specialised'
+
+
+def test_an_object_that_is_perfectly_told():
+    # 60 images with one object, whose expert is its size: I = H(S) = log2 3, and V = 1 also after the correction
+    size = np.arange(60) % 3
+    result = measure(np.arange(60), 0 * size, size, size, num_experts=3)
+    assert result.raw['mi_given_level_bits'] == pytest.approx(np.log2(3))
+    assert result.h_size_given_level == pytest.approx(np.log2(3))
+    assert result.cramers_v_given_level == pytest.approx(1)
+    assert result.mi_given_level_bits < np.log2(3)
+    assert result.verdict == 'size-specialised'
+
+
+def test_tables_agree_with_loops():
+    image, level, size = scenes(20)
+    experts = random_rows(image, level)
+    result = measure(image, level + 3, experts, size, bootstrap=0)
+    expected = np.zeros((4, 3, 3))
+    for entry in range(len(image)):
+        expected[experts[entry], size[entry], level[entry]] += 1
+    np.testing.assert_array_equal(result.expert_by_size_by_level, expected)
+    np.testing.assert_array_equal(result.expert_by_size, expected.sum(2))
+    np.testing.assert_array_equal(result.expert_by_level, expected.sum(1))
+    assert result.levels == (3, 4, 5)
+    assert result.num_objects == len(image)
+    assert result.num_images == 20
+    assert result.num_rows == len({*zip(image.tolist(), level.tolist(), strict=True)})
+    assert result.raw['mi_bits'] == pytest.approx(mutual_information(expected.sum(2)))
+    assert result.raw['mi_given_level_bits'] == pytest.approx(
+        conditional_mutual_information(expected.transpose(2, 0, 1))
+    )
+
+
+def numbers(result) -> dict:
+    return {k: v for k, v in result.to_dict().items() if not k.startswith('expert_by')}
+
+
+def test_one_hot_masses_are_top_experts():
+    image, level, size = scenes()
+    experts = majority_rows(image, level, size)
+    assert numbers(measure(image, level, np.eye(4)[experts], size)) == numbers(measure(image, level, experts, size))
+
+
+def test_names_of_images_and_order_of_sizes_do_not_matter():
+    image, level, size = scenes()
+    experts = random_rows(image, level)
+    named = np.array([f'{i:05d}.jpg' for i in image])
+    assert numbers(measure(named, level, experts, size)) == numbers(measure(image, level, experts, size))
+
+
+def test_names_of_experts_matter_to_noise_only():
+    image, level, size = scenes()
+    experts = majority_rows(image, level, size)
+    first = measure(image, level, experts, size, permutations=4000)
+    second = measure(image, level, np.array([2, 0, 3])[experts], size, permutations=4000)
+    np.testing.assert_array_equal(second.expert_by_size[[2, 0, 3]], first.expert_by_size[:3])
+    assert second.raw == pytest.approx(first.raw)
+    assert second.mi_given_level_bits == pytest.approx(first.mi_given_level_bits, abs=0.001)
+    assert second.cramers_v_given_level == pytest.approx(first.cramers_v_given_level, abs=0.002)
+
+
+def test_an_object_over_several_entries():
+    image, level, size = scenes()
+    experts = random_rows(image, level)
+    twice = [np.repeat(values, 2) for values in (image, level, experts, size)]
+    whole = measure(image, level, experts, size)
+    halves = measure(*twice, weights=np.full(2 * len(image), 0.5))
+    assert halves.num_objects == 2 * whole.num_objects
+    assert halves.p_value == whole.p_value
+    assert halves.mi_given_level_bits == pytest.approx(whole.mi_given_level_bits)
+    np.testing.assert_allclose(halves.expert_by_size, whole.expert_by_size)
+
+
+def test_soft_masses_that_tell_the_size():
+    image, level, size = scenes()
+    sharp = np.eye(4)[majority_rows(image, level, size)]
+    result = measure(image, level, 0.6 * sharp + 0.1, size)
+    assert result.verdict == 'size-specialised'
+    assert result.raw['mi_given_level_bits'] < measure(image, level, sharp, size).raw['mi_given_level_bits']
+
+
+def test_a_patch_position_is_no_size():
+    # the lower patch holds larger objects, and a gate may know its position: both are no news about the objects
+    rng = np.random.default_rng(0)
+    image = np.repeat(np.arange(200), 8)
+    patch = np.tile([0, 1], 800)
+    size = np.clip(rng.integers(2, size=1600) + patch, 0, 2)
+    knows_position = np.where(rng.random((200, 2)) < 0.1, 1 - np.arange(2), np.arange(2))[image, patch]
+    result = measure(image, 0 * image, knows_position, size, patches=patch)
+    assert result.raw['mi_given_level_bits'] > 0.2
+    assert result.p_value > 0.01
+    assert abs(result.mi_given_level_bits) < 0.03
+    assert result.verdict == 'not specialised'
+    counts = np.zeros((200, 2, 3))
+    np.add.at(counts, (image, patch, size), 1)
+    knows_size = (np.stack([counts[:, 0, 1], counts[:, 1, 2]], 1) > 2).astype(
+        int
+    )  # most of its four are the larger kind
+    assert measure(image, 0 * image, knows_size[image, patch], size, patches=patch).verdict == 'size-specialised'
+
+
+def test_equal_seeds_give_equal_results():
+    image, level, size = scenes()
+    experts = random_rows(image, level)
+    first, again, other = (measure(image, level, experts, size, seed=seed) for seed in (3, 3, 4))
+    assert str(first) == str(again)
+    assert numbers(first) == numbers(again)
+    assert first.mi_given_level_ci != other.mi_given_level_ci
+    assert first.null_99 != other.null_99
+    without = measure(image, level, experts, size, seed=3, bootstrap=0)
+    assert without.mi_given_level_ci is None
+    assert without.p_value == first.p_value
+
+
+# -- what the data cannot carry ---------------------------------------------------------------------------------
+
+
+def test_too_few_images():
+    image, level, size = scenes(4)
+    result = measure(image, level, random_rows(image, level), size)
+    assert result.p_value is None
+    assert result.mi_given_level_ci is None
+    assert result.verdict == 'undetermined'
+    assert '4 images' in result.reason
+    assert result.reason in str(result)
+
+
+def test_images_that_share_no_level():
+    image = np.repeat(np.arange(8), 4)
+    result = measure(image, image, random_rows(image, 0 * image), np.tile([0, 1], 16))
+    assert result.verdict == 'undetermined'
+    assert result.reason.startswith('0 images')
+    assert any('8 routing rows cannot be exchanged' in note for note in result.notes)
+
+
+def test_too_few_distinct_arrangements():
+    # one of 40 rows differs: it can be in 40 places, and p cannot be below 1/40
+    experts = np.zeros(40, dtype=int)
+    experts[0] = 1
+    size = np.zeros(40, dtype=int)
+    size[0] = 1
+    result = measure(np.arange(40), 0 * size, experts, size)
+    assert result.raw['mi_given_level_bits'] > 0
+    assert result.p_value is None
+    assert 'too few distinct arrangements' in result.reason
+    assert result.verdict == 'undetermined'
+
+
+def test_sizes_that_are_levels():
+    image, level, _ = scenes()
+    result = measure(image, level, random_rows(image, level), level)
+    assert result.p_value is None
+    assert 'cannot be told apart' in result.reason
+    assert result.verdict == 'undetermined'
+
+
+def test_a_single_expert():
+    image, level, size = scenes()
+    result = measure(image, level, 0 * level + 2, size)
+    assert (result.p_value, result.mi_bits, result.mi_given_level_bits) == (1, 0, 0)
+    assert result.cramers_v_given_level == 0
+    assert result.verdict == 'not specialised'
+    assert 'only expert 2 was used' in result.notes
+    assert measure(image, level, 0 * level, size, num_experts=1).verdict == 'not specialised'
+
+
+def test_an_empty_size():
+    image, level, size = scenes()
+    size = np.where(size == 1, 2, size)
+    result = measure(image, level, random_rows(image, level), size)
+    assert result.notes == ('no object is medium: nothing is said about that size',)
+    assert result.p_value is not None
+    with pytest.raises(DataError, match='all 5 objects are of size 2'):
+        measure(range(5), [0] * 5, [0] * 5, [2] * 5)
+
+
+def test_settings_that_cannot_work():
+    image, level, size = scenes()
+    with pytest.raises(ValueError, match='at least 99 for p <= 0.01, got 98'):
+        measure(image, level, level, size, permutations=98)
+    with pytest.raises(ValueError, match='bootstrap must be 0'):
+        measure(image, level, level, size, bootstrap=-1)
+
+
+# -- interval, bins, meter, output ------------------------------------------------------------------------------
+
+
+def test_bootstrap_draws_images():
+    image, level, size = scenes(12)
+    experts = random_rows(image, level)
+    rows = gather_rows(image, level, experts, size, num_experts=4, num_sizes=3)
+    found = bootstrap_cmi(rows, 8000, np.random.default_rng(0))
+    rng, naive = np.random.default_rng(1), []
+    for _ in range(4000):
+        tables = np.zeros((3, 4, 3))
+        for chosen in rng.integers(12, size=12):
+            at = image == chosen
+            np.add.at(tables, (level[at], experts[at], size[at]), 1)
+        naive.append(conditional_mutual_information(tables))
+    quantiles = [0.05, 0.25, 0.5, 0.75, 0.95]
+    np.testing.assert_allclose(np.quantile(found, quantiles), np.quantile(naive, quantiles), rtol=0.06)
+
+
+def test_interval_is_centred_on_the_estimate():
+    values = np.arange(101) / 100
+    assert centred_interval(values, 0.2) == pytest.approx((0.2 - 0.475, 0.2 + 0.475))
+    assert centred_interval(values, 0.2, 0.5) == pytest.approx((0.2 - 0.25, 0.2 + 0.25))
+
+
+def test_size_bins():
+    areas = [0, 1024, np.nextafter(1024, 2000), 9216, 9216.5, 1e9]
+    assert size_bins(areas).tolist() == [0, 0, 1, 1, 2, 2]
+    assert size_bins([1, 2, 3], limits=[2]).tolist() == [0, 0, 1]
+    for areas in ([1, -1], [1, np.nan]):
+        with pytest.raises(ValueError, match=re.escape(f'areas[1] is {float(areas[1])}')):
+            size_bins(areas)
+    with pytest.raises(ValueError, match='limits must ascend'):
+        size_bins([1], limits=(9216, 1024))
+
+
+def test_meter():
+    image, level, size = scenes()
+    experts = random_rows(image, level)
+    meter = SpecializationMeter(4, permutations=99, bootstrap=50, seed=1)
+    with pytest.raises(DataError, match='no objects to measure'):
+        meter.compute()
+    for part in np.array_split(np.arange(len(image)), 7):
+        meter.update(image[part], level[part], experts[part], size[part])
+    meter.update([], [], [], [])
+    expected = measure(image, level, experts, size, permutations=99, bootstrap=50, seed=1)
+    assert numbers(meter.compute()) == numbers(expected)
+    with pytest.raises(ValueError, match='patches'):
+        meter.update([1], [0], [0], [0], patches=[0])
+    with pytest.raises(ValueError, match='masses in every batch'):
+        meter.update([1], [0], [[1, 0, 0, 0]], [0])
+    meter.reset()
+    with pytest.raises(DataError):
+        meter.compute()
+
+
+def test_output():
+    image, level, size = scenes()
+    result = measure(image, level, majority_rows(image, level, size), size)
+    values = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert values['verdict'] == 'size-specialised'
+    assert values['mi_given_level_ci'] == list(result.mi_given_level_ci)
+    assert values['expert_by_size'] == result.expert_by_size.tolist()
+    text = str(result)
+    for part in ('size-specialised', f'{result.mi_given_level_bits:.4f} bits', 'p 0.002 (499', 'small', 'large'):
+        assert part in text
+    assert 'forced experts agree' in str(result.with_counterfactual(True))
+    assert 'forced experts contradict' in str(result.with_counterfactual(False))
+
+
+def test_figure(tmp_path):
+    image, level, size = scenes(20)
+    result = measure(image, level, random_rows(image, level), np.where(size == 1, 0, size), bootstrap=0)
+    figure = result.plot()
+    panels = [axis for axis in figure.axes if axis.get_title()]
+    assert [axis.get_title() for axis in panels] == ['all levels', 'levels', 'level 0', 'level 1', 'level 2']
+    shown = np.asarray(panels[0].images[0].get_array())
+    np.testing.assert_allclose(shown[:, 0], result.expert_by_size[:, 0] / result.expert_by_size[:, 0].sum())
+    assert np.isnan(shown[:, 1]).all()  # no medium object
+    figure.savefig(tmp_path / 'figure.png', dpi=40)
+    assert (tmp_path / 'figure.png').stat().st_size > 1000

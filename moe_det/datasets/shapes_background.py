@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 # dull and dim, so that the shapes stand out
-MEAN_LEVEL, CONTRAST = np.float32(105.0), np.float32(0.18)
+MEAN_LEVEL, CONTRAST = np.float32(105.0), np.float32(0.15)
 
 
 def resize_field(field: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -18,8 +18,8 @@ from .shapes_scene import CLASSES, Scene
 
 MIN_VISIBLE_PX = 20
 HUE_SPREAD = 0.01  # of a full turn; the hues of two classes lie 1/6 apart
-_SHARES = (1.0,) * 24 + (0.9,) * 6 + (0.75,) * 2  # visible share that every object must keep, try after try
-_CUT_CHANCE = 0.05  # of objects that reach over the image border
+_SHARES = (1.0,) * 26 + (0.9,) * 4 + (0.75,) * 2  # visible share that every object must keep, try after try
+_CUT_CHANCE = 0.04  # of objects that reach over the image border
 
 
 @dataclass(frozen=True)
@@ -148,16 +148,16 @@ def _class_colour(rng: np.random.Generator, category: int) -> np.ndarray:
 def _fill(rng: np.random.Generator, stamp: Stamp, part: tuple[slice, slice], base: np.ndarray) -> np.ndarray:
     """Colours of a stamp's pixels, shape (3, h, w) or (3, 1, 1): plain, shaded, striped, chequered or grainy."""
     style = rng.random()
-    if style < 0.88:
+    if style < 0.92:
         return base
     u, v = stamp.u[part], stamp.v[part]
     brighter = rng.uniform(30.0, 60.0) * (1.0 if base.mean() < 128.0 else -1.0)
     other = np.clip(base + np.float32(brighter), 0.0, 255.0)
-    if style < 0.925 or stamp.size < 20.0:
+    if style < 0.95 or stamp.size < 20.0:
         mix = np.clip(0.5 + 0.5 * u, 0.0, 1.0)
-    elif style < 0.955:
+    elif style < 0.97:
         mix = np.clip(3.0 * np.abs((u * np.float32(rng.uniform(1.5, 4.0))) % 1.0 - 0.5) - 0.25, 0.0, 1.0)
-    elif style < 0.975:
+    elif style < 0.985:
         cells = np.float32(rng.uniform(1.5, 3.5))
         mix = (np.floor(u * cells) + np.floor(v * cells)) % np.float32(2.0)
     else:

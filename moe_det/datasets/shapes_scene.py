@@ -35,7 +35,7 @@ MEAN_COUNT = 4.8  # objects per image
 MAX_EXPECTED_COUNT = 28.0
 MAX_OBJECTS = 48  # leaves room below the 100 annotation ids that each image owns
 EMPTY_SHARE = 0.03
-CROWD_SHARE = 0.04
+CROWD_SHARE = 0.03
 
 _SCENE_GRID = np.linspace(-4.0, 4.0, 801)
 
@@ -70,7 +70,7 @@ def draw_scene(rng: np.random.Generator, size: int, scene_scale: float) -> Scene
         scene_scale: 0 (sizes independent of the image) to 1 (one scale per image).
 
     Returns:
-        The scene; about 3 % are empty and about 4 % ask for a crowd, for which there is not always room.
+        The scene; about 3 % are empty and about 3 % ask for a crowd, for which there is not always room.
     """
     kind = rng.random()
     if kind < EMPTY_SHARE:

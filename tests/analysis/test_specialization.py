@@ -11,6 +11,7 @@ import pytest
 from moe_det.analysis import SpecializationMeter, measure_specialization, size_bins
 from moe_det.analysis.bootstrap import bootstrap_cmi, centred_interval
 from moe_det.analysis.information import conditional_mutual_information, mutual_information
+from moe_det.analysis.permutation import permuted_tables
 from moe_det.analysis.rows import gather_rows
 from moe_det.errors import DataError
 
@@ -54,6 +55,14 @@ def test_a_random_router():
     assert abs(result.mi_given_level_bits) < 0.01
     assert abs(result.mi_bits) < 0.01
     assert result.level_p_value > 0.01
+    assert result.raw['cramers_v_given_level'] > 0.07 > result.cramers_v_given_level + 0.02
+    assert result.raw['level_mi_bits'] - result.level_mi_bits > 0.003
+    # beyond the same null, drawn apart
+    experts = random_rows(image, level)
+    rows = gather_rows(image, level, experts, size, num_experts=4, num_sizes=3)
+    null = conditional_mutual_information(permuted_tables(rows, 4000, np.random.default_rng(9)))
+    assert result.raw['mi_given_level_bits'] - result.mi_given_level_bits == pytest.approx(null.mean(), rel=0.1)
+    assert result.null_99 == pytest.approx(np.quantile(null, 0.99) - null.mean(), rel=0.25)
 
 
 def test_a_level_map_is_not_a_size_specialist():
@@ -247,6 +256,14 @@ def test_too_few_distinct_arrangements():
     assert result.verdict == 'undetermined'
 
 
+def test_a_level_test_that_cannot_be_made():
+    # a single decision differs: shifting it between two levels has two outcomes
+    image, level = np.divmod(np.arange(80), 2)
+    result = measure(image, level, (np.arange(80) == 1).astype(int), np.arange(80) // 4 % 2)
+    assert result.raw['level_mi_bits'] > 0
+    assert result.level_p_value is None
+
+
 def test_sizes_that_are_levels():
     image, level, _ = scenes()
     result = measure(image, level, random_rows(image, level), level)
@@ -263,6 +280,7 @@ def test_a_single_expert():
     assert result.verdict == 'not specialised'
     assert 'only expert 2 was used' in result.notes
     assert measure(image, level, 0 * level, size, num_experts=1).verdict == 'not specialised'
+    assert measure(image, level, 0 * level, level).p_value == 1
 
 
 def test_an_empty_size():
@@ -325,8 +343,10 @@ def test_meter():
     meter = SpecializationMeter(4, permutations=99, bootstrap=50, seed=1)
     with pytest.raises(DataError, match='no objects to measure'):
         meter.compute()
+    reused = np.empty(len(image), dtype=int)
     for part in np.array_split(np.arange(len(image)), 7):
-        meter.update(image[part], level[part], experts[part], size[part])
+        reused[: len(part)] = size[part]
+        meter.update(image[part], level[part], experts[part], reused[: len(part)])
     meter.update([], [], [], [])
     expected = measure(image, level, experts, size, permutations=99, bootstrap=50, seed=1)
     assert numbers(meter.compute()) == numbers(expected)

@@ -121,6 +121,14 @@ def test_three_seeds_establish():
     np.testing.assert_array_equal(PREFERENCE[[2, 3, 1, 0]][found.alignment[2]], PREFERENCE)
 
 
+def test_experts_are_matched_to_a_seed_that_is_specialised():
+    flat = dataclasses.replace(RESULT, p_value=0.5, expert_by_size_by_level=np.ones((4, 3, 1)))
+    shuffled = [specialised(PREFERENCE[order]) for order in ([3, 1, 0, 2], [2, 3, 1, 0])]
+    found = agreement([flat, RESULT, *shuffled])
+    assert found.verdict == 'established'
+    assert found.similarity[0].tolist() == [0, 0, 0, 0]
+
+
 def test_two_seeds_do_not():
     found = agreement([RESULT, RESULT, RESULT.with_counterfactual(False)])
     assert found.verdict == 'not established'

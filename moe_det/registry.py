@@ -22,6 +22,8 @@ REGISTERED = {
         'moe_det.routing.gates:GAPLinearGate',
         'moe_det.routing.gates:ConvGAPGate',
         'moe_det.routing.gates:TwoConvGAPGate',
+        'moe_det.routing.attention:AttentiveGate',
+        'moe_det.routing.distillation:DistilledGate',
     ),
     CONSTRAINTS: (
         'moe_det.routing.soft_constraints:ImportanceConstraint',
@@ -29,6 +31,7 @@ REGISTERED = {
         'moe_det.routing.soft_constraints:SwitchConstraint',
         'moe_det.routing.soft_constraints:EntropyConstraint',
         'moe_det.routing.soft_constraints:ZLossConstraint',
+        'moe_det.routing.similarity:SampleSimilarityConstraint',
         'moe_det.routing.hard_constraints:RelativeImportanceConstraint',
         'moe_det.routing.hard_constraints:MeanImportanceConstraint',
         'moe_det.routing.hard_constraints:SelectionBiasConstraint',

@@ -66,6 +66,7 @@ class MoEConv2d(MoELayer):
             ),
             where,
             num_levels,
+            out_channels,
         )
         # ConvModule copies these from the convolution that it holds
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups

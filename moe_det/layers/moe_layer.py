@@ -24,6 +24,7 @@ class MoELayer(nn.Module):
         make_expert: builds one expert (R, C, H, W) -> (R, C', H', W').
         where: the config key of the settings, for messages.
         num_levels: calls in one step; balance inside levels keeps state for each.
+        out_channels: C', ``in_channels`` by default; an attentive gate must know it.
 
     Raises:
         MoEConfigError: balance inside levels for a layer that sees one level.
@@ -36,6 +37,7 @@ class MoELayer(nn.Module):
         make_expert: Callable[[], nn.Module],
         where: str,
         num_levels: int = 1,
+        out_channels: int | None = None,
     ) -> None:
         super().__init__()
         if settings.balance_over == 'level' and num_levels == 1:
@@ -44,8 +46,10 @@ class MoELayer(nn.Module):
                 'where it is called once per level'
             )
         self.settings = settings
-        self.router = settings.build_router(in_channels, where, num_levels)
+        self.router = settings.build_router(in_channels, where, num_levels, key_channels=out_channels or in_channels)
         self.expert_group = settings.build_experts(make_expert)
+        if self.router is not None and self.router.gate.freezes_experts:
+            self.expert_group.freeze()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', H', W')."""
@@ -53,11 +57,14 @@ class MoELayer(nn.Module):
             return self.expert_group([x], None, None)[0]
         grid = self.settings.grid or 1
         rows, layout = rows_of([x], self.settings.unit, grid, self.router.next_level())
-        routing = self.router(rows, layout)
-        plan = None
-        if self.settings.dispatch == 'sorted':
-            plan = plan_dispatch([routing], layout.level_rows)[0]
-        output = self.expert_group(rows, routing, layout, plan)[0]
+        if self.router.needs_keys:
+            output = self.expert_group.run_and_route(rows, self.router, rows, layout)[0]
+        else:
+            routing = self.router(rows, layout)
+            plan = None
+            if self.settings.dispatch == 'sorted':
+                plan = plan_dispatch([routing], layout.level_rows)[0]
+            output = self.expert_group(rows, routing, layout, plan)[0]
         if layout.unit == 'patch':
             output = join_patches(output, x.shape[2], x.shape[3], grid)
         return output

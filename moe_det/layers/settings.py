@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from ..errors import MoEConfigError, unknown_name
-from ..registry import CONSTRAINTS, GATES, build_named
+from ..registry import CONSTRAINTS, build_named
 from ..routing.experts import DISPATCH_MODES, ExpertGroup
 from ..routing.mixtures import mix_linear
 from ..routing.router import Router
 from ..routing.rows import UNITS
 from .expert_norm import accept_single_values
+from .gates import build_gate
 
 BALANCE_OVER = ('all', 'level')
 
@@ -42,7 +43,7 @@ def check_expert_norm(where: str, norm_cfg: dict | None) -> None:
     kind = str(norm_cfg.get('type')) if norm_cfg is not None else ''
     if 'SyncBN' in kind or 'SyncBatchNorm' in kind:
         raise MoEConfigError(
-            f"{where}: norm_cfg type {norm_cfg['type']!r} cannot be used inside experts, because processes whose "
+            f'{where}: norm_cfg type {norm_cfg["type"]!r} cannot be used inside experts, because processes whose '
             "expert got no rows would never join the synchronisation; use 'BN' or 'GN'"
         )
 
@@ -54,11 +55,12 @@ class MoESettings:
     Attributes:
         num_experts: E, number of experts; 1 builds the plain module without a gate.
         top_k: K, experts per routing row.
-        gate: gate to build: ``GAPLinearGate``, ``ConvGAPGate``, ``TwoConvGAPGate``.
+        gate: gate to build: ``GAPLinearGate``, ``ConvGAPGate``, ``TwoConvGAPGate``, or ``AttentiveGate``, which runs
+            every expert, and ``DistilledGate``, which fits a plain gate to it.
         constraint: one constraint or a list of them; None leaves the experts unconstrained. Soft:
             ``KLConstraint``, ``ImportanceConstraint``, ``SwitchConstraint``, ``EntropyConstraint``,
-            ``ZLossConstraint``. Hard: ``RelativeImportanceConstraint``, ``MeanImportanceConstraint``,
-            ``SelectionBiasConstraint``.
+            ``ZLossConstraint``, ``SampleSimilarityConstraint``. Hard: ``RelativeImportanceConstraint``,
+            ``MeanImportanceConstraint``, ``SelectionBiasConstraint``.
         unit: what one decision is about: ``level`` (an image at a level), ``image`` (one decision for all levels)
             or ``patch`` (a cell of a grid laid over each level).
         grid: cells per axis for ``unit='patch'``, >= 2; other units take none.
@@ -108,9 +110,7 @@ class MoESettings:
         check_count(where, 'num_experts', self.num_experts)
         check_count(where, 'top_k', self.top_k)
         if self.top_k > self.num_experts:
-            raise MoEConfigError(
-                f'{where}.top_k={self.top_k}: expected at most num_experts={self.num_experts}'
-            )
+            raise MoEConfigError(f'{where}.top_k={self.top_k}: expected at most num_experts={self.num_experts}')
         if self.top_k == self.num_experts > 1 and not self.soft_mixture:
             raise MoEConfigError(
                 f'{where}: top_k=num_experts={self.top_k} runs every expert for every row, so nothing is chosen and '
@@ -132,7 +132,12 @@ class MoESettings:
             raise MoEConfigError(f'{where}.copy_noise={noise!r}: expected a number >= 0')
 
     def build_router(
-        self, in_channels: int, where: str, num_levels: int = 1, label: str | None = None
+        self,
+        in_channels: int,
+        where: str,
+        num_levels: int = 1,
+        label: str | None = None,
+        key_channels: int | None = None,
     ) -> Router | None:
         """Builds gate, constraints and router; None with a single expert, which needs no decision.
 
@@ -141,6 +146,7 @@ class MoESettings:
             where: the config key of these settings, for messages.
             num_levels: levels that one step passes through the layer.
             label: name of the layer in messages and logs; ``where`` by default.
+            key_channels: channels of the experts' features, for a gate that decides from them.
 
         Raises:
             MoEConfigError: an unknown gate or constraint, or arguments that they refuse.
@@ -150,9 +156,7 @@ class MoESettings:
             constraints = []
         elif not isinstance(constraints, (list, tuple)):
             constraints = [constraints]
-        gate = build_named(
-            GATES, self.gate, f'{where}.gate', in_channels=in_channels, num_experts=self.num_experts
-        )
+        gate = build_gate(self.gate, f'{where}.gate', in_channels, self.num_experts, key_channels)
         built = [build_named(CONSTRAINTS, c, f'{where}.constraint') for c in constraints]
         if self.num_experts == 1:
             return None

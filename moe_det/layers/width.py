@@ -16,9 +16,7 @@ def conv_cost(in_channels: int, out_channels: int, kernel_size: int = 3) -> int:
     return kernel_size * kernel_size * in_channels * out_channels
 
 
-def matched_width(
-    cost: Callable[[int], int], dense_cost: int, top_k: int, largest: int, multiple: int = 1
-) -> int:
+def matched_width(cost: Callable[[int], int], dense_cost: int, top_k: int, largest: int, multiple: int = 1) -> int:
     """The inner width at which ``top_k`` experts come nearest to the cost of the dense branch.
 
     Args:

@@ -18,6 +18,7 @@ from ..layers.width import conv_cost, inner_width
 from ..routing.dispatch import LevelPlan
 from ..routing.experts import ExpertGroup
 from ..routing.mixtures import mix_linear, mix_probabilities
+from ..routing.router import Router
 from ..routing.routing import Routing
 from ..routing.rows import RowLayout, join_patches, rows_of
 
@@ -85,12 +86,16 @@ class TowerExpert(nn.Module):
         self.convs = shape.tower(inner, inner if with_predictor else shape.feat_channels)
         last = inner if shape.stacked_convs else shape.in_channels
         self.predictor = shape.predictor(last) if with_predictor else None
+        self.feature_channels = last if with_predictor else shape.feat_channels
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(R, C, H, W) -> (R, C', H, W)."""
+    gives_features = True
+
+    def forward(self, x: Tensor, with_features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """(R, C, H, W) -> (R, C', H, W); on demand with the tower's features, which an attentive gate decides from."""
         for conv in self.convs:
             x = conv(x)
-        return x if self.predictor is None else self.predictor(x)
+        output = x if self.predictor is None else self.predictor(x)
+        return (output, x) if with_features else output
 
 
 def build_branch_experts(
@@ -130,29 +135,51 @@ def build_branch_experts(
     return settings.build_experts(lambda: TowerExpert(shape, inner, whole), mixture)
 
 
-def experts_in_branch(
-    maps: Sequence[Tensor],
-    experts: ExpertGroup,
-    routing: Routing | None,
-    layout: RowLayout | None,
-    plan: Sequence[LevelPlan] | None,
-    grid: int,
-) -> list[Tensor]:
+def feature_channels(experts: ExpertGroup) -> int:
+    """Channels of the features by which an attentive gate knows the experts of a branch."""
+    expert = experts.experts[0]
+    return expert.feature_channels if isinstance(expert, TowerExpert) else expert.out_channels
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How the rows of one forward reach the experts of a branch.
+
+    Attributes:
+        layout: where the rows lie; None with a single expert.
+        grid: cells per axis for ``unit='patch'``.
+        routing: the decision; None with a single expert, or when it is made from what the experts compute.
+        plan: per level, for sorted dispatch.
+        router: makes the decision from ``gate_rows`` and what the experts computed.
+        gate_rows: L tensors of rows, as cut from the pyramid's maps.
+    """
+
+    layout: RowLayout | None = None
+    grid: int = 1
+    routing: Routing | None = None
+    plan: Sequence[LevelPlan] | None = None
+    router: Router | None = None
+    gate_rows: Sequence[Tensor] = ()
+
+
+def experts_in_branch(maps: Sequence[Tensor], experts: ExpertGroup, decision: Decision) -> list[Tensor]:
     """Runs a branch's experts on the maps of all levels.
 
     Args:
         maps: L tensors (N, C, H_l, W_l).
         experts: the branch's experts.
-        routing: the decision, made on the pyramid's maps; None with a single expert.
-        layout: where the rows lie.
-        plan: per level, for sorted dispatch.
-        grid: cells per axis for ``unit='patch'``.
+        decision: which of them each row runs.
 
     Returns:
         L tensors (N, C', H_l, W_l).
     """
-    if layout is None or layout.unit != 'patch':
-        return experts(maps, routing, layout, plan)
-    rows, _ = rows_of(maps, 'patch', grid)
-    outputs = experts(rows, routing, layout, plan)
+    layout, grid = decision.layout, decision.grid
+    patches = layout is not None and layout.unit == 'patch'
+    rows = rows_of(maps, 'patch', grid)[0] if patches else maps
+    if decision.router is not None:
+        outputs = experts.run_and_route(rows, decision.router, decision.gate_rows, layout)
+    else:
+        outputs = experts(rows, decision.routing, layout, decision.plan)
+    if not patches:
+        return outputs
     return [join_patches(y, x.shape[2], x.shape[3], grid) for y, x in zip(outputs, maps, strict=True)]

@@ -58,9 +58,7 @@ def narrow_stage(
         if block_stride != 1 or channels != out_channels or i == 0:
             skip = _projection(channels, out_channels, block_stride, conv_cfg, norm_cfg)
         blocks.append(
-            block(
-                inplanes=channels, planes=width, stride=block_stride, dilation=dilation, downsample=skip, **kwargs
-            )
+            block(inplanes=channels, planes=width, stride=block_stride, dilation=dilation, downsample=skip, **kwargs)
         )
         channels = out_channels
     return Sequential(*blocks)
@@ -232,6 +230,7 @@ class MoEResNet(ResNet):
             in_channels=inplanes,
             make_expert=make_expert,
             where=where,
+            out_channels=planes * block.expansion,
         )
 
     def _inner_width(self, stage: int, kwargs: dict, where: str) -> int | None:

@@ -7,6 +7,7 @@ import logging
 from mmdet.models.dense_heads import RetinaHead
 from mmengine.logging import print_log
 from mmengine.model import bias_init_with_prob, normal_init
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ..errors import MoEConfigError, unknown_name
@@ -15,7 +16,16 @@ from ..routing.dispatch import plan_dispatch
 from ..routing.experts import copy_dense_to_experts
 from ..routing.router import Router
 from ..routing.rows import rows_of
-from .head_branch import BRANCHES, PLACEMENTS, BranchShape, build_branch_experts, experts_in_branch
+from .box_sizes import box_size_histograms
+from .head_branch import (
+    BRANCHES,
+    PLACEMENTS,
+    BranchShape,
+    Decision,
+    build_branch_experts,
+    experts_in_branch,
+    feature_channels,
+)
 
 CLASS_PRIOR = 0.01  # RetinaNet, arXiv 1708.02002, section 4.1
 HEAD_KEYS = ('branches', 'placement', 'width', 'shared_gate')
@@ -24,7 +34,8 @@ HEAD_KEYS = ('branches', 'placement', 'width', 'shared_gate')
 class MoERetinaHead(RetinaHead):
     """RetinaHead whose class branch, box branch or both are mixtures of experts (arXiv 2204.10598).
 
-    One gate decision per routing row is made on the pyramid's maps, for all levels before the first convolution.
+    One gate decision per routing row is made on the pyramid's maps, for all levels before the first convolution; an
+    attentive gate decides when the experts' towers have run.
     Class experts are mixed as probabilities and returned as logits, box experts are mixed as deltas. The head adds
     its own auxiliary losses to the losses it returns. A checkpoint of a plain RetinaNet fills every expert of the
     same shape, plus noise::
@@ -144,11 +155,24 @@ class MoERetinaHead(RetinaHead):
         names = ['both'] if self.moe_shared_gate else list(self.moe_branches)
         for name in names:
             router = self.moe_settings.build_router(
-                self.in_channels, 'bbox_head.moe', self.prior_generator.num_levels, f'bbox_head.{name}'
+                self.in_channels,
+                'bbox_head.moe',
+                self.prior_generator.num_levels,
+                f'bbox_head.{name}',
+                feature_channels(self.branch_experts[self.moe_branches[0] if name == 'both' else name]),
             )
-            if router is not None:
-                router.collected_by_owner = True
-                self.routers[name] = router
+            if router is None:
+                continue
+            sees_experts = router.needs_keys or router.gate.freezes_experts
+            if sees_experts and name == 'both':
+                raise MoEConfigError(
+                    f'bbox_head.moe.shared_gate=True: {type(router.gate).__name__} sees the features of one '
+                    "branch's experts; use shared_gate=False"
+                )
+            if router.gate.freezes_experts:
+                self.branch_experts[name].freeze()
+            router.collected_by_owner = True
+            self.routers[name] = router
 
     def init_weights(self) -> None:
         """RetinaHead's initialisation; every class predictor gets the focal prior, a shared expert starts at zero."""
@@ -185,39 +209,60 @@ class MoERetinaHead(RetinaHead):
             Class logits, L tensors (N, num_anchors * num_classes, H_l, W_l), and box deltas, L tensors
             (N, num_anchors * 4, H_l, W_l).
         """
-        grid = self.moe_settings.grid or 1
-        routings, layout, plans = {}, None, {}
-        if self.routers:
-            rows, layout = rows_of(x, self.moe_settings.unit, grid)
-            routings = {name: router(rows, layout) for name, router in self.routers.items()}
-            if self.moe_settings.dispatch == 'sorted':
-                plans = plan_dispatch(list(routings.values()), layout.level_rows)
-                plans = dict(zip(routings, plans, strict=True))
+        decisions = self._decide(x)
         outputs = []
         for branch in BRANCHES:
             name = 'both' if self.moe_shared_gate else branch
-            outputs.append(self._forward_branch(branch, list(x), routings.get(name), layout, plans.get(name), grid))
+            outputs.append(self._forward_branch(branch, list(x), decisions.get(name, Decision())))
         return outputs[0], outputs[1]
 
-    def _forward_branch(self, branch: str, maps: list[Tensor], routing, layout, plan, grid: int) -> list[Tensor]:
+    def _decide(self, x: tuple[Tensor, ...]) -> dict[str, Decision]:
+        """Each router's decision; gates that need the experts' features decide later, when these have run."""
+        if not self.routers:
+            return {}
+        grid = self.moe_settings.grid or 1
+        rows, layout = rows_of(x, self.moe_settings.unit, grid)
+        if any(router.needs_keys for router in self.routers.values()):
+            return {
+                name: Decision(layout, grid, router=router, gate_rows=rows) for name, router in self.routers.items()
+            }
+        routings = {name: router(rows, layout) for name, router in self.routers.items()}
+        plans = [None] * len(routings)
+        if self.moe_settings.dispatch == 'sorted':
+            plans = plan_dispatch(list(routings.values()), layout.level_rows)
+        return {
+            name: Decision(layout, grid, routing, plan)
+            for (name, routing), plan in zip(routings.items(), plans, strict=True)
+        }
+
+    def _forward_branch(self, branch: str, maps: list[Tensor], decision: Decision) -> list[Tensor]:
         experts = self.branch_experts[branch] if branch in self.branch_experts else None
         convs = getattr(self, f'{branch}_convs')
         experts_first = self.moe_placement != 'last'
         if experts is not None and experts_first:
-            maps = experts_in_branch(maps, experts, routing, layout, plan, grid)
+            maps = experts_in_branch(maps, experts, decision)
         for conv in convs:
             maps = [conv(x) for x in maps]
         if experts is not None and not experts_first:
-            maps = experts_in_branch(maps, experts, routing, layout, plan, grid)
+            maps = experts_in_branch(maps, experts, decision)
         predictor = getattr(self, f'retina_{branch}', None)
         return maps if predictor is None else [predictor(x) for x in maps]
 
     # -- losses ------------------------------------------------------------------------------------------------
 
-    def loss_by_feat(self, *args, **kwargs) -> dict:
+    def loss_by_feat(
+        self,
+        cls_scores: list[Tensor],
+        bbox_preds: list[Tensor],
+        batch_gt_instances: list[InstanceData],
+        *args,
+        **kwargs,
+    ) -> dict:
         """RetinaHead's losses and, per router and soft constraint, ``loss_moe_<constraint>_<branch>``."""
-        losses = super().loss_by_feat(*args, **kwargs)
+        losses = super().loss_by_feat(cls_scores, bbox_preds, batch_gt_instances, *args, **kwargs)
         for name, router in self.routers.items():
+            if 'box_sizes' in router.asked:
+                router.supply('box_sizes', box_size_histograms(batch_gt_instances))
             for key, loss in router.collect().items():
                 losses[f'loss_moe_{key}_{name}'] = loss
         return losses

@@ -1,7 +1,18 @@
 """Routing in pure PyTorch: gates, constraints, selection, dispatch, records and metrics. Imports nothing of mm*."""
 
+from .attention import AttentiveGate
+from .class_mixtures import (
+    dual_temperature_losses,
+    jacobs_loss,
+    mix_categorical,
+    mix_top1_published,
+    mixture_nll,
+    next_temperature,
+    sample_experts,
+)
 from .constraint import Constraint
-from .dispatch import LevelPlan, plan_dispatch, run_dense, run_sorted, touch_idle
+from .dispatch import LevelPlan, mix_all, plan_dispatch, run_dense, run_sorted, touch_idle
+from .distillation import DistilledGate, finish_distillation, train_gates_alone
 from .experts import ExpertGroup, copy_dense_to_experts
 from .gates import ConvGAPGate, GAPLinearGate, Gate, TwoConvGAPGate
 from .hard_constraints import (
@@ -16,6 +27,8 @@ from .records import RoutingRecord, RoutingRecorder, UsageRecorder
 from .router import Router, find_routers
 from .routing import Routing, Usage, select
 from .rows import RowLayout, join_patches, rows_of, split_patches
+from .samples import RowSamples
+from .similarity import SampleSimilarityConstraint
 from .soft_constraints import (
     EntropyConstraint,
     ImportanceConstraint,
@@ -26,8 +39,10 @@ from .soft_constraints import (
 )
 
 __all__ = [
+    'AttentiveGate',
     'Constraint',
     'ConvGAPGate',
+    'DistilledGate',
     'EntropyConstraint',
     'ExpertGroup',
     'GAPLinearGate',
@@ -43,6 +58,8 @@ __all__ = [
     'RoutingRecord',
     'RoutingRecorder',
     'RowLayout',
+    'RowSamples',
+    'SampleSimilarityConstraint',
     'SelectionBiasConstraint',
     'SoftConstraint',
     'SwitchConstraint',
@@ -52,16 +69,26 @@ __all__ = [
     'Utilisation',
     'ZLossConstraint',
     'copy_dense_to_experts',
+    'dual_temperature_losses',
     'find_routers',
+    'finish_distillation',
+    'jacobs_loss',
     'join_patches',
+    'mix_all',
+    'mix_categorical',
     'mix_linear',
     'mix_probabilities',
+    'mix_top1_published',
+    'mixture_nll',
+    'next_temperature',
     'plan_dispatch',
     'rows_of',
     'run_dense',
     'run_sorted',
+    'sample_experts',
     'select',
     'split_patches',
     'touch_idle',
+    'train_gates_alone',
     'utilisation',
 ]

@@ -31,11 +31,13 @@ class Constraint(nn.Module):
         key: short name; the loss appears as ``loss_moe_<key>``.
         learned_noise: whether the gate gets learned noise while it trains under this constraint (arXiv 2204.10598:
             soft constraints do, hard ones do not).
-        groups: number of balance groups that the constraint keeps state for.
+        samples: what the constraint asks to know of each row beside its decision, a kind of
+            :class:`~moe_det.routing.samples.RowSamples`; None for nothing.
     """
 
     key: str = 'constraint'
     learned_noise: bool = True
+    samples: str | None = None
 
     def prepare(self, num_experts: int, num_groups: int) -> None:
         """Allocates state for E experts and G balance groups; called once, when the router is built."""

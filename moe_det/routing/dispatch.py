@@ -137,8 +137,22 @@ def run_dense(rows: Tensor, routing: Routing, first_row: int, experts: Sequence[
     Returns:
         (R_l, C', H', W').
     """
-    spread = routing.dense(routing.log_weights, float('-inf')).narrow(0, first_row, rows.shape[0])
-    outputs = torch.stack([expert(rows) for expert in experts], dim=1)
+    return mix_all(torch.stack([expert(rows) for expert in experts], dim=1), routing, first_row, mixture)
+
+
+def mix_all(outputs: Tensor, routing: Routing, first_row: int, mixture: Mixture) -> Tensor:
+    """Mixes the outputs of all experts with the weights of the chosen ones.
+
+    Args:
+        outputs: (R_l, E, C', H', W').
+        routing: holds this level's rows from ``first_row`` on.
+        first_row: position of the level's first row.
+        mixture: a function of :mod:`moe_det.routing.mixtures`.
+
+    Returns:
+        (R_l, C', H', W').
+    """
+    spread = routing.dense(routing.log_weights, float('-inf')).narrow(0, first_row, outputs.shape[0])
     chosen = (spread > float('-inf')).reshape(*spread.shape, *[1] * (outputs.dim() - 2))
     # not a product with 0: an expert that was not chosen must not pass a NaN on
     outputs = torch.where(chosen, outputs, outputs.new_zeros(()))

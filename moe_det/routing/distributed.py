@@ -37,6 +37,42 @@ def sum_over_ranks(local: Tensor) -> Tensor:
     return total + num_ranks * (local - local.detach())
 
 
+def gather_over_ranks(local: Tensor) -> tuple[Tensor, int]:
+    """Joins the rows of all processes, for a function of pairs of rows.
+
+    The gradient with respect to the local rows is multiplied by the number of processes, for the reason that
+    :func:`sum_over_ranks` gives: every process computes the same function of all rows.
+
+    Args:
+        local: (R, D) this process's rows; R may differ between processes, a process without rows may have any D.
+
+    Returns:
+        The rows in the order of the ranks, and the position of the first local one.
+
+    Raises:
+        ValueError: processes have rows of different D.
+    """
+    rank, num_ranks = world()
+    if num_ranks == 1:
+        return local, 0
+    shape = torch.tensor(local.shape, device=local.device)
+    shapes = torch.zeros(num_ranks, 2, dtype=shape.dtype, device=local.device)
+    shapes[rank] = shape
+    dist.all_reduce(shapes)  # a sum of one entry each: gathers in one call with every backend
+    shapes = shapes.tolist()
+    widths = {width for rows, width in shapes if rows}
+    if len(widths) > 1:
+        raise ValueError(f'the processes hold rows of different length: {sorted(widths)} values')
+    padded = local.new_zeros(max(rows for rows, _ in shapes), max(widths, default=local.shape[1]))
+    padded[: len(local)] = local.detach() if len(local) else 0
+    parts = [torch.empty_like(padded) for _ in range(num_ranks)]
+    dist.all_gather(parts, padded)
+    parts = [part[:rows] for part, (rows, _) in zip(parts, shapes, strict=True)]
+    if local.requires_grad and len(local):
+        parts[rank] = parts[rank] + num_ranks * (local - local.detach())
+    return torch.cat(parts), sum(rows for rows, _ in shapes[:rank])
+
+
 @torch.compiler.assume_constant_result
 def in_backward() -> bool:
     """True while autograd runs a backward pass, that is, when a forward is a recomputation of a checkpointed one."""

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from .dispatch import LevelPlan, Mixture, run_dense, run_sorted, touch_idle
+from .dispatch import LevelPlan, Mixture, mix_all, run_dense, run_sorted, touch_idle
+from .gates import global_average
 from .mixtures import mix_linear
 from .routing import Routing
 from .rows import RowLayout
+
+if TYPE_CHECKING:
+    from .router import Router
 
 DISPATCH_MODES = ('sorted', 'dense')
 
@@ -39,12 +44,27 @@ class ExpertGroup(nn.Module):
         self.shared = shared
         self.mixture = mixture
         self.dispatch = dispatch
+        self.frozen_for_distillation = False
 
     def __len__(self) -> int:
         return len(self.experts)
 
     def extra_repr(self) -> str:
         return f'mixture={self.mixture.__name__}, dispatch={self.dispatch!r}'
+
+    def freeze(self) -> None:
+        """Keeps the experts as they are, norms included, while a gate is fitted to them."""
+        self.frozen_for_distillation = True
+        self.requires_grad_(False)
+        self.eval()
+
+    def unfreeze(self) -> None:
+        """Undoes :meth:`freeze`; the next ``train()`` reaches the experts again."""
+        self.frozen_for_distillation = False
+        self.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> ExpertGroup:
+        return super().train(mode and not self.frozen_for_distillation)
 
     def forward(
         self,
@@ -70,9 +90,45 @@ class ExpertGroup(nn.Module):
             outputs = self._run_dense(rows, routing, layout)
         else:
             outputs = self._run_sorted(rows, routing, layout, plan)
-        if self.shared is not None:
-            outputs = [y + self.shared(x) for y, x in zip(outputs, rows, strict=True)]
-        return outputs
+        return self._with_shared(outputs, rows)
+
+    def run_and_route(
+        self, rows: Sequence[Tensor], router: Router, gate_rows: Sequence[Tensor], layout: RowLayout
+    ) -> list[Tensor]:
+        """Runs every expert on every row, then lets the gate decide from what they computed.
+
+        An expert with ``gives_features`` is called with ``with_features=True`` and returns its output and the features
+        that the gate sees; of any other expert it sees the output.
+
+        Args:
+            rows: L tensors (R_l, C, h_l, w_l) for the experts.
+            router: of a gate that needs the experts' features.
+            gate_rows: L tensors of the same rows for the gate.
+            layout: where the rows lie.
+
+        Returns:
+            L tensors (R_l, C', h'_l, w'_l).
+        """
+        outputs, keys = [], []
+        for x in rows:
+            of_level = [
+                expert(x, with_features=True) if getattr(expert, 'gives_features', False) else (expert(x),) * 2
+                for expert in self.experts
+            ]
+            outputs.append(torch.stack([output for output, _ in of_level], dim=1))
+            keys.append(torch.stack([global_average(features) for _, features in of_level], dim=1))
+        routing = router(gate_rows, layout, keys)
+        first, mixed = 0, []
+        for of_level in outputs:
+            mixed.append(mix_all(of_level, routing, first, self.mixture))
+            if layout.unit != 'image':
+                first += of_level.shape[0]
+        return self._with_shared(mixed, rows)
+
+    def _with_shared(self, outputs: list[Tensor], rows: Sequence[Tensor]) -> list[Tensor]:
+        if self.shared is None:
+            return outputs
+        return [y + self.shared(x) for y, x in zip(outputs, rows, strict=True)]
 
     def _run_sorted(
         self, rows: Sequence[Tensor], routing: Routing, layout: RowLayout, plan: Sequence[LevelPlan]

@@ -22,7 +22,14 @@ class Gate(nn.Module):
     Args:
         in_channels: C.
         num_experts: E.
+
+    Attributes:
+        needs_keys: whether the gate is called with the experts' features too; every expert then runs on every row.
+        freezes_experts: whether the gate is fitted to experts that must not change.
     """
+
+    needs_keys: bool = False
+    freezes_experts: bool = False
 
     def __init__(self, in_channels: int, num_experts: int) -> None:
         super().__init__()
@@ -33,6 +40,20 @@ class Gate(nn.Module):
         """(R, C, H, W) -> (R, E) logits, in full precision also under autocast."""
         with torch.autocast(feature.device.type, enabled=False):
             return self.logits(feature)
+
+    def constraints(self) -> list:
+        """Constraints that training the gate needs beside the layer's own."""
+        return []
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        """A plain gate takes the student of a distilled one, an attentive gate its teacher."""
+        if any(key.startswith(f'{prefix}student.') for key in state_dict):
+            part = 'teacher.' if self.needs_keys else 'student.'
+            for key in [key for key in state_dict if key.startswith(prefix)]:
+                value, name = state_dict.pop(key), key.removeprefix(prefix)
+                if name.startswith(part):
+                    state_dict[prefix + name.removeprefix(part)] = value
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def logits(self, feature: Tensor) -> Tensor:
         """Computes the logits with autocast off."""

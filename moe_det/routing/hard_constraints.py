@@ -33,9 +33,7 @@ class ThresholdConstraint(HardConstraint):
 
     def __init__(self, threshold: float | None = None) -> None:
         super().__init__()
-        self.threshold = checked_number(
-            self, 'threshold', self.default_threshold if threshold is None else threshold
-        )
+        self.threshold = checked_number(self, 'threshold', self.default_threshold if threshold is None else threshold)
 
     def extra_repr(self) -> str:
         return f'threshold={self.threshold:g}'

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .distributed import world
-from .gates import global_average
 from .rows import RowLayout
+from .samples import pooled_rows
 
 _STRIDE = 1_000_003  # keeps the streams of neighbouring draws apart
 
@@ -64,6 +64,5 @@ class LearnedNoise(nn.Module):
     def deviation(self, rows: list[Tensor], layout: RowLayout) -> Tensor:
         """(R, E) standard deviation of each logit's noise."""
         with torch.autocast(rows[0].device.type, enabled=False):
-            pooled = [global_average(x) for x in rows]
-            pooled = torch.stack(pooled).mean(0) if layout.unit == 'image' else torch.cat(pooled)
+            pooled = pooled_rows(rows, layout)
             return F.softplus(F.linear(pooled, self.scale.weight.to(pooled.dtype)) + 0.01)

@@ -93,9 +93,7 @@ class RoutingRecorder(_Recorder):
     def receive(self, layer: str, routing: Routing, layout: RowLayout) -> None:
         images = layout.images()
         if len(self._image_ids) < layout.num_images:
-            raise ValueError(
-                f'the batch has {layout.num_images} images, start_batch() named {len(self._image_ids)}'
-            )
+            raise ValueError(f'the batch has {layout.num_images} images, start_batch() named {len(self._image_ids)}')
         # a layer that is called once per level counts its calls within the batch
         first = self._next_level[layer]
         levels = layout.levels() - layout.first_level + first

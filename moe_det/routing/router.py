@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, UncollectedConstraintError
+from .calls import Call, CollectedBeforeBackward
 from .constraint import Constraint
 from .distributed import in_backward
 from .gates import Gate
@@ -17,45 +16,10 @@ from .intervention import Intervention
 from .noise import LearnedNoise
 from .routing import Routing, Usage, select
 from .rows import RowLayout
+from .samples import TEACHER, RowSamples
 
 HOOK_LINE = "custom_hooks = [dict(type='MoEHook')]"
 MAX_PENDING_CALLS = 256  # far more than the levels of one step
-
-
-@dataclass
-class _Call:
-    """One training forward, kept until its step is collected and, for checkpointing, until its backward ran.
-
-    Attributes:
-        routing: the decision, with its graph; None where nobody collects it.
-        groups: balance group of each row.
-        shapes: shapes of the rows; a recomputed forward is matched by them.
-        allowed: logits after the constraints as they stood.
-        noise: the noise that was added, before scaling.
-        leaf: logits without graph, where the forward ran without one (re-entrant activation checkpointing).
-        collected: whether the step's constraints have been computed.
-    """
-
-    routing: Routing | None
-    groups: Tensor
-    shapes: tuple[torch.Size, ...]
-    allowed: Tensor
-    noise: Tensor | None
-    leaf: Tensor | None
-    collected: bool = False
-
-
-class _CollectedBeforeBackward:
-    """Gradient hook that refuses a backward pass whose auxiliary loss was left out."""
-
-    def __init__(self, router: Router, call: _Call) -> None:
-        self.router = weakref.ref(router)
-        self.call = weakref.ref(call)
-
-    def __call__(self, gradient: Tensor) -> None:
-        router, call = self.router(), self.call()
-        if router is not None and call is not None and not call.collected:
-            raise router.uncollected()
 
 
 class Router(nn.Module):
@@ -101,13 +65,10 @@ class Router(nn.Module):
         # the trained K decides how weights are normalised, also when another K is tried at test time
         self.sums_to_one = top_k > 1
         self.constraints = nn.ModuleDict()
-        for constraint in constraints:
-            if constraint.key in self.constraints:
-                raise ValueError(f'two constraints of the kind {constraint.key!r}; give each kind once')
-            constraint.prepare(self.num_experts, self.num_groups)
-            self.constraints[constraint.key] = constraint
+        self._set_constraints([*constraints, *gate.constraints()])
+        self._supplied: dict[str, Tensor] = {}
         if noise is None:
-            noise = bool(constraints) and all(c.learned_noise for c in constraints)
+            noise = bool(self.constraints) and all(c.learned_noise for c in self.constraints.values())
         self.noise = LearnedNoise(gate.in_channels, self.num_experts) if noise else None
         self.register_buffer('experts_and_k', torch.tensor([self.num_experts, top_k]))
         self.collected_by_owner = False  # a head adds the losses of its own routers itself
@@ -119,19 +80,18 @@ class Router(nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f'num_experts={self.num_experts}, top_k={self.top_k}, unit={self.unit!r}, '
-            f'balance_groups={self.num_groups}'
+            f'num_experts={self.num_experts}, top_k={self.top_k}, unit={self.unit!r}, balance_groups={self.num_groups}'
         )
 
     def _forget(self) -> None:
-        self._calls: list[_Call] = []
-        self._replay: list[_Call] = []
+        self._calls: list[Call] = []
+        self._replay: list[Call] = []
         self._call_count = 0
 
     def __getstate__(self) -> dict:
         """Copies and pickles without the rows of an unfinished step, which hold graphs."""
         state = self.__dict__.copy()
-        state.update(_calls=[], _replay=[], _call_count=0, recorder=None, recent=None, intervention=None)
+        state.update(_calls=[], _replay=[], _call_count=0, _supplied={}, recorder=None, recent=None, intervention=None)
         return state
 
     # -- decision ----------------------------------------------------------------------------------------------
@@ -140,21 +100,27 @@ class Router(nn.Module):
         """Level number of the next call, for a layer that is called once per level."""
         return self._call_count
 
-    def forward(self, rows: Sequence[Tensor], layout: RowLayout) -> Routing:
+    @property
+    def needs_keys(self) -> bool:
+        """Whether the decision needs what the experts computed, and the experts therefore run first."""
+        return self.gate.needs_keys
+
+    def forward(self, rows: Sequence[Tensor], layout: RowLayout, keys: Sequence[Tensor] | None = None) -> Routing:
         """Routes the rows of one call.
 
         Args:
             rows: per level (R_l, C, h_l, w_l), as cut by :func:`~moe_det.routing.rows.rows_of`.
             layout: where the rows lie.
+            keys: per level (R_l, E, D) pooled features of every expert, for a gate that needs them.
 
         Returns:
             The routing of all R rows, level by level.
         """
-        logits = self.gate_logits(rows, layout)
+        logits = self.gate_logits(rows, layout, keys)
         if self.training and in_backward():
             return self._recompute(logits, rows, layout)
         if self.training:
-            routing = self._decide_and_keep(logits, rows, layout)
+            routing = self._decide_and_keep(logits, rows, layout, keys)
         else:
             routing = self._decide(logits, self._groups(layout, logits.device))[0]
         # stays 0 with one group: a compiled layer is traced anew for each value
@@ -163,9 +129,17 @@ class Router(nn.Module):
             self.recorder(self, routing, layout)
         return routing
 
-    def gate_logits(self, rows: Sequence[Tensor], layout: RowLayout) -> Tensor:
-        """(R, E) logits without noise; for ``unit='image'`` the mean over the levels."""
-        logits = [self.gate(x) for x in rows]
+    def gate_logits(
+        self,
+        rows: Sequence[Tensor],
+        layout: RowLayout,
+        keys: Sequence[Tensor] | None = None,
+        gate: Gate | None = None,
+    ) -> Tensor:
+        """(R, E) logits of a gate, the router's by default, without noise; for ``unit='image'`` the levels' mean."""
+        gate = self.gate if gate is None else gate
+        seen = [(x,) for x in rows] if keys is None else zip(rows, keys, strict=True)
+        logits = [gate(*of_level) for of_level in seen]
         return torch.stack(logits).mean(0) if layout.unit == 'image' else torch.cat(logits)
 
     def _groups(self, layout: RowLayout, device: torch.device) -> Tensor:
@@ -183,7 +157,9 @@ class Router(nn.Module):
         indices, log_weights = choose(logits, allowed, self.top_k, self.sums_to_one)
         return Routing(logits, indices, log_weights, self.sums_to_one, groups, self.num_groups), allowed
 
-    def _decide_and_keep(self, logits: Tensor, rows: Sequence[Tensor], layout: RowLayout) -> Routing:
+    def _decide_and_keep(
+        self, logits: Tensor, rows: Sequence[Tensor], layout: RowLayout, keys: Sequence[Tensor] | None
+    ) -> Routing:
         keeps = len(self.constraints) > 0 or self.monitored
         if keeps and not self._calls:
             self._replay = []
@@ -204,14 +180,18 @@ class Router(nn.Module):
             routing, allowed = self._decide(logits if leaf is None else leaf, groups)
         if not keeps and noise is None:
             return routing
-        call = _Call(routing if keeps else None, groups, tuple(x.shape for x in rows), allowed, noise, leaf)
+        routing.samples = RowSamples.take(self.asked, rows, layout)
+        if TEACHER in self.asked:
+            with torch.no_grad():
+                routing.samples.teacher = self.gate_logits(rows, layout, keys, self.gate.teacher)
+        call = Call(routing if keeps else None, groups, tuple(x.shape for x in rows), allowed, noise, leaf)
         self._replay.append(call)
         if not keeps:  # a recomputed forward needs the noise; nobody collects, so the oldest are dropped
             del self._replay[:-MAX_PENDING_CALLS]
             return routing
         self._calls.append(call)
         if self.constraints and leaf is None and routing.log_weights.requires_grad:
-            routing.log_weights.register_hook(_CollectedBeforeBackward(self, call))
+            routing.log_weights.register_hook(CollectedBeforeBackward(self, call))
         return routing
 
     def _recompute(self, logits: Tensor, rows: Sequence[Tensor], layout: RowLayout) -> Routing:
@@ -250,6 +230,7 @@ class Router(nn.Module):
             The auxiliary losses by constraint key, each a scalar with gradient.
         """
         calls, self._calls = self._calls, []
+        supplied, self._supplied = self._supplied, {}
         self._call_count = 0
         if not self.training or not (self.constraints or self.monitored):
             return {}
@@ -258,6 +239,8 @@ class Router(nn.Module):
         device = self.experts_and_k.device
         with torch.autocast(device.type, enabled=False):
             routing = Routing.concatenate([call.routing for call in calls] or [self._no_rows()])
+            if routing.samples is not None:
+                routing.samples.per_image = supplied
             usage = routing.usage  # cached with its gradient, which the updates below do not keep
             losses = {}
             for key, constraint in self.constraints.items():
@@ -272,10 +255,33 @@ class Router(nn.Module):
 
     def _no_rows(self) -> Routing:
         weight = next(self.gate.parameters())
-        logits = weight.new_zeros(0, self.num_experts, dtype=torch.promote_types(weight.dtype, torch.float32))
-        indices = torch.zeros(0, self.top_k, dtype=torch.long, device=weight.device)
-        empty = torch.zeros(0, dtype=torch.long, device=weight.device)
-        return Routing(logits, indices, logits[:, : self.top_k], self.sums_to_one, empty, self.num_groups)
+        return Routing.without_rows(weight, self.num_experts, self.top_k, self.sums_to_one, self.num_groups)
+
+    def take_gate(self, gate: Gate) -> None:
+        """Replaces the gate, and the constraints that it brought."""
+        for constraint in self.gate.constraints():
+            del self.constraints[constraint.key]
+        self.gate = gate
+        self._set_constraints(gate.constraints())
+
+    def _set_constraints(self, constraints: Sequence[Constraint]) -> None:
+        for constraint in constraints:
+            if constraint.key in self.constraints:
+                raise ValueError(f'two constraints of the kind {constraint.key!r}; give each kind once')
+            constraint.prepare(self.num_experts, self.num_groups)
+            self.constraints[constraint.key] = constraint
+        # a set of names: what no constraint asks for is neither computed nor kept
+        self.asked = frozenset(c.samples for c in self.constraints.values() if c.samples is not None)
+
+    def supply(self, kind: str, values: Tensor) -> None:
+        """Gives the step's images what constraints compare them by; dropped when none asks for it.
+
+        Args:
+            kind: what the constraint asks for, such as ``'inputs'``.
+            values: (N, ...) per image of the batch. In a distributed run equally long in all processes.
+        """
+        if kind in self.asked:
+            self._supplied[kind] = values
 
     def uncollected(self) -> UncollectedConstraintError:
         """The error for a step whose constraints were left out."""
@@ -289,6 +295,9 @@ class Router(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         stored = state_dict.get(f'{prefix}experts_and_k')
+        if stored is not None and self.gate.freezes_experts and stored[0] == self.num_experts:
+            # a gate that is fitted anew may choose another K than the one that it learns from
+            stored = state_dict[f'{prefix}experts_and_k'] = self.experts_and_k.clone()
         if stored is not None and tuple(stored.tolist()) != tuple(self.experts_and_k.tolist()):
             experts, top_k = stored.tolist()
             raise CheckpointError(

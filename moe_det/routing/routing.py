@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .distributed import sum_over_ranks
+from .samples import RowSamples
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Routing:
         sums_to_one: whether a row's weights sum to 1 (softmax over the kept logits) or to less (full softmax).
         groups: (R,) balance group of each row.
         num_groups: G.
+        samples: what constraints asked to know of each row.
     """
 
     logits: Tensor
@@ -63,6 +65,7 @@ class Routing:
     sums_to_one: bool
     groups: Tensor
     num_groups: int
+    samples: RowSamples | None = None
 
     @functools.cached_property
     def log_probs(self) -> Tensor:
@@ -123,7 +126,15 @@ class Routing:
             sums_to_one=parts[0].sums_to_one,
             groups=torch.cat([p.groups for p in parts]),
             num_groups=max(p.num_groups for p in parts),
+            samples=RowSamples.concatenate([p.samples for p in parts]),
         )
+
+    @staticmethod
+    def without_rows(like: Tensor, num_experts: int, top_k: int, sums_to_one: bool, num_groups: int) -> Routing:
+        """The routing of a step in which a layer got no rows; device and precision as ``like``, at least fp32."""
+        logits = like.new_zeros(0, num_experts, dtype=torch.promote_types(like.dtype, torch.float32))
+        empty = torch.zeros(0, dtype=torch.long, device=like.device)
+        return Routing(logits, empty.new_zeros(0, top_k), logits[:, :top_k], sums_to_one, empty, num_groups)
 
 
 def select(logits: Tensor, allowed: Tensor, top_k: int, sums_to_one: bool) -> tuple[Tensor, Tensor]:

@@ -63,9 +63,7 @@ def split_patches(feature: Tensor, grid: int, halo: int = HALO) -> Tensor:
     """
     height, rows = axis_spans(feature.shape[2], grid, halo)
     width, columns = axis_spans(feature.shape[3], grid, halo)
-    windows = [
-        feature[:, :, y.start : y.start + height, x.start : x.start + width] for y in rows for x in columns
-    ]
+    windows = [feature[:, :, y.start : y.start + height, x.start : x.start + width] for y in rows for x in columns]
     return torch.stack(windows, dim=1).flatten(0, 1)
 
 
@@ -177,7 +175,5 @@ def rows_of(maps: Sequence[Tensor], unit: str, grid: int = 1, first_level: int =
     if unit != 'patch':
         return list(maps), RowLayout(unit, num_images, (1,) * len(maps), first_level, map_sizes)
     windows = [split_patches(feature, grid) for feature in maps]
-    patches = tuple(
-        len(axis_spans(f.shape[2], grid)[1]) * len(axis_spans(f.shape[3], grid)[1]) for f in maps
-    )
+    patches = tuple(len(axis_spans(f.shape[2], grid)[1]) * len(axis_spans(f.shape[3], grid)[1]) for f in maps)
     return windows, RowLayout(unit, num_images, patches, first_level, map_sizes)

@@ -38,6 +38,7 @@ def train(rank: int, num_ranks: int) -> dict[str, torch.Tensor]:
         routing.EntropyConstraint(weight=1.0),
         routing.SwitchConstraint(weight=1.0),
         routing.ZLossConstraint(weight=1.0),
+        routing.SampleSimilarityConstraint(beta_s=3.0, beta_d=2.0),
         routing.RelativeImportanceConstraint(),
         routing.MeanImportanceConstraint(threshold=0.05),
         routing.SelectionBiasConstraint(rate=0.05),
@@ -77,6 +78,27 @@ def train(rank: int, num_ranks: int) -> dict[str, torch.Tensor]:
     return results
 
 
+def similarity(rows: tuple[int, int], rank: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss and gate gradient of one step in which the processes have ``rows`` images; None for all in one."""
+    routing = import_routing()
+    generator = torch.Generator().manual_seed(5)
+    constraint = routing.SampleSimilarityConstraint(distance='inputs')
+    router = routing.Router(routing.GAPLinearGate(CHANNELS, 4), [constraint], top_k=2, noise=False).double().train()
+    weight = torch.randn(4, CHANNELS, generator=generator, dtype=torch.float64)
+    router.gate.load_state_dict({'fc.weight': weight, 'fc.bias': weight[:, 0]})
+    maps = torch.randn(sum(rows), CHANNELS, 2, 2, generator=generator, dtype=torch.float64)
+    inputs = torch.randn(sum(rows), 5, generator=generator, dtype=torch.float64)
+    own = slice(None) if rank is None else slice(*((0, rows[0]), (rows[0], sum(rows)))[rank])
+    if len(maps[own]):
+        router(*routing.rows_of([maps[own]], 'level'))
+        router.supply('inputs', inputs[own])
+    loss = router.collect()['similarity']
+    if loss.requires_grad:  # not in a process without rows
+        loss.backward()
+    gradient = router.gate.fc.weight.grad
+    return loss.detach(), torch.zeros_like(weight) if gradient is None else gradient
+
+
 def main(rank: int, rendezvous: str, output: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -101,6 +123,10 @@ def main(rank: int, rendezvous: str, output: str) -> None:
         router(*routing.rows_of([torch.ones(3, CHANNELS, 2, 2)], 'level'))
     results['loss beside an idle process'] = router.collect()['kl'].detach()
     results['steps beside an idle process'] = router.constraints['mean_importance'].steps.clone()
+
+    # pairs of rows whose number differs between the processes, compared by values that their images were given
+    for name, rows in (('uneven', (3, 2)), ('idle', (3, 0))):
+        results[f'{name} similarity'], results[f'{name} gradient'] = similarity(rows, rank)
 
     results.update(train(rank, 2))
     torch.save(results, output)

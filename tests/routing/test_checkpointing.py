@@ -14,6 +14,7 @@ from moe_det.routing import (
     MeanImportanceConstraint,
     RelativeImportanceConstraint,
     Router,
+    SampleSimilarityConstraint,
     ZLossConstraint,
     join_patches,
     plan_dispatch,
@@ -84,7 +85,7 @@ def compare(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) 
             torch.testing.assert_close(actual[name], value, **EXACT, msg=lambda m, name=name: f'{name}: {m}')
 
 
-SOFT = (KLConstraint, ZLossConstraint)
+SOFT = (KLConstraint, ZLossConstraint, SampleSimilarityConstraint)
 MIXED = (KLConstraint, MeanImportanceConstraint)
 # its mask moves between the forward and the backward of one step
 MASKING = (RelativeImportanceConstraint, ZLossConstraint)

@@ -32,6 +32,8 @@ def runs(tmp_path_factory) -> tuple[dict, dict, dict]:
         worker = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(worker)
         alone = worker.train(0, 1)  # while the two start
+        for name, rows in (('uneven', (3, 2)), ('idle', (3, 0))):
+            alone[f'{name} similarity'], alone[f'{name} gradient'] = worker.similarity(rows, None)
         for process in processes:
             _, errors = process.communicate(timeout=300)
             assert process.returncode == 0, errors[-3000:]
@@ -64,7 +66,7 @@ def test_two_processes_equal_one(runs):
     assert len(alone) > 30
     for results in ranks:
         for name, value in alone.items():
-            if 'indices' not in name:
+            if 'indices' not in name and name.split()[0] not in ('uneven', 'idle'):
                 torch.testing.assert_close(
                     results[name], value, rtol=1e-9, atol=1e-11, msg=lambda m, name=name: f'{name}: {m}'
                 )
@@ -76,10 +78,28 @@ def test_two_processes_equal_one(runs):
         assert torch.equal(chosen, alone[name])
 
 
+@pytest.mark.parametrize('name', ['uneven', 'idle'])
+def test_pairs_of_rows_on_several_processes(name, runs):
+    alone, *ranks = runs
+    expected = alone[f'{name} gradient']
+    assert expected.abs().max() > 1e-4
+    for results in ranks:
+        torch.testing.assert_close(results[f'{name} similarity'], alone[f'{name} similarity'], rtol=1e-12, atol=0)
+    # data-parallel training averages the gradients
+    mean = sum(results[f'{name} gradient'] for results in ranks) / 2
+    torch.testing.assert_close(mean, expected, rtol=1e-10, atol=1e-14)
+
+
 def test_the_comparison_is_not_of_zeros(runs):
     alone, first, second = runs
     for step in range(STEPS):
-        for name in ('gradient gate.fc.weight', 'gradient noise.scale.weight', 'loss kl', 'loss importance'):
+        for name in (
+            'gradient gate.fc.weight',
+            'gradient noise.scale.weight',
+            'loss kl',
+            'loss importance',
+            'loss similarity',
+        ):
             assert alone[f'{step} {name}'].abs().max() > 1e-5, name
     states = [name for name in alone if name.startswith('0 state constraints')]
     assert len(states) == 4

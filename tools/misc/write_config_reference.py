@@ -132,7 +132,7 @@ def page() -> str:
     parts += ['\n## Gates: `gate=dict(type=...)`']
     for name, cls in GATES.module_dict.items():
         parts += [f'\n### `{name}`\n', summary(inspect.getdoc(cls))]
-        extra = arguments_table(cls, hidden=('in_channels', 'num_experts'))
+        extra = arguments_table(cls, hidden=('in_channels', 'num_experts', 'key_channels'))
         parts += ['\n' + extra] if extra else []
     for title, hard in (('Soft', False), ('Hard', True)):
         parts += [f'\n## {title} constraints: `constraint=dict(type=...)`']

@@ -1,0 +1,94 @@
+"""What a constraint may ask to know of each routing row beside its decision.
+
+A constraint names it in :attr:`~moe_det.routing.constraint.Constraint.samples`; a router whose constraints ask for
+nothing computes and keeps nothing. Shape letters: R rows, N images, D values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .gates import global_average
+from .rows import RowLayout
+
+# computed by the router; any other kind is supplied by the owner of the step, per image
+FEATURES = 'features'  # pooled maps
+TEACHER = 'teacher'  # logits of the gate that a distilled one learns from
+
+
+def pooled_rows(rows: Sequence[Tensor], layout: RowLayout) -> Tensor:
+    """(R, C) spatial mean of each routing row; for ``unit='image'`` the mean of the levels' means.
+
+    Args:
+        rows: per level (R_l, C, h_l, w_l).
+        layout: where the rows lie.
+    """
+    pooled = [global_average(x) for x in rows]
+    return torch.stack(pooled).mean(0) if layout.unit == 'image' else torch.cat(pooled)
+
+
+@dataclass
+class RowSamples:
+    """Detached properties of the rows of a step.
+
+    Attributes:
+        images: (R,) position of each row's image in the batch.
+        num_images: N.
+        features: (R, C) pooled features, when asked for.
+        teacher: (R, E) logits of the attentive gate, when asked for.
+        per_image: kind -> (N, D) values that the owner of the step supplied.
+    """
+
+    images: Tensor
+    num_images: int
+    features: Tensor | None = None
+    teacher: Tensor | None = None
+    per_image: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @staticmethod
+    def take(asked: Collection[str], rows: Sequence[Tensor], layout: RowLayout) -> RowSamples | None:
+        """Takes from one call's rows what constraints ask for; None when they ask for nothing."""
+        if not asked:
+            return None
+        features = pooled_rows([x.detach() for x in rows], layout) if FEATURES in asked else None
+        images = layout.images().to(rows[0].device, non_blocking=True)
+        return RowSamples(images, layout.num_images, features)
+
+    @staticmethod
+    def concatenate(parts: Sequence[RowSamples | None]) -> RowSamples | None:
+        """Joins the samples of the calls of one step, whose images are the same."""
+        if any(part is None for part in parts):
+            return None
+        joined = {
+            name: None if getattr(parts[0], name) is None else torch.cat([getattr(part, name) for part in parts])
+            for name in ('images', 'features', 'teacher')
+        }
+        return RowSamples(num_images=max(part.num_images for part in parts), **joined)
+
+    def points(self, kind: str) -> tuple[Tensor, Tensor]:
+        """The values by which rows are told apart.
+
+        Args:
+            kind: ``'features'`` or a kind that was supplied.
+
+        Returns:
+            Points (P, D) and, for each row, the number (R,) of its point.
+
+        Raises:
+            ValueError: nothing was supplied, or for another number of images.
+        """
+        if kind == FEATURES:
+            return self.features, torch.arange(len(self.features), device=self.features.device)
+        values = self.per_image.get(kind)
+        if values is None:
+            raise ValueError(
+                f"no {kind!r} of this step's images were supplied: call Router.supply({kind!r}, (images, values) "
+                'tensor) in every step before its losses are collected'
+            )
+        if len(values) != self.num_images:
+            raise ValueError(f'{kind!r} were supplied for {len(values)} images, the rows come from {self.num_images}')
+        return values.detach().flatten(1), self.images

@@ -14,7 +14,7 @@ model = dict(
         feat_channels=64,
         stacked_convs=2,
         norm_cfg=dict(type='GN', num_groups=4),
-        anchor_generator=dict(octave_base_scale=3),  # the images are small: anchors from 24 px
+        anchor_generator=dict(octave_base_scale=2),  # the images are small: anchors from 16 px
         loss_bbox=dict(loss_weight=2.0),
         # RetinaNet's 0.01 suits four convolutions of 256 channels; here it would keep gradients from the backbone
         init_cfg=dict(
@@ -27,8 +27,6 @@ model = dict(
             ],
         ),
     ),
-    # small objects get more positives than the anchors that overlap them by half
-    train_cfg=dict(assigner=dict(pos_iou_thr=0.4, neg_iou_thr=0.3)),
 )
 
 # --- data
@@ -64,14 +62,14 @@ val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
 test_evaluator = val_evaluator
 
 # --- schedule
-train_cfg = dict(max_epochs=5, val_interval=5)
+train_cfg = dict(max_epochs=6, val_interval=6)
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=3e-3, weight_decay=1e-4),
     clip_grad=dict(max_norm=10, norm_type=2),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=30),
-    dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=5, convert_to_iter_based=True, eta_min=3e-5),
+    dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=6, convert_to_iter_based=True, eta_min=3e-5),
 ]
 auto_scale_lr = dict(base_batch_size=8)
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=1, max_keep_ckpts=2))

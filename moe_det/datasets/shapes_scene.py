@@ -5,7 +5,7 @@ Object size is ``s = sqrt(area)`` in pixels. Within an image sizes are correlate
     z_i = sqrt(rho) * g + sqrt(1 - rho) * e_i,    s_i = lo * (hi / lo) ** (Phi(z_i) ** t)
 
 with one scene value ``g`` per image, one standard normal ``e_i`` per object, ``rho = 0.95 * scene_scale``, ``lo`` of
-8 px and ``hi`` of 0.85 of the image side. With ``t = 1`` sizes would be log-uniform as drawn; ``t = 0.86`` draws a few
+8 px and ``hi`` of 0.85 of the image side. With ``t = 1`` sizes would be log-uniform as drawn; ``t = 0.8`` draws a few
 more large ones, because it is they that lose area to smaller objects in front and to the image border. The *visible*
 sizes then come out nearly log-uniform.
 
@@ -29,7 +29,7 @@ CLASSES = ('circle', 'square', 'triangle', 'star', 'ring', 'cross')
 
 MIN_SIZE_PX = 8.0
 MAX_SIZE_SHARE = 0.85
-SIZE_TILT = 0.86
+SIZE_TILT = 0.8
 MAX_CORRELATION = 0.95  # at scene_scale 1: sizes in an image nearly, not exactly, equal
 MEAN_COUNT = 4.8  # objects per image
 MAX_EXPECTED_COUNT = 28.0

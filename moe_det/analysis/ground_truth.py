@@ -17,6 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ..errors import DataError
+from .specialization import size_bins
 
 COCO_LIMITS = (32.0, 96.0)  # sides in pixels
 SIZE_NAMES = ('small', 'medium', 'large')
@@ -103,7 +104,7 @@ class GroundTruth:
             ids=np.array([a['id'] for a in annotations], dtype=np.int64),
             image_ids=np.array([a['image_id'] for a in annotations], dtype=np.int64),
             areas=areas,
-            sizes=np.searchsorted(np.square(self.limits), areas, side='left'),
+            sizes=size_bins(areas, np.square(self.limits)),
             categories=np.array([a['category_id'] for a in annotations], dtype=np.int64),
             boxes=np.array([a['bbox'] for a in annotations], dtype=np.float64).reshape(-1, 4),
         )

@@ -20,6 +20,7 @@ from PIL import Image
 
 from .figures.palette import size_colour
 from .ground_truth import COCO_LIMITS, SIZE_NAMES
+from .specialization import size_bins
 
 # hues that no size's box has; the expert's number is always printed beside them
 EXPERT_COLOURS = ('#e6a700', '#7b3fb0', '#00a9b5', '#d81b60', '#6d8b00', '#5d4037', '#8fa3b0', '#283593')
@@ -51,7 +52,7 @@ class Boxes:
     @property
     def sizes(self) -> np.ndarray:
         """(n,) 0 small, 1 medium, 2 large; an area on a limit counts as the smaller, as COCO's first match does."""
-        return np.searchsorted(np.square(COCO_LIMITS), self.areas, side='left')
+        return size_bins(self.areas)
 
 
 @dataclass(frozen=True)

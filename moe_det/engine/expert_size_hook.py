@@ -11,7 +11,8 @@ from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 
-from ..analysis.ground_truth import COCO_LIMITS, SIZE_NAMES
+from ..analysis.ground_truth import SIZE_NAMES
+from ..analysis.specialization import size_bins
 from ..errors import MoEConfigError
 from ..routing.records import RoutingRecord, RoutingRecorder
 from ..routing.router import Router, find_routers
@@ -111,7 +112,7 @@ class ExpertSizeHook(Hook):
             layers.setdefault(record.layer, []).append(record)
         for sample in outputs:
             objects = self._objects_of(int(sample.img_id))
-            sizes = np.searchsorted(np.square(COCO_LIMITS), objects.areas, side='left')
+            sizes = size_bins(objects.areas)
             found = {}
             for name, records in layers.items():
                 weights, levels = weights_of_objects(records, sample.metainfo, objects, self._strides, self._scale)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import zipfile
 
@@ -63,3 +64,14 @@ def best_checkpoint(work_dir: str) -> str | None:
     """Returns the newest ``best_*.pth`` that mmengine's CheckpointHook kept in ``work_dir``, or None."""
     found = glob.glob(os.path.join(glob.escape(work_dir), 'best_*.pth'))
     return max(found, key=os.path.getmtime, default=None)
+
+
+def file_sha256(path: str) -> str:
+    """Returns the SHA-256 of a file's bytes; for a URL, of its name."""
+    if is_remote(path):
+        return hashlib.sha256(path.encode()).hexdigest()
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

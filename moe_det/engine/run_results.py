@@ -21,7 +21,7 @@ from ..analysis.comparison import RunResult, compare, comparison_dict, compariso
 from ..analysis.ground_truth import GroundTruth
 from ..errors import DataError, MoEConfigError
 from ..version import __version__
-from .checkpoints import check_checkpoint, latest_checkpoint
+from .checkpoints import check_checkpoint, file_sha256, latest_checkpoint
 from .config_edit import is_remote
 from .console import say, warn
 from .launch import load_config
@@ -163,17 +163,6 @@ def evaluate_run(spec: RunSpec, cfg: Config, device: str | None = None, fresh: b
     )
     _store(store, {'fingerprint': fingerprint, 'result': dataclasses.asdict(result)})
     return result
-
-
-def file_sha256(path: str) -> str:
-    """Returns the SHA-256 of a file's bytes; for a URL, of its name."""
-    if is_remote(path):
-        return hashlib.sha256(path.encode()).hexdigest()
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _fingerprint(cfg: Config, shas: dict[str, str]) -> str:

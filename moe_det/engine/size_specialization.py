@@ -31,10 +31,10 @@ from ..probing.conditions import conditions_of
 from ..probing.findings import Findings
 from ..probing.probe import Probe
 from ..probing.random_gates import random_gates
-from ..probing.run import PartStore, file_hash, probe_images
+from ..probing.run import PartStore, probe_images
 from ..routing.router import find_routers
 from ..version import __version__
-from .checkpoints import check_checkpoint
+from .checkpoints import check_checkpoint, file_sha256
 from .console import say
 from .launch import Options, load_config
 from .size_pictures import add_pictures
@@ -105,8 +105,7 @@ def analyse(config: str, checkpoints: Sequence[str], options: AnalysisOptions) -
     cfg = load_config(config, options.cfg_options, options.data_root)
     folder = Path(options.out_dir or Path(cfg.work_dir) / 'size_specialization')
     _writable(folder)
-    for checkpoint in checkpoints:
-        check_checkpoint(checkpoint, 'checkpoint')
+    checkpoints = [check_checkpoint(checkpoint, 'checkpoint') for checkpoint in checkpoints]
     every = []
     for number, checkpoint in enumerate(checkpoints, start=1):
         target = folder if number == 1 else folder / f'seed_{number}'
@@ -164,8 +163,8 @@ def analyse_checkpoint(
     question = {
         'config': cfg.model.to_dict() if hasattr(cfg.model, 'to_dict') else dict(cfg.model),
         'pipeline': cfg.test_dataloader.dataset.get('pipeline'),
-        'checkpoint': _hash(checkpoint),
-        'annotations': file_hash(path),
+        'checkpoint': file_sha256(checkpoint),
+        'annotations': file_sha256(path),
         'images': ground_truth.image_ids,
         'conditions': [condition.name for condition in conditions],
     }
@@ -203,7 +202,7 @@ def analyse_checkpoint(
         'provenance': {
             'config': cfg.filename,
             'checkpoint': str(checkpoint),
-            'checkpoint_sha256': question['checkpoint'],
+            'checkpoint_sha256': question['checkpoint'] if os.path.isfile(checkpoint) else None,  # of a URL: unknown
             'ann_file': path,
             'images': batches.num_images,
             'objects': len(matches),
@@ -316,10 +315,6 @@ def _notes(probe: Probe, infos: Sequence[LayerInfo], model: nn.Module) -> list[s
     if left_out:
         notes.append(f'Not looked at: {", ".join(left_out)}.')
     return notes
-
-
-def _hash(checkpoint: str) -> str | None:
-    return file_hash(checkpoint) if os.path.isfile(checkpoint) else None
 
 
 def versions() -> dict[str, str | None]:

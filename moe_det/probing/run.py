@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,19 +18,6 @@ from .probe import Probe, Truth
 
 FINDINGS_FORMAT = 1  # raised when stored parts of older versions can no longer be used
 BATCHES_PER_PART = 8
-
-
-def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file in hexadecimal digits."""
-    with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else _digest(file)
-
-
-def _digest(file) -> str:
-    digest = hashlib.sha256()  # Python 3.10 has no file_digest
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 class PartStore:

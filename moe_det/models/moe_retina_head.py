@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import MoEConfigError, unknown_name
 from ..layers.settings import MoESettings, check_choice, check_expert_norm, check_flag, split_settings
 from ..routing.dispatch import plan_dispatch
-from ..routing.experts import copy_dense_to_experts
+from ..routing.experts import ExpertGroup, copy_dense_to_experts
 from ..routing.router import Router
 from ..routing.rows import rows_of
 from .box_sizes import box_size_histograms
@@ -194,6 +194,11 @@ class MoERetinaHead(RetinaHead):
                 nn.init.zeros_(group.shared.predictor.bias)
 
     # -- forward -----------------------------------------------------------------------------------------------
+
+    @property
+    def experts_on_features(self) -> list[ExpertGroup]:
+        """The groups of experts; what they are given depends on the pyramid alone, whatever any router decides."""
+        return list(self.branch_experts.values())
 
     def _router(self, branch: str) -> Router | None:
         name = 'both' if self.moe_shared_gate else branch

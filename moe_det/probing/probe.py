@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..routing.experts import keep_outputs
 from ..routing.intervention import intervene
 from ..routing.records import RoutingRecord, RoutingRecorder
 from ..routing.router import find_routers
@@ -88,14 +89,23 @@ class Probe:
         data = self.model.data_preprocessor(batch, False)
         inputs, samples = data['inputs'], data['data_samples']
         with ExitStack() as stack:
-            recorder = stack.enter_context(RoutingRecorder(self.model))
-            recorder.start_batch(range(len(image_ids)))
-            provenance = None
-            if self.no_provenance is None:
-                provenance = stack.enter_context(ProvenanceRecorder(self.head))
-            features = self.model.extract_feat(inputs)
-            with _features(self.model, features):
-                results = self._predict(inputs, samples)
+            if self.conditions:
+                # experts of the head run once; every routing that leaves the features alone mixes their outputs
+                stack.enter_context(keep_outputs(getattr(self.head, 'experts_on_features', ())))
+            with RoutingRecorder(self.model) as recorder, self._provenance() as provenance:
+                recorder.start_batch(range(len(image_ids)))
+                features = self.model.extract_feat(inputs)
+                with _features(self.model, features):
+                    results = self._predict(inputs, samples)
+            other = {}
+            for condition in self.conditions:
+                if condition.keeps_features:
+                    with _features(self.model, features), intervene(self.model, condition.interventions):
+                        other[condition.name] = self._table(self._predict(inputs, samples), image_ids)
+        for condition in self.conditions:
+            if not condition.keeps_features:
+                with intervene(self.model, condition.interventions):
+                    other[condition.name] = self._table(self._predict(inputs, samples), image_ids)
         places = self._detection_places(results, provenance, inputs)
         owners, positives = self._positives(provenance, samples, truths, inputs)
         centres = _centres(truths, samples, inputs)
@@ -104,13 +114,6 @@ class Probe:
             records = [record for record in recorder.records if record.layer == layer]
             levels = len(provenance.map_sizes) if provenance else 0
             layers[layer] = self._layer(records, levels, np.asarray(image_ids), (places, positives, centres))
-        other = {}
-        for condition in self.conditions:
-            with ExitStack() as stack:
-                stack.enter_context(intervene(self.model, condition.interventions))
-                if condition.keeps_features:
-                    stack.enter_context(_features(self.model, features))
-                other[condition.name] = self._table(self._predict(inputs, samples), image_ids)
         return Findings(
             image_ids=np.asarray(image_ids, dtype=np.int64),
             detections=self._table(results, image_ids),
@@ -118,8 +121,11 @@ class Probe:
             truths=np.concatenate([truth.ids for truth in truths]).astype(np.int64),
             positives=np.stack([owners, positives.levels.numpy()], axis=1),
             layers=layers,
-            conditions=other,
+            conditions={condition.name: other[condition.name] for condition in self.conditions},
         )
+
+    def _provenance(self) -> AbstractContextManager[ProvenanceRecorder | None]:
+        return nullcontext() if self.no_provenance else ProvenanceRecorder(self.head)
 
     # -- detections --------------------------------------------------------------------------------------------
 

@@ -110,12 +110,10 @@ def run_sorted(
         spread = spread.scatter(1, indices, log_weights)
         outputs = torch.stack([experts[expert](rows) for expert in active], dim=1)
         return mixture(outputs, torch.stack([spread[:, expert] for expert in active], dim=1), routing.sums_to_one)
-    sent = sum(plan.counts[:-1])
-    gathered = rows.index_select(0, plan.rows[:sent])
-    outputs, start = [], 0
-    for expert in active:
-        outputs.append(experts[expert](gathered.narrow(0, start, plan.counts[expert])))
-        start += plan.counts[expert]
+    lengths = [plan.counts[expert] for expert in active]
+    # split, not one narrow per expert: the gradient of a narrow is as large as the whole
+    parts = rows.index_select(0, plan.rows[: sum(lengths)]).split(lengths)
+    outputs = [experts[expert](part) for expert, part in zip(active, parts, strict=True)]
     if plan.counts[-1]:  # choices of no expert: weight 0, and a zero instead of any expert's output
         outputs.append(outputs[0].new_zeros(plan.counts[-1], *outputs[0].shape[1:]))
     outputs = torch.cat(outputs).index_select(0, plan.places)
@@ -157,6 +155,26 @@ def mix_all(outputs: Tensor, routing: Routing, first_row: int, mixture: Mixture)
     # not a product with 0: an expert that was not chosen must not pass a NaN on
     outputs = torch.where(chosen, outputs, outputs.new_zeros(()))
     return mixture(outputs, spread, routing.sums_to_one)
+
+
+def mix_chosen(outputs: Tensor, routing: Routing, first_row: int, mixture: Mixture) -> Tensor:
+    """Mixes the chosen ones of all experts' outputs, as :func:`run_sorted` does.
+
+    Args:
+        outputs: (R_l, E, C', H', W').
+        routing: holds this level's rows from ``first_row`` on.
+        first_row: position of the level's first row.
+        mixture: a function of :mod:`moe_det.routing.mixtures`.
+
+    Returns:
+        (R_l, C', H', W').
+    """
+    rows, experts = outputs.shape[:2]
+    indices = routing.indices.narrow(0, first_row, rows)
+    none = indices == experts
+    chosen = outputs[torch.arange(rows, device=outputs.device)[:, None], indices.clamp_max(experts - 1)]
+    chosen = chosen.masked_fill(none.reshape(*none.shape, *[1] * (outputs.dim() - 2)), 0.0)
+    return mixture(chosen, routing.log_weights.narrow(0, first_row, rows), routing.sums_to_one)
 
 
 class _TouchIdle(torch.autograd.Function):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from .dispatch import LevelPlan, Mixture, mix_all, run_dense, run_sorted, touch_idle
+from .dispatch import LevelPlan, Mixture, mix_all, mix_chosen, run_dense, run_sorted, touch_idle
 from .gates import global_average
 from .mixtures import mix_linear
 from .routing import Routing
@@ -45,6 +46,7 @@ class ExpertGroup(nn.Module):
         self.mixture = mixture
         self.dispatch = dispatch
         self.frozen_for_distillation = False
+        self._kept: dict[int, tuple[Tensor, Tensor | None]] | None = None  # see keep_outputs
 
     def __len__(self) -> int:
         return len(self.experts)
@@ -86,6 +88,8 @@ class ExpertGroup(nn.Module):
         """
         if routing is None:
             outputs = [self.experts[0](x) for x in rows]
+        elif self._kept is not None:
+            outputs = self._mix_kept(rows, routing, layout)
         elif self.dispatch == 'dense':
             outputs = self._run_dense(rows, routing, layout)
         else:
@@ -109,14 +113,7 @@ class ExpertGroup(nn.Module):
         Returns:
             L tensors (R_l, C', h'_l, w'_l).
         """
-        outputs, keys = [], []
-        for x in rows:
-            of_level = [
-                expert(x, with_features=True) if getattr(expert, 'gives_features', False) else (expert(x),) * 2
-                for expert in self.experts
-            ]
-            outputs.append(torch.stack([output for output, _ in of_level], dim=1))
-            keys.append(torch.stack([global_average(features) for _, features in of_level], dim=1))
+        outputs, keys = zip(*(self._run_all(x, level, with_keys=True) for level, x in enumerate(rows)), strict=True)
         routing = router(gate_rows, layout, keys)
         first, mixed = 0, []
         for of_level in outputs:
@@ -124,6 +121,33 @@ class ExpertGroup(nn.Module):
             if layout.unit != 'image':
                 first += of_level.shape[0]
         return self._with_shared(mixed, rows)
+
+    def _run_all(self, rows: Tensor, level: int, with_keys: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Outputs of every expert on every row, (R_l, E, C', H', W'), and the keys of an attentive gate, (R_l, E, C'')."""
+        kept = self._kept
+        if kept is not None and level in kept and not (with_keys and kept[level][1] is None):
+            return kept[level]
+        outputs, keys = [], []
+        for expert in self.experts:
+            if with_keys and getattr(expert, 'gives_features', False):
+                output, features = expert(rows, with_features=True)
+            else:
+                output = features = expert(rows)
+            outputs.append(output)
+            keys.append(global_average(features) if with_keys else None)
+        both = torch.stack(outputs, dim=1), torch.stack(keys, dim=1) if with_keys else None
+        if kept is not None:
+            kept[level] = both
+        return both
+
+    def _mix_kept(self, rows: Sequence[Tensor], routing: Routing, layout: RowLayout) -> list[Tensor]:
+        first, mixed = 0, []
+        for level, x in enumerate(rows):
+            outputs, _ = self._run_all(x, level)
+            mixed.append(mix_chosen(outputs, routing, first, self.mixture))
+            if layout.unit != 'image':
+                first += x.shape[0]
+        return mixed
 
     def _with_shared(self, outputs: list[Tensor], rows: Sequence[Tensor]) -> list[Tensor]:
         if self.shared is None:
@@ -160,6 +184,25 @@ class ExpertGroup(nn.Module):
                 f'num_experts={len(self.experts)}: change the config to match'
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+@contextmanager
+def keep_outputs(groups: Sequence[ExpertGroup]) -> Iterator[None]:
+    """Runs every expert once: inside, later calls of the groups mix what their experts gave the first time.
+
+    For evaluating one batch under many routings: E experts run once instead of K for each routing. Inside, every call
+    of a group must bring the same rows; sizes are not compared. Needs room for E outputs.
+
+    Args:
+        groups: groups whose rows no routing changes.
+    """
+    for group in groups:
+        group._kept = {}
+    try:
+        yield
+    finally:
+        for group in groups:
+            group._kept = None
 
 
 def copy_dense_to_experts(

@@ -53,11 +53,53 @@ def mix_probabilities(outputs: Tensor, log_weights: Tensor, sums_to_one: bool = 
         if sums_to_one and outputs.shape[1] == 1:
             # log w = 0; added, because data-parallel training needs the gate in every step's graph
             return outputs[:, 0] + shaped[:, 0]
-        positive = shaped + F.logsigmoid(outputs)
-        log_p = torch.logsumexp(positive, dim=1)
-        log_q = torch.logsumexp(positive - outputs, dim=1)  # logsigmoid(-z) = logsigmoid(z) - z
+        log_p, log_q = _log_probabilities(outputs, shaped)
         if not sums_to_one:
             largest = 1 - torch.finfo(dtype).eps / 2  # the number below 1: keeps log(1 - w) finite
             total = log_weights.exp().sum(1).clamp_max(largest)
             log_q = torch.logaddexp(log_q, torch.log1p(-total).reshape(-1, *trailing))
         return log_p - log_q
+
+
+def _log_probabilities(outputs: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """log p and log q of the weighted mean of sigmoids, (R, ...) each; ``log_weights`` is (R, K, 1, ...)."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _LogProbabilities.apply(outputs, log_weights)
+    return _weighted_log_sigmoids(outputs, log_weights)
+
+
+def _weighted_log_sigmoids(outputs: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
+    positive = log_weights + F.logsigmoid(outputs)
+    negative = positive - outputs  # logsigmoid(-z) = logsigmoid(z) - z
+    if outputs.shape[1] == 2:  # one pass instead of logsumexp's six
+        return torch.logaddexp(*positive.unbind(1)), torch.logaddexp(*negative.unbind(1))
+    return torch.logsumexp(positive, dim=1), torch.logsumexp(negative, dim=1)
+
+
+class _LogProbabilities(torch.autograd.Function):
+    """:func:`_weighted_log_sigmoids` with its gradient by hand.
+
+    Class logits are the largest tensors of a head; autograd would keep seven intermediates of K times their size and
+    pass over them some thirty times. Kept are the logits themselves and the two results.
+    """
+
+    @staticmethod
+    def forward(ctx, outputs: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
+        log_p, log_q = _weighted_log_sigmoids(outputs, log_weights)
+        ctx.save_for_backward(outputs, log_weights, log_p, log_q)
+        return log_p, log_q
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_p: Tensor, grad_q: Tensor) -> tuple[Tensor, Tensor]:
+        outputs, log_weights, log_p, log_q = ctx.saved_tensors
+        # a row without any expert has log p = -inf, and no share in it: exp(-inf - 0) = 0
+        log_p, log_q = (x.masked_fill(x == float('-inf'), 0.0).unsqueeze(1) for x in (log_p, log_q))
+        share = F.logsigmoid(outputs).add_(log_weights)
+        share_q = (share - outputs).sub_(log_q).exp_().mul_(grad_q.unsqueeze(1))  # d log q / d log w_k
+        share_p = share.sub_(log_p).exp_().mul_(grad_p.unsqueeze(1))
+        # d log p / dz_k = share_p sigmoid(-z_k),  d log q / dz_k = -share_q sigmoid(z_k)
+        to_weights = share_p + share_q
+        to_outputs = share_p.addcmul_(torch.sigmoid(outputs), to_weights, value=-1.0)
+        axes = list(range(2, outputs.dim()))
+        return to_outputs, to_weights.sum(axes, keepdim=True) if axes else to_weights

@@ -72,10 +72,21 @@ def table(model, data):
     return np.array(rows)
 
 
-@pytest.mark.parametrize('place', ['head', 'backbone'])
+HEADS = {
+    'level': {},
+    'image': dict(unit='image'),
+    'patch': dict(unit='patch', grid=2),
+    'top-1': dict(top_k=1),
+    'tower': dict(placement='tower'),
+    'shared expert': dict(shared_expert=True),
+    'attentive': dict(gate=dict(type='AttentiveGate', hidden_channels=8), noise=False),
+}
+
+
+@pytest.mark.parametrize('place', [*HEADS, 'backbone'])
 def test_every_condition_is_a_plain_test_under_that_routing(tmp_path, place):
-    if place == 'head':
-        model = moe_detector()
+    if place in HEADS:
+        model = moe_detector(**HEADS[place])
     else:
         torch.manual_seed(0)
         stages = dict(stages=(3,), **MOE)
@@ -91,7 +102,27 @@ def test_every_condition_is_a_plain_test_under_that_routing(tmp_path, place):
             expected = table(model, data)
         np.testing.assert_allclose(found.conditions[condition.name], expected, rtol=1e-5, atol=1e-4)
         different += expected.shape != found.detections.shape or not np.allclose(expected, found.detections, atol=1e-3)
-    assert different >= len(conditions) - 1 > 0  # to knock out an expert that no row chose changes nothing
+    assert different >= len(conditions) - 2 > 0  # to knock out an expert that no row chose changes nothing
+
+
+@pytest.mark.parametrize('place', ['level', 'patch', 'attentive'])
+def test_experts_of_the_head_run_once_for_all_conditions(tmp_path, place):
+    model = moe_detector(**HEADS[place])
+    calls = []
+    for group in model.bbox_head.branch_experts.values():
+        for expert in group.experts:
+            expert.register_forward_hook(lambda *_: calls.append(1))
+    data = batch(SIZES)
+    conditions = conditions_of(model)
+    probe_once(model, ground_truth(tmp_path, data), data, conditions)
+    assert len(calls) == 2 * 3 * 5  # branches, experts, levels
+    calls.clear()
+    with intervene(model, conditions[0].interventions):
+        table(model, data)
+        table(model, data)
+    first = len(calls)
+    table(model, data)
+    assert len(calls) > first  # nothing is kept afterwards
 
 
 def test_names_and_number_of_conditions():

@@ -11,11 +11,9 @@ from matplotlib.figure import Figure
 from . import captions, charts, mosaics, tables, values
 from .heat import draw_heat
 from .pictures import Pictures, crop_object, draw_boxes
-from .style import PAPER, Theme, Wording, drawing
+from .style import PAPER, Theme, Wording, drawing, save_figure
 
 __all__ = ['Pictures', 'crop_object', 'draw_boxes', 'evidence', 'unit_evidence', 'write_figures']
-
-_PNG_DPI = 160
 
 
 def write_figures(results: dict, out_dir: Path | str, pictures: Pictures | None = None) -> dict[str, Path]:
@@ -38,10 +36,7 @@ def write_figures(results: dict, out_dir: Path | str, pictures: Pictures | None 
             figure = make()
             if figure is None:
                 continue
-            for path in (folder / f'{name}.png', folder / f'{name}.svg'):
-                metadata = {'Date': None} if path.suffix == '.svg' else None
-                figure.savefig(path, dpi=_PNG_DPI, metadata=metadata)
-                figure.set_layout_engine('none')  # laid out by now; doing it again takes long
+            for path in save_figure(figure, folder / name):
                 written[path.name] = path
     return written
 

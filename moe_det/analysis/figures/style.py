@@ -9,15 +9,18 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from .palette import LIGHT
 
 WIDTH = 4.4  # inches of a chart: 317 px wide, so that its text keeps its size on a phone
+_PNG_DPI = 160
 _POINTS_PER_CHARACTER = 5.2  # of the title's font, about
 
 
@@ -131,6 +134,19 @@ def _space(text: str, line: float, gap: float) -> float:
     return line * (text.count('\n') + 1) + gap if text else 0.0
 
 
+def save_figure(figure: Figure, path: Path) -> list[Path]:
+    """Writes a figure as ``path.png`` and ``path.svg``; must run inside :func:`drawing`.
+
+    ``Figure.savefig`` would draw each once more without output, to measure it.
+    """
+    png, svg = path.with_name(f'{path.name}.png'), path.with_name(f'{path.name}.svg')
+    figure.dpi = _PNG_DPI
+    FigureCanvasAgg(figure).print_png(png)
+    figure.set_layout_engine('none')  # laid out by now; doing it again takes long
+    FigureCanvasSVG(figure).print_svg(svg, metadata={'Date': None})
+    return [png, svg]
+
+
 def inline_svg(figure: Figure, prefix: str, label: str) -> str:
     """The figure as an ``<svg>`` element for a page; must run inside :func:`drawing` with ``paths=False``.
 
@@ -140,7 +156,7 @@ def inline_svg(figure: Figure, prefix: str, label: str) -> str:
         label: what a screen reader says.
     """
     buffer = io.StringIO()
-    figure.savefig(buffer, format='svg', metadata={'Date': None, 'Creator': None})
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={'Date': None, 'Creator': None})
     text = buffer.getvalue()
     text = text[text.index('<svg') :]
     text = re.sub(r'<metadata>.*?</metadata>', '', text, flags=re.DOTALL)

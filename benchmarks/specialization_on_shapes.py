@@ -25,6 +25,10 @@ CONFIGS = {kind: ROOT / 'configs' / 'shapes' / f'retinanet_{kind}.py' for kind i
 HEAD = 'model.bbox_head.moe'
 
 
+class RunError(Exception):
+    """A training or an analysis failed."""
+
+
 def settings() -> dict[str, tuple[str, dict[str, object]]]:
     """Name -> kind of config and its changed keys: the dense model, then the grid of unit, balance and constraint."""
     grid: dict[str, tuple[str, dict[str, object]]] = {'dense': ('dense', {})}
@@ -49,7 +53,7 @@ def call(command: list[str], log: Path) -> float:
     with open(log, 'w', encoding='utf-8') as file:
         done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, check=False)
     if done.returncode:
-        raise SystemExit(f'{" ".join(command)}\nended with {done.returncode}, see {log}')
+        raise RunError(f'{" ".join(command)}\nended with {done.returncode}, see {log}')
     return time.perf_counter() - begin
 
 
@@ -79,21 +83,25 @@ def train(name: str, seed: int, args: argparse.Namespace) -> Path:
     return checkpoint
 
 
-def analyse(name: str, checkpoints: list[Path], args: argparse.Namespace) -> list[dict]:
-    """Runs the size-specialisation tool on all seeds of a setting unless it is done; returns the results by seed."""
+def analyse(name: str, seeds: list[int], checkpoints: list[Path], args: argparse.Namespace) -> list[dict]:
+    """Runs the size-specialisation tool on all seeds of a setting unless it is done; returns the results by seed.
+
+    The folder is the same for any seeds, so that with more of them only the new checkpoints are probed.
+    """
     kind, options = settings()[name]
-    out_dir = Path(args.work_dir) / name / ('analysis_' + '_'.join(str(seed) for seed in args.seeds))
-    results = [out_dir if i == 0 else out_dir / f'seed_{i + 1}' for i in range(len(checkpoints))]
-    results = [folder / 'size_specialization.json' for folder in results]
-    if not results[0].is_file():  # written last
+    out_dir = Path(args.work_dir) / name / 'analysis'
+    done = out_dir / 'seeds.json'
+    if not done.is_file() or json.loads(done.read_text(encoding='utf-8')) != seeds:
         print(f'{name}: analysis of {len(checkpoints)} seeds', flush=True)
         command = [sys.executable, 'tools/analysis_tools/size_specialization.py', str(CONFIGS[kind])]
         command += [*map(str, checkpoints), '--data-root', args.data_root, '--out-dir', str(out_dir)]
         call([*command, *as_options(options)], out_dir / 'analysis.log')
-    return [json.loads(path.read_text(encoding='utf-8')) for path in results]
+        done.write_text(json.dumps(seeds), encoding='utf-8')
+    results = [out_dir if i == 0 else out_dir / f'seed_{i + 1}' for i in range(len(checkpoints))]
+    return [json.loads((folder / 'size_specialization.json').read_text(encoding='utf-8')) for folder in results]
 
 
-def dense_precision(checkpoint: Path, args: argparse.Namespace) -> dict[str, float]:
+def dense_precision(checkpoint: Path) -> dict[str, float]:
     """Average precisions of a run without experts, from the evaluation that ended its training."""
     scalars = sorted(checkpoint.parent.glob('*/vis_data/scalars.json'))[-1]
     rows = [json.loads(line) for line in scalars.read_text(encoding='utf-8').splitlines()]
@@ -146,30 +154,51 @@ def main() -> None:
     args = parser.parse_args()
     call([sys.executable, 'tools/misc/make_shapes.py', args.data_root], Path(args.work_dir) / 'shapes.log')
     record = json.loads(RECORD.read_text(encoding='utf-8')) if RECORD.is_file() else {'settings': {}}
+    failed = []
     for name in args.settings:
-        checkpoints = [train(name, seed, args) for seed in args.seeds]
-        if name == 'dense':
-            runs = [{'ap': dense_precision(checkpoint, args), 'layers': {}} for checkpoint in checkpoints]
-            seeds = None
-        else:
-            found = analyse(name, checkpoints, args)
-            runs, seeds = [summarise(results) for results in found], found[0]['seeds']
-            record['versions'] = found[0]['provenance']['versions']
-        for seed, run, checkpoint in zip(args.seeds, runs, checkpoints, strict=True):
-            run |= {'seed': seed, 'train_seconds': json.loads((checkpoint.parent / 'seconds.json').read_text())}
-        record['settings'][name] = {'epochs': args.epochs, 'runs': runs, 'seeds': seeds}
-        record |= {
-            'machine': machine(),
-            'date': datetime.now(timezone.utc).strftime('%Y-%m-%d'),
-            'command': 'python benchmarks/specialization_on_shapes.py',
-        }
-        RECORD.parent.mkdir(exist_ok=True)
-        RECORD.write_text(json.dumps(record, indent=1) + '\n', encoding='utf-8')
-        PAGE.parent.mkdir(parents=True, exist_ok=True)
-        from specialization_page import page  # beside this script
-
-        PAGE.write_text(page(record, list(settings())), encoding='utf-8')
+        try:
+            record['settings'][name] = measure(name, record, args)
+        except RunError as error:
+            failed.append(name)
+            print(f'{name}: {error}', file=sys.stderr, flush=True)
+            continue
+        write(record)
         print(f'{name}: recorded in {RECORD.relative_to(ROOT)} and {PAGE.relative_to(ROOT)}', flush=True)
+    if failed:
+        raise SystemExit(f'failed: {", ".join(failed)}; the others are recorded')
+
+
+def measure(name: str, record: dict, args: argparse.Namespace) -> dict:
+    """Trains and analyses one setting; seeds that were recorded before stay."""
+    old = record['settings'].get(name)
+    kept = [run['seed'] for run in old['runs']] if old and old['epochs'] == args.epochs else []
+    seeds = sorted({*args.seeds, *kept})
+    checkpoints = [train(name, seed, args) for seed in seeds]
+    if name == 'dense':
+        runs = [{'ap': dense_precision(checkpoint), 'layers': {}} for checkpoint in checkpoints]
+        across = None
+    else:
+        found = analyse(name, seeds, checkpoints, args)
+        runs, across = [summarise(results) for results in found], found[0]['seeds']
+        record['versions'] = found[0]['provenance']['versions']
+    for seed, run, checkpoint in zip(seeds, runs, checkpoints, strict=True):
+        run |= {'seed': seed, 'train_seconds': json.loads((checkpoint.parent / 'seconds.json').read_text())}
+    return {'epochs': args.epochs, 'runs': runs, 'seeds': across}
+
+
+def write(record: dict) -> None:
+    """Writes the record and the page."""
+    from specialization_page import page  # beside this script
+
+    record |= {
+        'machine': machine(),
+        'date': datetime.now(timezone.utc).strftime('%Y-%m-%d'),
+        'command': 'python benchmarks/specialization_on_shapes.py',
+    }
+    RECORD.parent.mkdir(exist_ok=True)
+    RECORD.write_text(json.dumps(record, indent=1) + '\n', encoding='utf-8')
+    PAGE.parent.mkdir(parents=True, exist_ok=True)
+    PAGE.write_text(page(record, list(settings())), encoding='utf-8')
 
 
 if __name__ == '__main__':

@@ -123,7 +123,7 @@ class ExpertGroup(nn.Module):
         return self._with_shared(mixed, rows)
 
     def _run_all(self, rows: Tensor, level: int, with_keys: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Outputs of every expert on every row, (R_l, E, C', H', W'), and the keys of an attentive gate, (R_l, E, C'')."""
+        """Outputs of every expert on every row, (R_l, E, C', H', W'), and an attentive gate's keys, (R_l, E, C'')."""
         kept = self._kept
         if kept is not None and level in kept and not (with_keys and kept[level][1] is None):
             return kept[level]

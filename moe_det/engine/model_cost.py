@@ -22,13 +22,13 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
     for path, group in model.named_modules():
         if isinstance(group, ExpertGroup):
             experts = sum(p.numel() for expert in group.experts for p in expert.parameters())
-            router = _router_of(model, path)
-            if router is not None:
+            router = router_of(model, path)
+            if router is not None and not router.needs_keys:  # such a gate looks at what every expert computed
                 idle += experts - experts * min(router.top_k, len(group)) // len(group)
     return total, total - idle
 
 
-def _router_of(model: nn.Module, path: str) -> Router | None:
+def router_of(model: nn.Module, path: str) -> Router | None:
     """The router that decides for the experts at ``path``: one below the nearest module that holds both."""
     parts = path.split('.')
     for length in range(len(parts) - 1, -1, -1):
@@ -53,7 +53,6 @@ def experts_in_words(model: nn.Module) -> str:
     return '; '.join(kinds) or 'dense'
 
 
-@torch.no_grad()
 def count_macs(model: nn.Module, batch: dict) -> tuple[int | None, tuple[int, int]]:
     """Counts the multiply-adds of convolutions and matrix products while a batch of one image runs.
 
@@ -64,11 +63,16 @@ def count_macs(model: nn.Module, batch: dict) -> tuple[int | None, tuple[int, in
         The number, None where the detector has no plain forward, and height and width of the network's input.
     """
     data = model.data_preprocessor(batch, False)
-    size = tuple(data['inputs'].shape[-2:])
+    return count_forward_macs(model, data), tuple(data['inputs'].shape[-2:])
+
+
+@torch.no_grad()
+def count_forward_macs(model: nn.Module, data: dict) -> int | None:
+    """Counts as :func:`count_macs` does, of what the preprocessor made of a batch."""
     counter = FlopCounterMode(display=False)
     try:
         with counter:
             model(**data, mode='tensor')
     except (NotImplementedError, TypeError):
-        return None, size
-    return counter.get_total_flops() // 2, size
+        return None
+    return counter.get_total_flops() // 2

@@ -1,0 +1,1 @@
+"""The parts of benchmarks/moe_speed.py: reference patterns, clocks, counters, sections, record and page."""

@@ -1,0 +1,128 @@
+"""Interleaved timing: A, B, C, A, B, C, ... in one process, and ratios of neighbours in time."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+
+Mark = Callable[[str], None]
+Run = Callable[..., None]
+
+
+class CpuClock:
+    """Wall time of one run and of its phases, in seconds."""
+
+    def start(self) -> None:
+        self._marks: list[tuple[str, float]] = []
+        self._begin = time.perf_counter()
+
+    def mark(self, phase: str) -> None:
+        """Ends a phase."""
+        self._marks.append((phase, time.perf_counter()))
+
+    def stop(self) -> dict[str, float]:
+        """Phase -> seconds; ``total`` is all of it."""
+        end = time.perf_counter()
+        seconds, last = {}, self._begin
+        for phase, at in self._marks:
+            seconds[phase], last = at - last, at
+        return {**seconds, 'total': end - self._begin}
+
+
+class CudaClock:
+    """As :class:`CpuClock`, between CUDA events.
+
+    The device is idle when a run starts and done when it stops; in between nothing waits, so that launches overlap with
+    kernels as they do in use.
+    """
+
+    def start(self) -> None:
+        torch.cuda.synchronize()
+        self._marks: list[tuple[str, torch.cuda.Event]] = []
+        self._begin = self._event()
+
+    @staticmethod
+    def _event() -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def mark(self, phase: str) -> None:
+        """Ends a phase."""
+        self._marks.append((phase, self._event()))
+
+    def stop(self) -> dict[str, float]:
+        """Phase -> seconds; ``total`` is all of it."""
+        end = self._event()
+        torch.cuda.synchronize()
+        seconds, last = {}, self._begin
+        for phase, at in self._marks:
+            seconds[phase], last = last.elapsed_time(at) / 1e3, at
+        return {**seconds, 'total': self._begin.elapsed_time(end) / 1e3}
+
+
+def interleave(
+    runs: Mapping[str, Run], rounds: int, warm_up: int, device: str, marks: bool = False
+) -> dict[str, dict[str, list[float]]]:
+    """Times several runs in turn.
+
+    Args:
+        runs: name -> function; with ``marks`` it takes a function that ends a phase.
+        rounds: how often all of them run and are timed.
+        warm_up: rounds before that are not (allocator, algorithm choice, lazy initialisation).
+        device: ``'cpu'`` or ``'cuda'``.
+        marks: whether the runs tell their phases.
+
+    Returns:
+        name -> phase -> seconds of every round; the i-th numbers of all names belong to one round.
+    """
+    clock = CudaClock() if device.startswith('cuda') else CpuClock()
+    times: dict[str, dict[str, list[float]]] = {name: {} for name in runs}
+    enabled = gc.isenabled()
+    gc.disable()
+    gc.freeze()  # a collection between rounds then looks at new objects alone, which is quick
+    try:
+        for number in range(warm_up + rounds):
+            gc.collect()
+            for name, run in runs.items():
+                clock.start()
+                if marks:
+                    run(clock.mark)
+                else:
+                    run()
+                for phase, seconds in clock.stop().items():
+                    if number >= warm_up:
+                        times[name].setdefault(phase, []).append(seconds)
+    finally:
+        gc.unfreeze()
+        if enabled:
+            gc.enable()
+    return times
+
+
+def summary(seconds: list[float]) -> dict:
+    """Median and quartiles of times, in milliseconds."""
+    low, middle, high = (float(value) for value in np.percentile(np.array(seconds) * 1e3, [25, 50, 75]))
+    return {'median_ms': round(middle, 4), 'quartiles_ms': [round(low, 4), round(high, 4)], 'n': len(seconds)}
+
+
+def ratio(of: list[float], to: list[float], resamples: int = 2000) -> dict:
+    """Median of the rounds' own ratios, with its 95 % bootstrap interval and the quartiles of the ratios.
+
+    Pairing a run with its neighbour in time takes out what slows the whole machine for a while.
+    """
+    ratios = np.array(of) / np.array(to)
+    rng = np.random.default_rng(0)
+    medians = np.median(ratios[rng.integers(len(ratios), size=(resamples, len(ratios)))], axis=1)
+    low, high = np.percentile(medians, [2.5, 97.5])
+    first, third = np.percentile(ratios, [25, 75])
+    return {
+        'median': round(float(np.median(ratios)), 4),
+        'ci95': [round(float(low), 4), round(float(high), 4)],
+        'quartiles': [round(float(first), 4), round(float(third), 4)],
+        'n': len(ratios),
+    }

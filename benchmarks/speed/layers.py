@@ -1,0 +1,166 @@
+"""One MoE layer, the dense expert it is compared with, and a routing that is planted."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from moe_det.layers.moe_layer import MoELayer
+from moe_det.layers.settings import MoESettings
+from moe_det.routing import Router
+from moe_det.routing.rows import rows_of
+
+from .patterns import GroupedConvolutions, boolean_mask, index_add_loop
+
+OURS = 'sorted slices'
+MARGIN = 1e3  # of the planted logits: above what gates and noise give, and well inside fp32
+KL = {'type': 'KLConstraint', 'weight': 0.25}
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """Size of the layer: R rows of C channels and H x W pixels, experts of some 3x3 convolutions with ReLU."""
+
+    rows: int = 8
+    channels: int = 128
+    height: int = 25
+    width: int = 42
+    convs: int = 4
+
+    def expert(self) -> nn.Module:
+        """One expert, which is also the dense layer that it is compared with."""
+        layers: list[nn.Module] = []
+        for _ in range(self.convs):
+            layers += [nn.Conv2d(self.channels, self.channels, 3, padding=1), nn.ReLU(inplace=True)]
+        return nn.Sequential(*layers)
+
+    def maps(self) -> Tensor:
+        """Random rows."""
+        return torch.randn(self.rows, self.channels, self.height, self.width)
+
+
+def plant_routing(router: Router, rows: int, levels: int = 1, active: int | None = None) -> None:
+    """Makes a router choose evenly: row i of level l takes the K experts from (i + l) * K on, cyclically.
+
+    The gate still runs and its logits still set the weights; a constant is added to those of the planted experts. So
+    routing is balanced, as after training with a constraint, where the gates of a new network would send all rows to
+    few experts. The addition is one small operator per level, at our cost.
+
+    Args:
+        router: its gate gets a forward hook.
+        rows: most rows of a level.
+        levels: calls of the gate in one forward.
+        active: experts in use, the first ones; all by default.
+    """
+    experts, top_k = router.num_experts, router.top_k
+    active = min(active or experts, experts)
+    if top_k > active:
+        raise ValueError(f'active={active}: expected at least top_k={top_k}')
+    device = next(router.gate.parameters()).device
+    table = torch.zeros(levels, rows, experts)
+    for level in range(levels):
+        for row in range(rows):
+            for slot in range(top_k):
+                table[level, row, ((row + level) * top_k + slot) % active] = MARGIN
+    table = table.to(device)
+    calls = 0
+
+    def add(gate: nn.Module, args: tuple, logits: Tensor) -> Tensor:
+        nonlocal calls
+        level, calls = calls % levels, calls + 1
+        return logits + table[level, : logits.shape[0]]
+
+    router.gate.register_forward_hook(add)
+
+
+def moe_layer(
+    shape: LayerShape, num_experts: int, top_k: int, device: str = 'cpu', active: int | None = None
+) -> MoELayer:
+    """Our layer with a KL constraint and planted routing."""
+    settings = MoESettings(num_experts=num_experts, top_k=top_k, constraint=KL, soft_mixture=top_k == num_experts)
+    layer = MoELayer(settings, shape.channels, shape.expert, 'moe_speed').to(device)
+    plant_routing(layer.router, shape.rows, active=active)
+    return layer
+
+
+class PatternLayer(nn.Module):
+    """Gate and constraint of one of our layers, its experts run by another pattern.
+
+    Args:
+        layer: gives router and experts, which are shared with it.
+        pattern: a function of rows, routing and experts.
+    """
+
+    def __init__(self, layer: MoELayer, pattern: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.router = layer.router
+        self.experts = layer.expert_group.experts
+        self.pattern = pattern
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(R, C, H, W) -> (R, C', H, W)."""
+        rows, layout = rows_of([x], 'level')
+        return self.pattern(rows[0], self.router(rows, layout), self.experts)
+
+
+class GroupedLayer(nn.Module):
+    """Gate and constraint of one of our layers; its experts' parameters copied into stacks, run grouped."""
+
+    def __init__(self, layer: MoELayer) -> None:
+        super().__init__()
+        self.router = layer.router
+        self.grouped = GroupedConvolutions(layer.expert_group.experts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(R, C, H, W) -> (R, C', H, W)."""
+        rows, layout = rows_of([x], 'level')
+        return self.grouped(rows[0], self.router(rows, layout))
+
+
+def pattern_layers(layer: MoELayer) -> dict[str, nn.Module]:
+    """Our layer and the references, all with one router and the same weights."""
+    return {
+        OURS: layer,
+        'boolean masks': PatternLayer(layer, boolean_mask),
+        'index_add loop': PatternLayer(layer, index_add_loop),
+        'grouped convolution': GroupedLayer(layer).to(next(layer.parameters()).device),
+    }
+
+
+def layer_step(
+    layer: nn.Module,
+    x: Tensor,
+    training: bool,
+    context: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+) -> Callable[[], None]:
+    """A forward, in training with the auxiliary loss, the backward to inputs and parameters and no optimizer.
+
+    Args:
+        layer: one of the above, or a plain expert.
+        x: the rows.
+        training: whether to train; it also sets the layer's mode, so make the step right before it is used.
+        context: autocast of the forward.
+    """
+    router = getattr(layer, 'router', None)
+    x = x.detach().requires_grad_(training)
+    gradient = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+
+    def infer() -> None:
+        with torch.no_grad(), context():
+            layer(x)
+
+    def train() -> None:
+        with context():
+            output = layer(x)
+        losses = list(router.collect().values()) if router is not None else []
+        torch.autograd.backward([output, *losses], [gradient.to(output.dtype), *[None] * len(losses)])
+        x.grad = None
+        for parameter in layer.parameters():
+            parameter.grad = None
+
+    layer.train(training)
+    return train if training else infer

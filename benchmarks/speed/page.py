@@ -1,0 +1,234 @@
+"""Tables and plots of docs/performance.md, from the records."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from .layers import OURS
+from .plot import draw, has_curves
+from .record import ROOT, Record, record_path
+
+PAGE = ROOT / 'docs' / 'performance.md'
+IMAGES = ROOT / 'docs' / 'images'
+DEVICES = {'cpu': 'CPU', 'cuda': 'GPU'}
+EMPTY = 'Not measured yet.'
+MIB = 2**20
+
+
+def write() -> list[Path]:
+    """Fills the page's tables and draws the plots from whatever records there are.
+
+    Returns:
+        The files written.
+    """
+    written = [PAGE]
+    for device, machine in DEVICES.items():
+        written += draw(Record(record_path(device)).sections, IMAGES / f'moe_speed_{device}', machine)
+    PAGE.write_text(filled(PAGE.read_text(encoding='utf-8')), encoding='utf-8')
+    return written
+
+
+def filled(text: str) -> str:
+    """The page's text with tables from the records."""
+    for device in DEVICES:
+        text = fill(text, device, block(Record(record_path(device)).sections, device))
+    return text
+
+
+def fill(text: str, device: str, content: str) -> str:
+    """Puts content between a page's two marks of a device.
+
+    Raises:
+        ValueError: the page does not have both marks, once each.
+    """
+    begin, end = (f'<!-- moe_speed {device}: {word} -->' for word in ('begin', 'end'))
+    pattern = re.compile(f'{re.escape(begin)}.*?{re.escape(end)}', flags=re.DOTALL)
+    if len(pattern.findall(text)) != 1:
+        raise ValueError(f'{PAGE}: expected once {begin} ... {end}')
+    return pattern.sub(lambda _: f'{begin}\n{content}\n{end}', text)
+
+
+def block(sections: dict, device: str) -> str:
+    """What stands between the marks."""
+    if not sections:
+        return EMPTY
+    parts = [tables(sections)]
+    if has_curves(sections):
+        name = f'images/moe_speed_{device}'
+        parts.append(f'![Time of one layer over the number of experts, by pattern.]({name}.png)\n\n[SVG]({name}.svg)')
+    return '\n\n'.join(parts)
+
+
+def tables(sections: dict) -> str:
+    """All tables of a record as Markdown."""
+    return '\n\n'.join(part for part in _parts(sections) if part)
+
+
+def _parts(sections: dict) -> Iterator[str]:
+    if not sections:
+        yield EMPTY
+        return
+    yield '\n'.join(f'- {line}' for line in _origins(sections))
+    yield _whole(sections.get('whole', {}))
+    yield _layer(sections.get('layer', {}))
+    yield _flat(sections.get('layer', {}))
+    yield _patterns(sections.get('patterns', {}))
+    yield _layer_memory(sections.get('memory', {}))
+    yield _detector_memory(sections.get('memory', {}))
+
+
+def _origins(sections: dict) -> list[str]:
+    """One line for each different origin of the measurements."""
+    lines: dict[str, list[str]] = {}
+    for section, entries in sections.items():
+        for entry in entries.values():
+            made = entry['made']
+            gpu = f'{made["gpu"]}, CUDA {made["cuda"]}, cuDNN {made["cudnn"]}; ' if made.get('gpu') else ''
+            line = (
+                f'`{made["command"]}`, {made["date"]}: {gpu}{made["cpu"]}, {made["cores"]} cores, {made["threads"]} '
+                f'threads, Python {made["python"]}, torch {made["torch"]}, mmcv {made["mmcv"]}, mmdet {made["mmdet"]}'
+            )
+            if made['busy_machine']:
+                line += f'; **measured on a busy machine**: {made["busy_machine"]}'
+            lines.setdefault(line, [])
+            if section not in lines[line]:
+                lines[line].append(section)
+    return [f'{", ".join(found)}: {line}' for line, found in lines.items()]
+
+
+def markdown_table(heads: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table; empty without rows."""
+    if not rows:
+        return ''
+    lines = ['| ' + ' | '.join(row) + ' |' for row in [heads, *rows]]
+    return '\n'.join([lines[0], '|---' * len(heads) + '|', *lines[1:]])
+
+
+def _ratio(found: dict | None) -> str:
+    if found is None:
+        return '–'
+    return f'{found["median"]:.3f} ({found["ci95"][0]:.3f} to {found["ci95"][1]:.3f})'
+
+
+def _done(entries: dict) -> Iterator[tuple[dict, dict]]:
+    for entry in entries.values():
+        if 'error' not in entry['results']:
+            yield entry['settings'], entry['results']
+
+
+def _titled(title: str, table: str) -> str:
+    return f'{title}\n\n{table}' if table else ''
+
+
+def _whole(entries: dict) -> str:
+    names = ['k=1 / dense', 'k=2 / dense', 'FLOP-ideal of k=2 / dense', 'k=2 / FLOP-ideal', 'k=2 matched / dense']
+    rows = []
+    for entry in entries.values():
+        settings, results = entry['settings'], entry['results']
+        first = [f'B={settings["batch"]}, {settings["precision"]}', settings['phase']]
+        if 'error' in results:
+            rows.append([*first, results['error'], *['–'] * (len(names) + 1)])
+            continue
+        dense = results['times']['mmdet RetinaNet']['total']
+        head = [f'{dense["median_ms"]:.1f}']
+        rows.append([*first, *head, *[_ratio(results['ratios'].get(name)) for name in names], str(dense['n'])])
+        without = results.get('ratios_without_optimizer')
+        if without:
+            cells = [_ratio(without.get(name)) for name in names]
+            rows.append([first[0], 'training, without optimizer', '', *cells, str(dense['n'])])
+    sizes = sorted({'{}x{}'.format(*entry['settings']['size']) for entry in entries.values()})
+    title = f'**Whole RetinaNet R50-FPN**, 80 classes, E=4, images of {", ".join(sizes)} (height x width).'
+    return _titled(title, markdown_table(['batch', 'step', 'dense ms', *names, 'n'], rows))
+
+
+def _shape(entries: dict) -> str:
+    found = []
+    for entry in entries.values():
+        s = entry['settings'].get('layer')
+        text = s and f'{s["rows"]} rows of {s["channels"]} x {s["height"]} x {s["width"]}, {s["convs"]} convolutions'
+        if text and text not in found:
+            found.append(text)
+    return '; '.join(found)
+
+
+def _layer(entries: dict) -> str:
+    rows, experts = [], []
+    for settings, results in _done(entries):
+        if 'active' in settings:
+            continue
+        experts = experts or list(settings['experts'])
+        first = [settings['phase'], f'k={settings["top_k"]}', settings['precision']]
+        dense = results['times']['dense expert']
+        cells = [_ratio(results['ratios'].get(f'E={e} / k dense experts')) for e in experts]
+        rows.append([*first, f'{dense["median_ms"]:.2f}', *cells, str(dense['n'])])
+    title = f'**The layer alone** over k times one dense expert ({_shape(entries)}).'
+    heads = ['step', 'experts per row', 'precision', 'dense ms', *[f'E={e}' for e in experts], 'n']
+    return _titled(title, markdown_table(heads, rows))
+
+
+def _flat(entries: dict) -> str:
+    rows = []
+    for settings, results in _done(entries):
+        if 'active' not in settings:
+            continue
+        ((name, found),) = results['ratios'].items()
+        cells = [settings['phase'], f'k={settings["top_k"]}', settings['precision'], name, _ratio(found)]
+        rows.append([*cells, str(found['n'])])
+    title = '**More experts, the same four in use.**'
+    return _titled(title, markdown_table(['step', 'experts per row', 'precision', 'ratio', 'time', 'n'], rows))
+
+
+def _patterns(entries: dict) -> str:
+    others = ['boolean masks', 'index_add loop', 'grouped convolution']
+    rows = []
+    for settings, results in _done(entries):
+        ratios = results['ratios']
+        cells = [settings['phase'], str(settings['experts']), str(settings['top_k']), settings['precision']]
+        cells.append(_ratio(ratios.get(f'{OURS} / dense expert')))
+        cells += [_ratio(ratios.get(f'{name} / {OURS}')) for name in others]
+        rows.append([*cells, str(next(iter(ratios.values()))['n'])])
+    title = f'**Other ways to run experts**, on the same layer and routing ({_shape(entries)}).'
+    heads = ['step', 'E', 'k', 'precision', 'ours / one dense expert', *[f'{name} / ours' for name in others], 'n']
+    return _titled(title, markdown_table(heads, rows))
+
+
+def _layer_memory(entries: dict) -> str:
+    rows = []
+    for settings, results in _done(entries):
+        for name, found in results.get('patterns', {}).items():
+            dense = results['patterns']['dense expert']
+            kept = 'activations' if 'activations' in found else 'saved_bytes'
+            cells = ['–', '–'] if name == 'dense expert' else [str(settings['experts']), str(settings['top_k'])]
+            row = [name, *cells, settings['precision'], f'{found[kept] / MIB:.2f}']
+            row += [f'{found[kept] / dense[kept]:.3f}', str(found['host_copies'])]
+            row += [f'{found["convolutions_forward"]} + {found["convolutions_backward"]}', f'{found["macs"] / 1e9:.2f}']
+            if row not in rows:  # the dense expert stands in every measurement
+                rows.append(row)
+    heads = ['pattern', 'E', 'k', 'precision', 'kept MiB', '/ dense', 'host copies', 'convolutions', 'GMAC']
+    title = f'**Memory and counts of the layer**, training step, four experts in use ({_shape(entries)}).'
+    return _titled(title, markdown_table(heads, rows))
+
+
+def _detector_memory(entries: dict) -> str:
+    rows = []
+    for name, entry in entries.items():
+        results = entry['results']
+        if not name.startswith('detector '):
+            continue
+        label = name.removeprefix('detector ').removesuffix(f' {entry["settings"]["precision"]}')
+        first = [label, entry['settings']['precision'], str(entry['settings']['batch'])]
+        if 'error' in results:
+            rows.append([*first, results['error'], *['–'] * 6])
+            continue
+        head, kept, cost = results['head'], results['kept'], results['cost']
+        peak = f'{kept["peak_beyond_state"] / MIB:.0f}' if 'peak_beyond_state' in kept else '–'
+        row = [*first, f'{kept.get("activations", kept["saved_bytes"]) / MIB:.1f}', peak]
+        row += [str(head['host_copies']), str(head['convolutions_forward'])]
+        row += [f'{cost["params"] / 1e6:.2f}', f'{cost["active_params"] / 1e6:.2f}']
+        macs = [cost['active_macs_per_image'], cost['macs_per_image']]
+        rows.append([*row, *['–' if value is None else f'{value / 1e9:.2f}' for value in macs]])
+    heads = ['detector', 'precision', 'B', 'kept MiB', 'peak MiB', 'host copies of the head']
+    heads += ['convolutions of the head', 'params M', 'active M', 'GMAC active', 'GMAC all experts']
+    return _titled('**Memory and counts of the detector**, training step.', markdown_table(heads, rows))

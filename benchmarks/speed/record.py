@@ -1,0 +1,138 @@
+"""The record of measurements: what was measured, on what, by which command."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+from moe_det.errors import DataError
+
+ROOT = Path(__file__).resolve().parents[2]
+SECTIONS = ('whole', 'layer', 'patterns', 'memory')
+PACKAGES = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmdet', 'moe_det')
+BUSY = 0.25  # of the cores
+
+
+def record_path(device: str) -> Path:
+    """Where the record of ``'cpu'`` or ``'cuda'`` lies."""
+    return ROOT / 'benchmarks' / 'records' / f'moe_speed_{device.partition(":")[0]}.json'
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def load_average() -> float | None:
+    """Processes that ran or waited during the last minute, on average; None where the system does not tell."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except OSError:
+        return None
+
+
+def busy_cores(seconds: float = 2.0) -> float | None:
+    """Cores that other processes keep busy right now; None where the system does not tell."""
+
+    def used() -> float | None:
+        stat = Path('/proc/stat')
+        if not stat.exists():
+            return None
+        user, nice, system, idle, wait, *rest = (int(word) for word in stat.read_text().split('\n')[0].split()[1:9])
+        return (user + nice + system + sum(rest[:2])) / os.sysconf('SC_CLK_TCK')
+
+    before, own, start = used(), time.process_time(), time.perf_counter()
+    if before is None:
+        return None
+    time.sleep(seconds)
+    others = used() - before - (time.process_time() - own)
+    return round(max(0.0, others / (time.perf_counter() - start)), 2)
+
+
+def why_busy() -> str | None:
+    """Says why this is no time to measure, or None.
+
+    The load average falls slowly after work that has ended; where it is high, a look at the cores decides.
+    """
+    limit, load = BUSY * cores(), load_average()
+    if load is None or load <= limit:
+        return None
+    busy = busy_cores()
+    if busy is not None and busy <= limit / 2:
+        return None
+    now = '' if busy is None else f', {busy:g} cores busy now'
+    return f'the load average is {load:g} on {cores()} cores{now} (expected at most {limit:g})'
+
+
+def made_on(device: str, command: str, forced: str | None) -> dict:
+    """Machine, versions and command of a measurement."""
+    info = Path('/proc/cpuinfo')
+    lines = info.read_text(encoding='utf-8').splitlines() if info.exists() else []
+    names = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
+    made = {
+        'date': datetime.now(timezone.utc).strftime('%Y-%m-%d'),
+        'command': command,
+        'cpu': names[0] if names else platform.processor() or platform.machine(),
+        'cores': cores(),
+        'threads': torch.get_num_threads(),
+        'load_before': load_average(),
+        'busy_machine': forced,  # measured although others used the machine: why that was seen
+        'python': platform.python_version(),
+        **{name: getattr(importlib.import_module(name), '__version__', None) for name in PACKAGES},
+    }
+    if device.startswith('cuda'):
+        properties = torch.cuda.get_device_properties(device)
+        free, total = torch.cuda.mem_get_info(device)
+        made.update(
+            gpu=properties.name,
+            gpu_memory_bytes=properties.total_memory,
+            gpu_memory_outside_allocator=max(0, total - free - torch.cuda.memory_reserved(device)),
+            cuda=torch.version.cuda,
+            cudnn=torch.backends.cudnn.version(),
+            cudnn_benchmark=torch.backends.cudnn.benchmark,
+        )
+    return made
+
+
+class Record:
+    """Measurements by section and name, written after each one, so that a stopped run loses nothing.
+
+    Args:
+        path: the file; None keeps everything in memory.
+        resume: keep what is there if its settings are the same; else it is measured again.
+
+    Raises:
+        DataError: the file is no record.
+    """
+
+    def __init__(self, path: Path | None, resume: bool = False) -> None:
+        self.path = path
+        self.resume = resume
+        self.sections: dict[str, dict[str, dict]] = {}
+        if path is not None and path.is_file():
+            try:
+                self.sections = json.loads(path.read_text(encoding='utf-8'))['sections']
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(f'{path}: no record of moe_speed.py ({error}); move it away') from error
+
+    def has(self, section: str, name: str, settings: dict) -> bool:
+        """Whether a resumed run need not measure this again."""
+        entry = self.sections.get(section, {}).get(name)
+        return self.resume and entry is not None and entry['settings'] == json.loads(json.dumps(settings))
+
+    def add(self, section: str, name: str, settings: dict, made: dict, results: dict) -> None:
+        """Adds or replaces a measurement and writes the file."""
+        entry = {'settings': settings, 'made': {**made, 'load_after': load_average()}, 'results': results}
+        self.sections.setdefault(section, {})[name] = json.loads(json.dumps(entry))
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            waiting = self.path.with_suffix('.part')
+            waiting.write_text(json.dumps({'sections': self.sections}, indent=1) + '\n', encoding='utf-8')
+            waiting.replace(self.path)

@@ -1,0 +1,266 @@
+"""Clock, record, page and sections of the speed benchmark."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.speed import detectors, page, plot, record
+from benchmarks.speed.clock import interleave, ratio, summary
+from benchmarks.speed.layers import LayerShape
+from benchmarks.speed.record import Record
+from benchmarks.speed.sections import Measurement, Plan, detector_ratios
+from moe_det.errors import DataError
+
+ROOT = Path(__file__).resolve().parents[2]
+PLAN = Plan('cpu', ('fp32',), (1,), (64, 64), 2, LayerShape(4, 4, 5, 5, 1), experts=(2, 4, 8), rounds=2, warm_up=1)
+MADE = dict(
+    command='python x.py', date='2026-01-01', cpu='a cpu', cores=2, threads=1, python='3', torch='2', mmcv='2',
+    mmdet='3', busy_machine=None, load_before=0.1,
+)  # fmt: skip
+SMALL = {
+    'model.backbone.depth': 18,
+    'model.backbone.base_channels': 8,
+    'model.neck.in_channels': [8, 16, 32, 64],
+    'model.neck.out_channels': 16,
+    'model.bbox_head.in_channels': 16,
+    'model.bbox_head.feat_channels': 16,
+    'model.bbox_head.stacked_convs': 1,
+}
+
+
+# -- the clock ---------------------------------------------------------------------------------------------------
+
+
+def test_runs_take_turns_and_warm_up_does_not_count():
+    order = []
+    runs = {name: lambda name=name: order.append(name) for name in 'ABC'}
+    times = interleave(runs, rounds=4, warm_up=2, device='cpu')
+    assert ''.join(order) == 'ABC' * 6
+    assert list(times) == ['A', 'B', 'C'] and all(len(t['total']) == 4 for t in times.values())
+
+
+def test_phases_add_up():
+    def run(mark):
+        time.sleep(0.01)
+        mark('first')
+        time.sleep(0.03)
+        mark('second')
+
+    times = interleave({'run': run}, rounds=2, warm_up=0, device='cpu', marks=True)['run']
+    for first, second, total in zip(times['first'], times['second'], times['total'], strict=True):
+        assert first >= 0.01 and second >= 0.03 and first + second <= total < first + second + 0.01
+
+
+def test_ratios_are_paired():
+    drift = np.linspace(1, 9, 33)  # the machine becomes nine times slower
+    found = ratio(list(1.5 * drift), list(drift))
+    assert found == {'median': 1.5, 'ci95': [1.5, 1.5], 'quartiles': [1.5, 1.5], 'n': 33}
+    found = ratio([1.0, 2.0, 3.0, 4.0, 10.0], [1.0] * 5)
+    assert found['median'] == 3 and found['quartiles'] == [2, 4]
+    assert 1 <= found['ci95'][0] <= 2 and 4 <= found['ci95'][1] <= 10
+    assert summary([0.001, 0.002, 0.006]) == {'median_ms': 2.0, 'quartiles_ms': [1.5, 4.0], 'n': 3}
+
+
+# -- the record --------------------------------------------------------------------------------------------------
+
+
+def test_record_is_written_at_once_and_resumed(tmp_path):
+    file = tmp_path / 'new' / 'record.json'
+    first = Record(file)
+    first.add('layer', 'a', {'size': (1, 2)}, MADE, {'value': 1})
+    assert json.loads(file.read_text())['sections']['layer']['a']['results'] == {'value': 1}
+    again = Record(file, resume=True)
+    assert again.has('layer', 'a', {'size': (1, 2)})
+    assert not again.has('layer', 'a', {'size': (1, 3)}) and not again.has('layer', 'b', {'size': (1, 2)})
+    assert not Record(file).has('layer', 'a', {'size': (1, 2)})
+    again.add('layer', 'a', {'size': (1, 3)}, MADE, {'value': 2})
+    again.add('whole', 'c', {}, MADE, {'value': 3})
+    assert {s: list(entries) for s, entries in Record(file).sections.items()} == {'layer': ['a'], 'whole': ['c']}
+    file.write_text('{"sections": ')
+    with pytest.raises(DataError, match='no record of moe_speed.py'):
+        Record(file)
+
+
+@pytest.mark.parametrize(
+    ('load', 'busy', 'words'),
+    [
+        (0.1, 9.0, None),
+        (1.5, 0.0, None),
+        (1.5, 1.2, 'load average is 1.5 on 2 cores, 1.2 cores busy now'),
+        (None, 9, None),
+    ],
+)
+def test_busy_machine(monkeypatch, load, busy, words):
+    monkeypatch.setattr(record, 'cores', lambda: 2)
+    monkeypatch.setattr(record, 'load_average', lambda: load)
+    monkeypatch.setattr(record, 'busy_cores', lambda: busy)
+    reason = record.why_busy()
+    assert reason is None if words is None else words in reason
+
+
+def test_what_a_measurement_was_made_on():
+    made = record.made_on('cpu', 'command', None)
+    assert {'cpu', 'cores', 'threads', 'python', 'torch', 'mmdet', 'load_before', 'date'} <= set(made)
+    assert made['command'] == 'command' and made['busy_machine'] is None
+    assert json.loads(json.dumps(made)) == made
+
+
+# -- sections, page and plot -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def measured() -> dict:
+    """Every section on tiny layers and detectors; the times mean nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        small = {name: (config, {**options, **SMALL}) for name, (config, options) in detectors.DETECTORS.items()}
+        patch.setattr(detectors, 'DETECTORS', small)
+        more = {**detectors.MANY[1], **SMALL, 'model.bbox_head.moe.num_experts': 7}
+        patch.setattr(detectors, 'MANY', (detectors.MANY[0], more))
+        kept = Record(None)
+        for section in record.SECTIONS:
+            if section == 'memory':
+                patch.delitem(detectors.DETECTORS, detectors.MATCHED)
+            Measurement(PLAN, kept, MADE).run(section)
+    return kept.sections
+
+
+def test_sections_measure_what_they_say(measured):
+    assert set(measured) == set(record.SECTIONS)
+    whole = measured['whole']
+    assert list(whole) == ['training B=1 fp32', 'inference B=1 fp32']
+    times = whole['training B=1 fp32']['results']['times']
+    assert set(times) == {'mmdet RetinaNet', 'k=1', 'k=2', 'k=2 matched', 'branch alone'}
+    assert set(times['k=2']) == {'forward', 'backward', 'optimizer', 'total'} and times['k=2']['total']['n'] == 2
+    assert set(whole['inference B=1 fp32']['results']['times']['k=1']) == {'total'}
+    layer = measured['layer']
+    assert len(layer) == 2 * (3 + 2)
+    ratios = layer['training k=E fp32']['results']['ratios']
+    assert ratios['E=8 / dense expert']['median'] == pytest.approx(
+        8 * ratios['E=8 / k dense experts']['median'], rel=1e-3
+    )
+    assert len(measured['patterns']) == 2 * (1 + 2 + 2)  # k = 2 of E = 2 chooses nothing
+    assert len(measured['memory']) == (1 + 2 + 2) + 4
+
+
+def test_memory_and_counts(measured):
+    found = {name: entry['results'] for name, entry in measured['memory'].items()}
+    ours = {e: found[f'layer E={e} k=2 fp32']['patterns']['sorted slices'] for e in (4, 8)}
+    assert ours[4]['host_copies'] == ours[8]['host_copies'] == 1
+    assert ours[4]['convolutions_forward'] == ours[8]['convolutions_forward'] == 4
+    heads = {name: found[f'detector {name} fp32']['head'] for name in ('mmdet RetinaNet', 'k=1', 'k=2', 'k=2, E=32')}
+    dense = heads['mmdet RetinaNet']
+    assert dense['host_copies'] == 0 and heads['k=1']['host_copies'] == heads['k=2, E=32']['host_copies'] == 1
+    assert dense['convolutions_forward'] == 5 * 2 * 2  # levels, branches, one convolution and the predictor
+    assert heads['k=1']['convolutions_forward'] == dense['convolutions_forward']
+    assert heads['k=2']['convolutions_forward'] == heads['k=2, E=32']['convolutions_forward'] == 40
+    costs = {name: found[f'detector {name} fp32']['cost'] for name in heads}
+    assert costs['k=1']['active_macs_per_image'] == pytest.approx(costs['mmdet RetinaNet']['macs_per_image'], rel=1e-3)
+    kept = {name: found[f'detector {name} fp32']['kept']['saved_bytes'] for name in heads}
+    assert kept['k=2'] > kept['k=1'] > 0 and kept['k=2, E=32'] == pytest.approx(kept['k=2'], rel=0.01)
+
+
+def test_flop_ideal_adds_one_branch():
+    seconds = {'mmdet RetinaNet': [10.0] * 3, 'branch alone': [6.0] * 3, 'k=1': [11.0] * 3, 'k=2': [20.0] * 3}
+    found = detector_ratios({**seconds, 'k=2 matched': [10.5] * 3})
+    medians = {name: value['median'] for name, value in found.items()}
+    assert medians == {
+        'k=1 / dense': 1.1,
+        'k=2 / dense': 2.0,
+        'k=2 / FLOP-ideal': 1.25,
+        'k=2 matched / dense': 1.05,
+        'FLOP-ideal of k=2 / dense': 1.6,
+    }
+
+
+def test_tables_hold_the_records_numbers(measured):
+    text = page.tables(measured)
+    found = measured['patterns']['training E=8 k=2 fp32']['results']['ratios']['boolean masks / sorted slices']
+    low, high = found['ci95']
+    (row,) = [line for line in text.splitlines() if line.startswith('| training | 8 | 2 |')]
+    assert row.split('|')[6].strip() == f'{found["median"]:.3f} ({low:.3f} to {high:.3f})'
+    assert text.count('| dense expert |') == 1 and '| k=2, E=32 | fp32 | 1 |' in text
+    assert '`python x.py`' in text and 'busy' not in text
+    busy = {'layer': {'a': {**measured['layer']['training k=1 fp32'], 'made': {**MADE, 'busy_machine': 'load'}}}}
+    assert '**measured on a busy machine**: load' in page.tables(busy)
+    failed = {'whole': {'a': {**measured['whole']['training B=1 fp32'], 'results': {'error': 'out of memory'}}}}
+    assert '| out of memory |' in page.tables(failed)
+    lines = [line for line in text.splitlines() if line.startswith('|')]
+    for line, following in zip(lines, lines[1:], strict=False):  # every row has the columns of its head
+        if following.startswith('|---'):
+            columns = line.count('|')
+        elif line.startswith('|---'):
+            assert line.count('|') == columns
+    assert {line.count('|') for line in lines if line.startswith('| training, ') or 'B=1' in line} == {10}
+
+
+def test_plot_shows_every_pattern(measured, tmp_path):
+    files = plot.draw(measured, tmp_path / 'images' / 'speed', 'CPU')
+    assert [file.suffix for file in files] == ['.png', '.svg'] and all(file.stat().st_size > 5000 for file in files)
+    curves = plot._curves(measured['patterns'])
+    assert set(curves) == {(phase, k) for phase in ('training', 'inference') for k in (1, 2)}
+    assert [point[0] for point in curves['training', 2]['boolean masks']] == [4, 8]
+    assert plot.draw({}, tmp_path / 'none', 'CPU') == []
+
+
+def test_page_is_filled_between_its_marks(measured):
+    text = 'a\n<!-- moe_speed cpu: begin -->\nold\n<!-- moe_speed cpu: end -->\nb'
+    once = page.fill(text, 'cpu', 'new \\1')
+    assert once == text.replace('old', 'new \\1') and page.fill(once, 'cpu', 'old') == text
+    with pytest.raises(ValueError, match='expected once'):
+        page.fill(text, 'cuda', 'new')
+    assert page.block({}, 'cpu') == 'Not measured yet.'
+    assert 'images/moe_speed_cpu.png' in page.block(measured, 'cpu')
+
+
+def test_page_says_what_the_records_say():
+    text = (ROOT / 'docs' / 'performance.md').read_text(encoding='utf-8')
+    assert page.filled(text) == text, 'run python benchmarks/moe_speed.py --page'
+    for name in ('moe_speed_cpu.png', 'moe_speed_cuda.png'):
+        assert f'images/{name}' not in text or (ROOT / 'docs' / 'images' / name).is_file()
+
+
+# -- the command line --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def script():
+    spec = importlib.util.spec_from_file_location('moe_speed', ROOT / 'benchmarks' / 'moe_speed.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_busy_machine_is_refused(script, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(record, 'why_busy', lambda: 'others work')
+    out = tmp_path / 'record.json'
+    assert script.main(['--quick', '--out', str(out)]) == 1
+    assert 'others work' in capsys.readouterr().err and not out.exists()
+    small = ['--quick', '--only', 'patterns', '--experts', '3', '--rounds', '1', '--threads', '1', '--out', str(out)]
+    monkeypatch.setattr(script, 'ROOT', ROOT)
+    assert script.main([*small, '--force']) == 0
+    made = json.loads(out.read_text())['sections']['patterns']['training E=3 k=2 fp32']['made']
+    assert made['busy_machine'] == 'others work' and made['threads'] == 1
+    assert '**measured on a busy machine**' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        ['--only', 'nothing'],
+        ['--batch', '0'],
+        ['--experts', '1'],
+        ['--rounds', '0'],
+        ['--precision', 'tf32'],
+        ['--out', 'x.txt'],
+    ],
+)
+def test_wrong_arguments_are_refused(script, capsys, arguments):
+    with pytest.raises(SystemExit) as end:
+        script.main(arguments)
+    assert end.value.code == 2

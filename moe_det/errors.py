@@ -30,6 +30,10 @@ class UncollectedConstraintError(MoEDetError, RuntimeError):
     """A layer's constraint was computed for a step but nobody added it to the losses."""
 
 
+class NonFiniteError(MoEDetError, FloatingPointError):
+    """A gate logit, loss or gradient became NaN or infinite; names the layer, the iteration and the images."""
+
+
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
     """Returns one sentence that refuses ``name``, lists the names that exist and suggests a near one."""
     known = sorted(known)

@@ -5,20 +5,14 @@ from __future__ import annotations
 import gc
 import json
 import os
+from collections import Counter
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 
 from ..errors import DataError
-
-# entries of each list that are looked at one by one; a damaged file shows itself in its first thousands
-CHECKED_ENTRIES = 5000
-
-# what mmdet's CocoDataset reads from every entry
-_ENTRY_KEYS = {
-    'images': ('id', 'file_name', 'width', 'height'),
-    'annotations': ('id', 'image_id', 'category_id', 'bbox', 'area'),
-    'categories': ('id', 'name'),
-}
+from .dataset_check import ImageEntry, Report, check_entries
+from .dataset_check.entries import ENTRY_KEYS
 
 
 @dataclass
@@ -30,14 +24,30 @@ class CocoFile:
         num_images: number of images it lists.
         num_annotations: number of annotations it lists.
         categories: the names of its categories, in its order.
-        sample_files: a few of its images' file names, spread over the list.
+        usable: annotations of each category that mmdet keeps, in the same order.
+        images: its images that have a file name.
+        report: what is wrong with its entries.
     """
 
     path: str
     num_images: int
     num_annotations: int
     categories: list[str]
-    sample_files: list[str]
+    usable: list[int]
+    images: list[ImageEntry]
+    report: Report
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Halves the time of a large file: nothing in its millions of lists and dicts is garbage yet."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def read_json(path: str) -> object:
@@ -46,10 +56,8 @@ def read_json(path: str) -> object:
     Raises:
         DataError: the file cannot be opened, is no text, is truncated or is no JSON; names the byte where it ends.
     """
-    collecting = gc.isenabled()
-    gc.disable()  # halves the time: nothing in the millions of new lists and dicts is garbage yet
     try:
-        with open(path, encoding='utf-8') as file:
+        with _no_collection(), open(path, encoding='utf-8') as file:
             return json.load(file)
     except OSError as error:
         raise DataError(f'{path}: cannot be read: {error.strerror}') from error
@@ -68,9 +76,13 @@ def read_json(path: str) -> object:
                 f'began at byte {offset}). Copy or download it again'
             ) from error
         raise DataError(f'{path}: not JSON: {error.msg} at byte {offset} of {size}{_beginning(path)}') from error
-    finally:
-        if collecting:
-            gc.enable()
+    except RecursionError as error:
+        raise DataError(f'{path}: not COCO annotations: its JSON is nested too deep to be read') from error
+    except ValueError as error:  # an integer of thousands of digits
+        raise DataError(f'{path}: the JSON cannot be read: {error}') from error
+    except MemoryError as error:
+        size = os.path.getsize(path)
+        raise DataError(f'{path}: not enough memory to read its {size:,} bytes of JSON') from error
 
 
 def _beginning(path: str) -> str:
@@ -78,18 +90,19 @@ def _beginning(path: str) -> str:
         return f'; the file begins with {file.read(40)!r}'
 
 
-def read_coco(path: str, annotations_required: bool = True) -> CocoFile:
-    """Parses an annotation file and checks that mmdet's CocoDataset can read it.
+def read_coco(path: str, annotations_required: bool = True, keep: int | None = 5) -> CocoFile:
+    """Parses an annotation file and checks its entries.
 
     Args:
         path: the file.
         annotations_required: False for a test set whose annotations are not public: the list may be missing.
+        keep: examples kept of each kind of problem, None keeps all.
 
     Returns:
-        CocoFile: the counts and names that later checks need; the parsed file itself is released.
+        CocoFile: the counts, names and problems that later checks need; the parsed file itself is released.
 
     Raises:
-        DataError: the file is no COCO annotation file; names the entry that is wrong and what was expected.
+        DataError: the file is no COCO annotation file; names the list that is wrong and what was expected.
     """
     content = read_json(path)
     if not isinstance(content, dict):
@@ -102,46 +115,44 @@ def read_coco(path: str, annotations_required: bool = True) -> CocoFile:
         )
     if not annotations_required:
         content.setdefault('annotations', [])
-    for name, keys in _ENTRY_KEYS.items():
-        _check_list(path, content, name, keys)
-    for index, annotation in enumerate(islice(content['annotations'], CHECKED_ENTRIES)):
-        box = annotation['bbox']
-        if not (isinstance(box, list) and len(box) == 4 and all(_is_number(value) for value in box)):
-            raise DataError(f'{path}: annotations[{index}].bbox: expected four numbers [x, y, w, h], got {box!r:.80}')
-    images = content['images']
-    if not images:
+    for name in ENTRY_KEYS:
+        _check_list(path, content, name)
+    if not content['images']:
         raise DataError(f"{path}: the list 'images' is empty, expected at least one image")
-    step = max(1, len(images) // 16)
+    report = Report(keep)
+    with _no_collection():
+        usable = check_entries(content, report)
+    categories = [category for category in content['categories'] if isinstance(category, dict)]
     return CocoFile(
         path=path,
-        num_images=len(images),
+        num_images=len(content['images']),
         num_annotations=len(content['annotations']),
-        categories=[str(category['name']) for category in content['categories']],
-        sample_files=[str(image['file_name']) for image in images[::step]],
+        categories=[str(category.get('name')) for category in categories],
+        usable=[_count(usable, category.get('id')) for category in categories],
+        images=list(_image_entries(content['images'])),
+        report=report,
     )
 
 
-def _check_list(path: str, content: dict, name: str, keys: tuple[str, ...]) -> None:
+def _count(usable: Counter, ident: object) -> int:
+    return usable[ident] if isinstance(ident, Hashable) else 0
+
+
+def _image_entries(images: list) -> Iterator[ImageEntry]:
+    for index, image in enumerate(images):
+        name = image.get('file_name') if isinstance(image, dict) else None
+        if isinstance(name, str) and name:
+            size = (image.get('width'), image.get('height'))
+            good = all(type(side) in (int, float) and side > 0 for side in size)
+            yield ImageEntry(index, image.get('id'), name, size if good else None)
+
+
+def _check_list(path: str, content: dict, name: str) -> None:
     if name not in content:
         found = ', '.join(repr(key) for key in list(content)[:10]) or 'nothing'
         raise DataError(f'{path}: no COCO annotations: the list {name!r} is missing, the file has {found}')
-    entries = content[name]
-    if not isinstance(entries, list):
-        raise DataError(f'{path}: {name!r}: expected a list, got {_kind(entries)}')
-    for index, entry in enumerate(islice(entries, CHECKED_ENTRIES)):
-        if not isinstance(entry, dict):
-            raise DataError(f'{path}: {name}[{index}]: expected an object with {_names(keys)}, got {_kind(entry)}')
-        missing = [key for key in keys if key not in entry]
-        if missing:
-            raise DataError(f'{path}: {name}[{index}] has no {_names(missing)}; mmdet reads {_names(keys)}')
-
-
-def _names(keys) -> str:
-    return ', '.join(repr(key) for key in keys)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not isinstance(content[name], list):
+        raise DataError(f'{path}: {name!r}: expected a list, got {_kind(content[name])}')
 
 
 def _kind(value: object) -> str:

@@ -1,0 +1,7 @@
+"""The check of a data set in COCO's format: annotation file and images, entry by entry."""
+
+from .entries import check_entries
+from .images import ImageEntry, Reading, check_images
+from .report import BROKEN_IMAGE, KINDS, Kind, Report
+
+__all__ = ['BROKEN_IMAGE', 'KINDS', 'ImageEntry', 'Kind', 'Reading', 'Report', 'check_entries', 'check_images']

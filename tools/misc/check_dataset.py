@@ -1,0 +1,60 @@
+"""Checks a data set in COCO's format: annotation file and images, with every problem by file and id."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+if find_spec('moe_det') is None:  # a clone that was not installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(
+        description='Check the annotation files and images of a config, or one annotation file.',
+        epilog='Exit status: 0 no errors, 1 errors were found (with --strict, or notes), 2 the check could not run.',
+    )
+    parser.add_argument('source', metavar='CONFIG|ANN_FILE.json', help='config, or annotation file in COCO format')
+    parser.add_argument('--images', metavar='DIR', help='the images of an annotation file; a config names its own')
+    parser.add_argument('--data-root', metavar='DIR', help='folder that replaces the data folder of the config')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action='extend', metavar='KEY=VALUE', help='change config keys, as for train.py'
+    )
+    parser.add_argument(
+        '--decode', action='store_true', help='decode every image (default: headers, and whatever looks suspicious)'
+    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    parser.add_argument(
+        '--workers', type=int, default=min(cores, 8), help='processes that look at images (default: %(default)s)'
+    )
+    parser.add_argument('--strict', action='store_true', help='notes, which mmdet copes with, count as problems too')
+    parser.add_argument(
+        '--examples', type=int, default=3, metavar='N', help='entries shown of each kind (default: %(default)s)'
+    )
+    parser.add_argument('--json', dest='json_file', metavar='FILE', help='write the full report, with every entry')
+    args = parser.parse_args(argv)
+    for name in ('workers', 'examples'):
+        if getattr(args, name) < 0:
+            parser.error(f'--{name} {getattr(args, name)}: expected a number >= 0')
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 0, 1 if there are problems, or 2 after an error of the user's."""
+    args = parse_args(argv)
+    try:
+        from moe_det.engine import check_dataset, launch
+    except ImportError as error:
+        if type(error).__name__ != 'StackError' or os.environ.get('MOE_DET_TRACEBACK'):
+            raise
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    return launch.run_main(lambda: check_dataset.check_dataset(**vars(args)))
+
+
+if __name__ == '__main__':
+    sys.exit(main())

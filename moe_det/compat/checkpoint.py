@@ -7,6 +7,8 @@ switching ``weights_only`` off would run any code that a checkpoint brings.
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import torch
 
@@ -26,6 +28,16 @@ def allow_mmengine_classes() -> None:
     # pairs (object, name), not bare objects: onedl-mmengine adds some of the same objects around each load and removes
     # them afterwards, which would take bare ones away from everybody else
     torch.serialization.add_safe_globals(_mmengine_globals())
+
+
+def refuse_unsafe_loading() -> None:
+    """Makes every ``torch.load`` of this process refuse objects that could run code, whoever calls it.
+
+    onedl-mmengine loads a checkpoint that ``weights_only`` refuses once more without it; torch's own switch, an
+    environment variable, has the last word. A user who trusts a file sets ``TORCH_FORCE_WEIGHTS_ONLY_LOAD=0``.
+    """
+    if not os.environ.get('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'):  # torch refuses both
+        os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
 
 
 def _mmengine_globals() -> list[tuple[object, str]]:

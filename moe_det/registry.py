@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import importlib
 
-from mmdet.registry import HOOKS, MODELS, OPTIM_WRAPPERS
-from mmengine.registry import Registry
+from mmdet.registry import DATA_SAMPLERS, DATASETS, HOOKS, METRICS, MODELS, OPTIM_WRAPPERS
+from mmengine.registry import FUNCTIONS, Registry
 
 from .errors import MoEConfigError, unknown_name
 
@@ -24,6 +24,7 @@ REGISTERED = {
         'moe_det.routing.gates:TwoConvGAPGate',
         'moe_det.routing.attention:AttentiveGate',
         'moe_det.routing.distillation:DistilledGate',
+        'moe_det.models.classifiers.networks:ConvNetGate',
     ),
     CONSTRAINTS: (
         'moe_det.routing.soft_constraints:ImportanceConstraint',
@@ -41,12 +42,25 @@ REGISTERED = {
         'moe_det.layers.moe_block:MoEBlock',
         'moe_det.models.moe_retina_head:MoERetinaHead',
         'moe_det.models.moe_resnet:MoEResNet',
+        'moe_det.models.small_images:SmallImageResNet',
         'moe_det.models.frozen_fpn:FrozenFPN',
+        'moe_det.models.classifiers.resnet_classifier:ResNetClassifier',
+        'moe_det.models.classifiers.mixture:MixtureClassifier',
+        'moe_det.models.classifiers.preprocessor:ClassificationPreprocessor',
     ),
     HOOKS: (
         'moe_det.engine.moe_hook:MoEHook',
         'moe_det.engine.expert_size_hook:ExpertSizeHook',
+        'moe_det.engine.bad_images_hook:SkipBadImagesHook',
+        'moe_det.engine.finite_hook:FiniteHook',
+        'moe_det.engine.exact_resume_hook:ExactResumeHook',
+        'moe_det.engine.auxiliary_loss_hook:AuxiliaryLossHook',
+        'moe_det.engine.classification_hook:ClassificationHook',
     ),
+    DATASETS: ('moe_det.datasets.classification:ClassificationDataset',),
+    DATA_SAMPLERS: ('moe_det.datasets.epoch_sampler:EpochSampler',),
+    FUNCTIONS: ('moe_det.datasets.classification:whole_batch',),
+    METRICS: ('moe_det.models.classifiers.metric:ClassificationMetric',),
     OPTIM_WRAPPERS: ('moe_det.engine.amp:CPUAmpOptimWrapper',),
 }
 

@@ -36,6 +36,7 @@ ENTRIES = sorted(
     str(path.relative_to(CONFIGS)) for folder in (CONFIGS, CONFIGS / 'shapes') for path in folder.glob('*.py')
 )
 SOFT = 'retinanet_moe_soft.py'
+RUNTIME_HOOKS = ['MoEHook', 'ExactResumeHook', 'SkipBadImagesHook', 'FiniteHook']
 
 
 @functools.cache
@@ -155,7 +156,8 @@ def test_fragments_serve_a_config_of_the_users_own(tmp_path, fragment, constrain
         f"_base_ = ['{RETINANET}', '{CONFIGS}/_base_/moe/{fragment}.py']\n"
         "model = dict(bbox_head=dict(type='MoERetinaHead', moe=_base_.moe))\n",
     )
-    assert cfg.custom_imports.imports == ['moe_det'] and [h.type for h in cfg.custom_hooks] == ['MoEHook']
+    assert cfg.custom_imports.imports == ['moe_det']
+    assert [hook.type for hook in cfg.custom_hooks] == RUNTIME_HOOKS
     model = build(shrink(cfg).model)
     routers = find_routers(model)
     assert sorted(routers) == ['bbox_head.cls', 'bbox_head.reg']
@@ -184,7 +186,7 @@ def test_a_child_extends_imports_and_hooks_as_the_comment_says(tmp_path, monkeyp
     text = '\n'.join(lines).replace('my_project', 'my_project_for_moe').replace('MyHook', 'HookOfMyProject')
     cfg = write(tmp_path, f"_base_ = '{CONFIGS}/retinanet_moe_backbone_soft.py'\n{text}\n")
     assert cfg.custom_imports.imports == ['moe_det', 'my_project_for_moe']
-    assert [hook.type for hook in cfg.custom_hooks] == ['MoEHook', 'HookOfMyProject']
+    assert [hook.type for hook in cfg.custom_hooks] == [*RUNTIME_HOOKS, 'HookOfMyProject']
     model = initialise(build(shrink(cfg).model))
     attach_hooks(cfg, model)
     assert 'loss_moe_kl' in losses_of(model, batch())

@@ -35,6 +35,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar='KEY=VALUE',
         help='change config keys: model.test_cfg.score_thr=0.1 key="[a,b]" key="[(a,b),(c,d)]" (quotes, no blanks)',
     )
+    parser.add_argument(
+        '--no-data-check',
+        dest='data_check',
+        action='store_false',
+        help='do not look at annotations and images first',
+    )
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)

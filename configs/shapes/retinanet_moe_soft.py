@@ -12,4 +12,9 @@ model = dict(
         ),
     )
 )
-custom_hooks = [dict(type='MoEHook', interval=10)]
+custom_hooks = [
+    dict(type='MoEHook', interval=10),
+    dict(type='ExactResumeHook'),
+    dict(type='SkipBadImagesHook'),
+    dict(type='FiniteHook'),
+]

@@ -16,14 +16,16 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
+from ..compat.checkpoint import refuse_unsafe_loading
 from ..errors import MoEConfigError
 from .amp import amp_for_this_device, enable_amp
 from .checkpoints import best_checkpoint, check_checkpoint, latest_checkpoint
 from .config_edit import enable_auto_scale_lr, enable_tta, set_data_root, set_seed
 from .config_file import merge_options, read_config
-from .console import local_rank, say
+from .console import local_rank, say, warn
 from .data_check import check_data
 from .ranks import leave_ranks, prepare_ranks
+from .resume_point import check_resumable, newest_resumable
 from .user_errors import run_main
 
 __all__ = ['build_runner', 'check_data', 'load_config', 'print_config', 'run_main', 'test', 'train']
@@ -73,6 +75,7 @@ def build_runner(cfg: Config) -> Runner:
         MoEConfigError: the launcher's environment is missing, or the work folder cannot be made.
     """
     setup_cache_size_limit_of_dynamo()
+    refuse_unsafe_loading()
     amp_for_this_device(cfg)
     try:
         os.makedirs(cfg.work_dir, exist_ok=True)
@@ -94,6 +97,7 @@ def train(
     data_root: str | None = None,
     seed: int | None = None,
     launcher: str = 'none',
+    data_check: bool = True,
     test_script: str = 'tools/test.py',
 ) -> int:
     """Trains a detector and says how to go on.
@@ -104,6 +108,7 @@ def train(
         amp: mixed precision (see :func:`.amp.enable_amp`).
         auto_scale_lr: scale the learning rate with the batch size.
         launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+        data_check: look at annotations and images first (see :func:`.data_check.check_data`).
         test_script: the script that the closing message names.
 
     Returns:
@@ -123,7 +128,7 @@ def train(
     if auto_scale_lr:
         enable_auto_scale_lr(cfg)
     _set_resume(cfg, resume)
-    if local_rank() == 0:  # once per machine: parsing COCO's annotations takes seconds and gigabytes
+    if data_check and local_rank() == 0:  # once per machine: parsing COCO's annotations takes seconds and gigabytes
         check_data(cfg, ('train', 'val') if cfg.get('val_cfg') is not None else ('train',))
     try:
         build_runner(cfg).train()
@@ -142,15 +147,15 @@ def train(
 
 def _set_resume(cfg: Config, resume: str | None) -> None:
     if resume not in (None, 'auto'):
-        cfg.resume, cfg.load_from = True, check_checkpoint(resume, '--resume')
+        cfg.resume, cfg.load_from = True, check_resumable(resume, '--resume')
     elif resume == 'auto' or (cfg.get('resume') and not cfg.get('load_from')):
-        last = latest_checkpoint(cfg.work_dir)
+        last = newest_resumable(cfg.work_dir, warn)
         if last is None:
             start = f'from the weights of {cfg.load_from}' if cfg.get('load_from') else 'from scratch'
             say(f'--resume: no checkpoint in {cfg.work_dir} yet, training starts {start}')
             cfg.resume = False
         else:
-            cfg.resume, cfg.load_from = True, check_checkpoint(last, '--resume')
+            cfg.resume, cfg.load_from = True, last
     if cfg.get('load_from'):
         check_checkpoint(cfg.load_from, 'load_from')
 
@@ -186,6 +191,7 @@ def test(
     data_root: str | None = None,
     seed: int | None = None,
     launcher: str = 'none',
+    data_check: bool = True,
 ) -> dict:
     """Evaluates a checkpoint on the config's test set.
 
@@ -197,6 +203,7 @@ def test(
         show_dir: folder for images with predictions, made below ``<work_dir>/<time stamp>``.
         tta: test-time augmentation (see :func:`.config_edit.enable_tta`).
         launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+        data_check: look at annotations and images first (see :func:`.data_check.check_data`).
 
     Returns:
         dict: the metrics.
@@ -216,7 +223,7 @@ def test(
         _enable_drawing(cfg, show, show_dir, wait_time)
     if tta:
         enable_tta(cfg)
-    if local_rank() == 0:
+    if data_check and local_rank() == 0:
         check_data(cfg, ('test',))
     runner = build_runner(cfg)
     if out is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
@@ -125,6 +127,26 @@ class MoEHook(Hook):
                     f'{", ".join(f"{r:.2f}" for r in used.load_ratio)}; 1.00 is fair). Add a constraint, or raise '
                     'the weight of a soft one or lower the threshold of a hard one.'
                 )
+
+    # what was used since the last log belongs to the next one, also of a resumed run
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Adds the usage since the last log."""
+        recent = {name: router.recent for name, router in find_routers(self._model).items()}
+        checkpoint['moe_recent_usage'] = {
+            name: [getattr(usage, field.name).cpu() for field in dataclasses.fields(usage)]
+            for name, usage in recent.items()
+            if usage is not None
+        }
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Takes it back in a resumed run."""
+        recent = checkpoint.get('moe_recent_usage') or {}
+        if not getattr(runner, '_resume', False) or self._model is None:
+            return
+        for name, router in find_routers(self._model).items():
+            if name in recent:
+                router.recent = Usage(*(sums.to(router.experts_and_k.device) for sums in recent[name]))
 
     # -- validation and test -----------------------------------------------------------------------------------
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
+import pickle
 import re
 import sys
 import time
@@ -42,6 +44,16 @@ def user_message(error: BaseException) -> str | None:
         return _unregistered_name(error)
     if isinstance(error, TypeError):
         return _misfit(error)
+    if isinstance(error, pickle.UnpicklingError):
+        return (
+            'a checkpoint of the config holds objects that are not loaded because they could run code (weights_only): '
+            f'{" ".join(str(error).split())[:200]}'
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f'{error.filename or "a file of the run"} cannot be written: {error.strerror}. Checkpoints saved before '
+            'are untouched: make room and run the same command with --resume'
+        )
     if isinstance(error, URLError):
         return (
             f'a download failed: {getattr(error, "reason", error)}. The config names weights by URL (torchvision://, '

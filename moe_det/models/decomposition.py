@@ -92,6 +92,22 @@ class DecompositionMeter:
         self._table += torch.bincount(cells, minlength=self._table.numel()).reshape(self._table.shape)
         self._wrong += int((classes['predicted'] != classes['labels']).sum())
 
+    def merge(self, other: DecompositionMeter) -> None:
+        """Adds what another process has seen.
+
+        Raises:
+            ValueError: it counts other experts or classes.
+        """
+        if (other.num_experts, other.num_classes) != (self.num_experts, self.num_classes):
+            raise ValueError(
+                f'cannot merge {other.num_experts} experts and {other.num_classes} classes into {self.num_experts} '
+                f'experts and {self.num_classes} classes'
+            )
+        self._probs = self._probs + other._probs
+        self._entropy = self._entropy + other._entropy
+        self._table = self._table + other._table
+        self._wrong += other._wrong
+
     def compute(self) -> Decomposition:
         """The numbers of all batches since the last reset.
 

@@ -1,144 +1,26 @@
-"""ResNet whose stages can be mixtures of experts."""
+"""ResNet whose stages, or single convolutions, can be mixtures of experts."""
 
 from __future__ import annotations
 
-import logging
-import re
-
-from mmcv.cnn import build_conv_layer, build_norm_layer
 from mmdet.models.backbones.resnet import BasicBlock, ResNet
 from mmdet.models.layers import ResLayer
-from mmengine.logging import print_log
-from mmengine.model import Sequential
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import MoEConfigError, unknown_name
-from ..layers.moe_layer import MoELayer
+from ..layers.moe_conv import MoEConv2d
 from ..layers.settings import MoESettings, check_expert_norm, check_flag, split_settings
-from ..layers.width import conv_cost, inner_width
-from ..routing.experts import copy_dense_to_experts
+from ..layers.width import inner_width
+from .resnet_stages import MoEStage, narrow_stage, projection, stage_cost
+from .small_images import keep_resolution
+
+STEM = 'stem'
 
 # inner width / stage width of the narrow experts of arXiv 2204.10598: two cost about one stage of ResNet-18
 PAPER_WIDTHS = (25 / 64, 50 / 128, 90 / 256, 180 / 512)
 
 
-def _projection(in_channels: int, out_channels: int, stride: int, conv_cfg: dict | None, norm_cfg: dict) -> Sequential:
-    """1x1 convolution and norm, for a skip connection that changes shape."""
-    return Sequential(
-        build_conv_layer(conv_cfg, in_channels, out_channels, kernel_size=1, stride=stride, bias=False),
-        build_norm_layer(norm_cfg, out_channels)[1],
-    )
-
-
-def narrow_stage(
-    block: type, inplanes: int, inner: int, planes: int, num_blocks: int, stride: int, dilation: int = 1, **kwargs
-) -> Sequential:
-    """A residual stage that is narrow inside and has the full stage's output (arXiv 2204.10598).
-
-    With two BasicBlocks: C_in -> m -> m, then m -> C_out -> C_out, both skips by 1x1 convolution and norm. More
-    blocks repeat m -> m in between; a Bottleneck counts m before its expansion.
-
-    Args:
-        block: BasicBlock or Bottleneck of mmdet.
-        inplanes: C_in.
-        inner: m.
-        planes: C_out before the block's expansion.
-        num_blocks: blocks of the stage, at least 2.
-        stride: stride of the first block.
-        dilation: dilation of all blocks.
-        **kwargs: further arguments of the block.
-    """
-    conv_cfg, norm_cfg = kwargs.get('conv_cfg'), kwargs.get('norm_cfg')
-    widths = [inner] * (num_blocks - 1) + [planes]
-    blocks, channels = [], inplanes
-    for i, width in enumerate(widths):
-        out_channels = width * block.expansion
-        block_stride = stride if i == 0 else 1
-        skip = None
-        if block_stride != 1 or channels != out_channels or i == 0:
-            skip = _projection(channels, out_channels, block_stride, conv_cfg, norm_cfg)
-        blocks.append(
-            block(inplanes=channels, planes=width, stride=block_stride, dilation=dilation, downsample=skip, **kwargs)
-        )
-        channels = out_channels
-    return Sequential(*blocks)
-
-
-def stage_cost(
-    block: type, inplanes: int, inner: int, planes: int, num_blocks: int, stride: int, style: str, narrow: bool = True
-) -> int:
-    """Multiply-adds of a stage's convolutions per output pixel.
-
-    Args:
-        block: BasicBlock or Bottleneck.
-        inplanes: input channels.
-        inner: width of all blocks but the last, of all blocks when not ``narrow``.
-        planes: width of the last block.
-        num_blocks: number of blocks.
-        stride: stride of the first block.
-        style: where a Bottleneck strides: ``'pytorch'`` in its second convolution, ``'caffe'`` in its first.
-        narrow: a stage as :func:`narrow_stage` builds it, else a plain one.
-    """
-    # in pytorch style the first convolution of a Bottleneck still runs at the resolution of the input
-    first_pixels = stride**2 if style == 'pytorch' else 1
-    widths = [inner] * (num_blocks - 1) + [planes] if narrow else [planes] * num_blocks
-    total, channels = 0, inplanes
-    for i, width in enumerate(widths):
-        out_channels = width * block.expansion
-        if block is BasicBlock:
-            total += conv_cost(channels, width) + conv_cost(width, width)
-        else:
-            pixels = first_pixels if i == 0 else 1
-            total += conv_cost(channels, width, 1) * pixels + conv_cost(width, width)
-            total += conv_cost(width, out_channels, 1)
-        if channels != out_channels or (narrow and i == 0):
-            total += conv_cost(channels, out_channels, 1)
-        channels = out_channels
-    return total
-
-
-class MoEStage(MoELayer):
-    """One ResNet stage as experts, with an optional outer skip ("Residual" in arXiv 2204.10598).
-
-    A checkpoint of the plain ResNet fills every expert of the same shape, plus noise.
-
-    Args:
-        skip: module of the outer skip, or None.
-        stage: stage number from 1, for messages.
-        **layer: arguments of :class:`~moe_det.layers.moe_layer.MoELayer`.
-    """
-
-    def __init__(self, skip: nn.Module | None, stage: int, **layer) -> None:
-        super().__init__(**layer)
-        self.skip = skip
-        self.stage = stage
-
-    def init_weights(self) -> None:
-        """Initialises each expert as the backbone initialises a plain stage (zero last norm of every block)."""
-        for expert in [*self.expert_group.experts, self.expert_group.shared]:
-            if expert is not None:
-                expert.init_weights()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C', H', W')."""
-        output = super().forward(x)
-        return output if self.skip is None else output + self.skip(x)
-
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        pattern = re.compile(re.escape(prefix) + r'(\d+\..+)')
-        dense = {key: match[1] for key in state_dict if (match := pattern.match(key))}
-        if dense:
-            problems = copy_dense_to_experts(
-                state_dict, dense, self.expert_group, f'{prefix}expert_group.experts.', self.settings.copy_noise
-            )
-            copied = len(dense) - len(problems)
-            print_log(
-                f'stage {self.stage}: {copied} of {len(dense)} tensors of the plain stage copied into '
-                f'{len(self.expert_group)} experts' + (f'; not copied: {problems[0]}, ...' if problems else ''),
-                logger='current',
-                level=logging.WARNING if problems else logging.INFO,
-            )
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+def _is_stage(value: object, num_stages: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= num_stages
 
 
 class MoEResNet(ResNet):
@@ -155,51 +37,111 @@ class MoEResNet(ResNet):
         moe: keys of :class:`~moe_det.layers.settings.MoESettings` and
 
             - ``stages``: numbers from 1 to 4 of the stages to replace.
+            - ``convs``: places where a single convolution has experts instead of a whole stage, which are then bare
+              convolutions: ``'stem'``, or the number of a stage whose second block's 3x3 ``conv2`` is replaced.
             - ``residual``: adds an outer skip, identity where shapes agree, else a strided 1x1 convolution and norm.
             - ``width``: inner width of an expert as a share of the stage's, ``'matched'`` for K experts at the cost
               of one stage, or None: the paper's narrow widths for BasicBlocks, 1.0 for Bottlenecks.
-        **kwargs: mmdet's ResNet.
+        small_images: the stem of a ResNet for CIFAR, a 3x3 convolution with stride 1 and no max-pooling.
+        **kwargs: mmdet's ResNet. ``init_cfg=[]`` keeps PyTorch's initialisation.
 
     Raises:
         MoEConfigError: MoE keys that cannot be built from, or that name no stage.
     """
 
-    def __init__(self, depth: int, moe: dict, **kwargs) -> None:
+    def __init__(self, depth: int, moe: dict, small_images: bool = False, **kwargs) -> None:
         if depth not in self.arch_settings:
             raise MoEConfigError(f'backbone.depth: {unknown_name("depth", depth, map(str, self.arch_settings))}')
         if not isinstance(moe, dict):
             raise MoEConfigError(f'backbone.moe={moe!r}: expected a dict')
         ours, own = split_settings(dict(moe))
-        self._moe_stages = self._check_stages(own.pop('stages', ()), kwargs.get('num_stages', 4))
+        num_stages = kwargs.get('num_stages', 4)
+        self._moe_convs = self._check_convs(own.pop('convs', ()), num_stages)
+        self._moe_stages = self._check_stages(own.pop('stages', ()), num_stages)
         self._moe_residual = own.pop('residual', False)
         check_flag('backbone.moe', 'residual', self._moe_residual)
         self._moe_width = own.pop('width', None)
+        for key, value in (('residual', self._moe_residual), ('width', self._moe_width)):
+            if value and not self._moe_stages:
+                raise MoEConfigError(f'backbone.moe.{key}={value!r}: is about whole stages, and stages=() has none')
         if own:
-            known = (*MoESettings.__dataclass_fields__, 'stages', 'residual', 'width')
+            known = (*MoESettings.__dataclass_fields__, 'stages', 'convs', 'residual', 'width')
             raise MoEConfigError(f'backbone.moe: {unknown_name("key", next(iter(own)), known)}')
         self._moe_settings = MoESettings.from_config(ours, 'backbone.moe')
         check_expert_norm('backbone.moe', kwargs.get('norm_cfg'))
+        check_flag('backbone', 'small_images', small_images)
+        self._small_images = small_images
+        # PyTorch's initialisation was asked for, while MoEConv2d starts with the one of mmcv's convolutions
+        self._default_init = kwargs.get('init_cfg') is not None and not kwargs['init_cfg']
         self._stage_number = 0
         super().__init__(depth=depth, **kwargs)
 
-    @staticmethod
-    def _check_stages(stages: object, num_stages: int) -> tuple[int, ...]:
-        valid = isinstance(stages, (list, tuple)) and all(
-            isinstance(s, int) and not isinstance(s, bool) and 1 <= s <= num_stages for s in stages
-        )
-        if not valid or not stages or len(set(stages)) != len(stages):
+    def _check_stages(self, stages: object, num_stages: int) -> tuple[int, ...]:
+        valid = isinstance(stages, (list, tuple)) and all(_is_stage(s, num_stages) for s in stages)
+        if not valid or not (stages or self._moe_convs) or len(set(stages)) != len(stages):
             raise MoEConfigError(
                 f'backbone.moe.stages={stages!r}: expected at least one stage number from 1 to {num_stages}; '
                 'without one there would be no MoE layer'
             )
+        both = [s for s in stages if s in self._moe_convs]
+        if both:
+            raise MoEConfigError(
+                f'backbone.moe: stage {both[0]} is in stages={tuple(stages)} and in convs={self._moe_convs}: either '
+                'the whole stage or one of its convolutions has experts'
+            )
         return tuple(stages)
 
+    @staticmethod
+    def _check_convs(convs: object, num_stages: int) -> tuple[int | str, ...]:
+        valid = isinstance(convs, (list, tuple)) and all(c == STEM or _is_stage(c, num_stages) for c in convs)
+        if not valid or len(set(convs)) != len(convs):
+            raise MoEConfigError(
+                f"backbone.moe.convs={convs!r}: expected a tuple of '{STEM}' and stage numbers from 1 to {num_stages}, "
+                'each at most once'
+            )
+        return tuple(convs)
+
+    def _make_stem_layer(self, in_channels: int, stem_channels: int) -> None:
+        super()._make_stem_layer(in_channels, stem_channels)
+        if self._small_images:
+            keep_resolution(self)
+        if STEM in self._moe_convs:
+            if self.deep_stem:
+                raise MoEConfigError(f"backbone.moe.convs: '{STEM}' needs a stem of one convolution, not deep_stem")
+            self.conv1 = self._make_moe_conv(self.conv1, STEM)
+
+    def _make_moe_conv(self, conv: nn.Module, place: int | str) -> MoEConv2d:
+        """Experts of a convolution's shape."""
+        where = f'backbone.moe ({place if place == STEM else f"stage {place}"})'
+        if type(conv) is not nn.Conv2d:
+            raise MoEConfigError(
+                f'{where}.convs: the convolution there is a {type(conv).__name__} (conv_cfg or dcn); experts replace a '
+                'plain Conv2d'
+            )
+        keys = ('kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode')
+        settings = {key: getattr(self._moe_settings, key) for key in MoESettings.__dataclass_fields__}
+        layer = MoEConv2d(
+            conv.in_channels,
+            conv.out_channels,
+            bias=conv.bias is not None,
+            **{key: getattr(conv, key) for key in keys},
+            **settings,
+        )
+        if self._default_init:
+            for expert in [*layer.expert_group.experts, layer.expert_group.shared]:
+                if expert is not None:
+                    expert.reset_parameters()
+        return layer
+
     def make_res_layer(self, **kwargs) -> nn.Module:
-        """Builds the stages in order; the chosen ones as :class:`MoEStage`."""
+        """Builds the stages in order; the chosen ones as :class:`MoEStage`, or with one convolution of experts."""
         self._stage_number += 1
-        if self._stage_number not in self._moe_stages:
-            return super().make_res_layer(**kwargs)
-        return self._make_moe_stage(self._stage_number, kwargs)
+        if self._stage_number in self._moe_stages:
+            return self._make_moe_stage(self._stage_number, kwargs)
+        stage = super().make_res_layer(**kwargs)
+        if self._stage_number in self._moe_convs:
+            stage[1].conv2 = self._make_moe_conv(stage[1].conv2, self._stage_number)
+        return stage
 
     def _make_moe_stage(self, stage: int, kwargs: dict) -> MoEStage:
         where = f'backbone.moe (stage {stage})'
@@ -221,7 +163,7 @@ class MoEResNet(ResNet):
             skip = (
                 nn.Identity()
                 if same
-                else _projection(inplanes, out_channels, stride, kwargs['conv_cfg'], kwargs['norm_cfg'])
+                else projection(inplanes, out_channels, stride, kwargs['conv_cfg'], kwargs['norm_cfg'])
             )
         return MoEStage(
             skip=skip,

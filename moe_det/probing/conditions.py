@@ -64,9 +64,14 @@ def conditions_of(model: nn.Module, layers: Iterable[str] | None = None) -> list
         found += [Condition(forced(layer, e), {layer: Intervention(forced=e)}) for e in range(experts)]
         if experts > 1:
             found += [Condition(knocked_out(layer, e), {layer: Intervention(knocked_out=e)}) for e in range(experts)]
-    trained = {layer: router.top_k for layer, router in routers.items()}
-    for top_k in range(1, max((r.num_experts for r in routers.values()), default=0) + 1):
-        chosen = {layer: min(top_k, router.num_experts) for layer, router in routers.items()}
-        if chosen != trained:
-            found.append(Condition(swept(top_k), {layer: Intervention(top_k=k) for layer, k in chosen.items()}))
-    return found
+    trained = {layer: Intervention(top_k=router.top_k) for layer, router in routers.items()}
+    most = max((router.num_experts for router in routers.values()), default=0)
+    sweep = [with_top_k(model, top_k) for top_k in range(1, most + 1)]
+    return [*found, *(condition for condition in sweep if condition.interventions != trained)]
+
+
+def with_top_k(model: nn.Module, top_k: int) -> Condition:
+    """The condition in which every layer chooses ``top_k`` experts; a layer with fewer uses all."""
+    routers = find_routers(model)
+    chosen = {layer: Intervention(top_k=min(top_k, router.num_experts)) for layer, router in routers.items()}
+    return Condition(swept(top_k), chosen)

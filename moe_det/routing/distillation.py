@@ -86,6 +86,12 @@ class DistilledGate(Gate):
         self.kl_weight = checked_number(self, 'kl_weight', kl_weight)
         self.teacher.requires_grad_(False)
 
+    def train(self, mode: bool = True) -> DistilledGate:
+        """The teacher stays as it is, norms included."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
     @property
     def needs_keys(self) -> bool:
         """Whether the teacher is asked: in training, for the KL."""
@@ -112,6 +118,14 @@ class DistilledGate(Gate):
                     f'the checkpoint has a plain gate at {prefix.rstrip(".")}: DistilledGate needs a model that was '
                     'trained with AttentiveGate'
                 )
+            for name, own in self.teacher.state_dict().items():
+                held = state_dict.get(f'{prefix}{name}')
+                if held is None or held.shape != own.shape:
+                    is_there = 'nothing' if held is None else f'shape {tuple(held.shape)}'
+                    raise CheckpointError(
+                        f'the checkpoint has {is_there} at {prefix}{name}, the teacher of the config shape '
+                        f'{tuple(own.shape)}: load_from must name a model trained with the same AttentiveGate'
+                    )
             for name, key in stored.items():
                 state_dict[f'{prefix}teacher.{name}'] = state_dict.pop(key)
             for name, own in self.student.state_dict().items():

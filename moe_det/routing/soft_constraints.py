@@ -47,13 +47,24 @@ class ImportanceConstraint(SoftConstraint):
     """Squared coefficient of variation of the importance, Var(I) / (Mean(I)^2 + 1e-10), unbiased variance.
 
     Source: arXiv 2204.10598 (after Shazeer et al., arXiv 1701.06538, eq. 6); weight 0.5 there.
+
+    Args:
+        weight: factor of the loss, >= 0.
+        dense: sum the probabilities of all experts, as arXiv 2302.14703 does, instead of the weights of the chosen
+            ones; the two are the same where every expert is mixed.
     """
 
     key = 'importance'
     default_weight = 0.5
 
+    def __init__(self, weight: float | None = None, dense: bool = False) -> None:
+        super().__init__(weight)
+        if not isinstance(dense, bool):
+            raise ValueError(f'dense={dense!r}: expected True or False')
+        self.dense = dense
+
     def group_values(self, routing: Routing) -> Tensor:
-        importance = routing.usage.importance
+        importance = routing.usage.probs if self.dense else routing.usage.importance
         if importance.shape[1] == 1:  # the variance of a single expert is undefined; it is always balanced
             return importance.sum(1) * 0
         return importance.var(dim=1, unbiased=True) / (importance.mean(dim=1) ** 2 + EPSILON)

@@ -163,7 +163,10 @@ def test_a_soft_mixture_runs_all_experts_when_it_is_meant():
 
 def test_every_registered_name_builds():
     for path in REGISTERED[GATES]:
-        settings = MoESettings.from_config({'gate': {'type': path.split(':')[1]}}, 'moe')
+        name = path.split(':')[1]
+        # the classifiers' gate has no size that would suit any feature map
+        more = dict(image_size=5, channels=[3], hidden=[6]) if name == 'ConvNetGate' else {}
+        settings = MoESettings.from_config({'gate': {'type': name, **more}}, 'moe')
         layer = MoELayer(settings, 4, lambda: nn.Conv2d(4, 4, 1), 'moe').eval()
         assert layer(torch.randn(2, 4, 5, 5)).shape == (2, 4, 5, 5)
     for path in REGISTERED[CONSTRAINTS]:

@@ -181,7 +181,7 @@ def test_resume_keeps_the_weights_to_start_from_when_there_is_nothing_to_resume(
             pass
 
     monkeypatch.setattr(launch, 'build_runner', lambda cfg: seen.update(cfg=cfg) or Recorder())
-    torch.save({}, 'weights.pth')
+    torch.save(dict(meta=dict(epoch=1, iter=2), state_dict={}, message_hub={}), 'weights.pth')
     options = ['--cfg-options', 'load_from=weights.pth']
     assert tool('train.py').main([str(tiny_config), '--data-root', str(tiny_coco), '--resume', *options]) == 0
     assert (seen['cfg'].resume, seen['cfg'].load_from) == (False, 'weights.pth')

@@ -105,7 +105,11 @@ def page() -> str:
     """The whole page."""
     import moe_det  # noqa: F401
     from moe_det.engine.amp import CPUAmpOptimWrapper
+    from moe_det.engine.auxiliary_loss_hook import AuxiliaryLossHook
+    from moe_det.engine.bad_images_hook import SkipBadImagesHook
+    from moe_det.engine.exact_resume_hook import ExactResumeHook
     from moe_det.engine.expert_size_hook import ExpertSizeHook
+    from moe_det.engine.finite_hook import FiniteHook
     from moe_det.engine.moe_hook import MoEHook
     from moe_det.layers import MoEBlock, MoEConv2d, MoESettings
     from moe_det.models import FrozenFPN, MoEResNet, MoERetinaHead
@@ -117,6 +121,7 @@ def page() -> str:
     parts += ['\nKeys of `moe` beside those above:\n', nested_keys(MoERetinaHead)]
     parts += ["\n## `backbone=dict(type='MoEResNet', moe=dict(...))`\n", summary(inspect.getdoc(MoEResNet))]
     parts += ['\nKeys of `moe` beside those above:\n', nested_keys(MoEResNet)]
+    parts += ['\nKeys beside `moe`:\n', arguments_table(MoEResNet, hidden=('depth', 'moe'))]
     parts += ["\n## `conv_cfg=dict(type='MoEConv2d', ...)`\n", summary(inspect.getdoc(MoEConv2d))]
     convolution = tuple(name for name in inspect.signature(MoEConv2d).parameters if name != 'num_levels')
     parts += ['\n' + arguments_table(MoEConv2d, hidden=convolution)]
@@ -127,6 +132,13 @@ def page() -> str:
     parts += ['\n' + arguments_table(MoEHook)]
     parts += ["\n## `custom_hooks=[dict(type='ExpertSizeHook')]`\n", summary(inspect.getdoc(ExpertSizeHook))]
     parts += ['\n' + arguments_table(ExpertSizeHook)]
+    parts += ["\n## `custom_hooks=[dict(type='ExactResumeHook')]`\n", summary(inspect.getdoc(ExactResumeHook))]
+    parts += ["\n## `custom_hooks=[dict(type='AuxiliaryLossHook', ...)]`\n", summary(inspect.getdoc(AuxiliaryLossHook))]
+    parts += ['\n' + arguments_table(AuxiliaryLossHook)]
+    parts += ["\n## `custom_hooks=[dict(type='SkipBadImagesHook')]`\n", summary(inspect.getdoc(SkipBadImagesHook))]
+    parts += ['\n' + arguments_table(SkipBadImagesHook)]
+    parts += ["\n## `custom_hooks=[dict(type='FiniteHook')]`\n", summary(inspect.getdoc(FiniteHook))]
+    parts += ['\n' + arguments_table(FiniteHook)]
     parts += ["\n## `optim_wrapper=dict(type='CPUAmpOptimWrapper', ...)`\n"]
     parts += [summary(inspect.getdoc(CPUAmpOptimWrapper))]
     parts += ['\n## Gates: `gate=dict(type=...)`']
@@ -139,7 +151,39 @@ def page() -> str:
         for name, cls in CONSTRAINTS.module_dict.items():
             if issubclass(cls, HardConstraint) == hard:
                 parts += [f'\n### `{name}`\n', summary(inspect.getdoc(cls)), '\n' + arguments_table(cls)]
-    return '\n'.join(parts) + '\n'
+    return '\n'.join([*parts, *classification()]) + '\n'
+
+
+def classification() -> list[str]:
+    """Sections on the image classifiers, their data and their metric."""
+    from moe_det.datasets.augmentation import BatchAugmentation
+    from moe_det.datasets.classification import ClassificationDataset
+    from moe_det.datasets.epoch_sampler import EpochSampler
+    from moe_det.engine.classification_hook import ClassificationHook
+    from moe_det.models.classifiers.metric import ClassificationMetric
+    from moe_det.models.classifiers.mixture import MixtureClassifier
+    from moe_det.models.classifiers.networks import SmallConvNet
+    from moe_det.models.classifiers.preprocessor import ClassificationPreprocessor
+    from moe_det.models.classifiers.resnet_classifier import ResNetClassifier
+    from moe_det.models.small_images import SmallImageResNet
+
+    parts = ['\n## Image classification']
+    for key, cls, hidden in (
+        ("model=dict(type='MixtureClassifier', ...)", MixtureClassifier, ()),
+        ('model=dict(expert=dict(...))', SmallConvNet, ('num_outputs',)),
+        ("model=dict(type='ResNetClassifier', ...)", ResNetClassifier, ()),
+        ("model=dict(backbone=dict(type='SmallImageResNet', ...))", SmallImageResNet, None),
+        ("model=dict(data_preprocessor=dict(type='ClassificationPreprocessor', ...))", ClassificationPreprocessor, ()),
+        ("dataset=dict(type='ClassificationDataset', ...)", ClassificationDataset, ()),
+        ('dataset=dict(augment=dict(...))', BatchAugmentation, ()),
+        ("sampler=dict(type='EpochSampler', ...)", EpochSampler, ('dataset',)),
+        ("test_evaluator=dict(type='ClassificationMetric', ...)", ClassificationMetric, ('collect_device', 'prefix')),
+        ("default_hooks=dict(sampler_seed=dict(type='ClassificationHook'))", ClassificationHook, ()),
+    ):
+        parts += [f'\n### `{key}`\n', summary(inspect.getdoc(cls))]
+        extra = '' if hidden is None else arguments_table(cls, hidden)  # None: the arguments are mmdet's
+        parts += ['\n' + extra] if extra else []
+    return parts
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,7 +13,8 @@ from .values import Number
 
 ROW_HEIGHT = 0.42  # inches
 COLUMN_WIDTH = 0.86
-LABEL_WIDTH = 1.35
+LABEL_WIDTH = 1.35  # at least; long names of rows widen it
+CHARACTER_WIDTH = 0.078
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,12 @@ class Heat:
 def draw_heat(heat: Heat, theme: Theme, wording: Wording) -> Figure:
     """Draws a table as a figure, one line of notes per cell."""
     columns, rows = len(heat.columns), len(heat.rows)
-    width = LABEL_WIDTH + COLUMN_WIDTH * columns
+    label_width = max([LABEL_WIDTH, *(CHARACTER_WIDTH * len(head.text) for head, _ in heat.rows)])
+    width = label_width + COLUMN_WIDTH * columns
     width = max(width, WIDTH)
     figure = new_figure(width, ROW_HEIGHT * (rows + 1.4 + bool(heat.groups)), theme, wording)
     axes = full_axes(figure, width, wording)
-    left = LABEL_WIDTH / COLUMN_WIDTH * columns / max(columns, (WIDTH - LABEL_WIDTH) / COLUMN_WIDTH)
+    left = label_width / COLUMN_WIDTH * columns / max(columns, (WIDTH - label_width) / COLUMN_WIDTH)
     axes.set_xlim(-left, columns)
     axes.set_ylim(rows, -1.2 - bool(heat.groups))
     start = 0

@@ -1,0 +1,239 @@
+"""Soft against hard constraints on CIFAR (arXiv 2204.10598): trains ResNet-18 with experts, tests it with k = 1 ... E.
+
+    python benchmarks/reproduce_soft_vs_hard.py --data-root DIR [--datasets cifar10 cifar100] [--seeds 0 1 2]
+    python benchmarks/reproduce_soft_vs_hard.py --data-root DIR --epochs 20 --limit-train 5000 --width 16   # reduced
+
+Every run that is finished is kept and one that was interrupted goes on from its last checkpoint, so the command can be
+repeated, also with more settings or seeds. The record (benchmarks/records/soft_vs_hard.json) and the page
+(docs/results/soft_vs_hard.md) hold whatever is finished, the full schedule and each reduced one apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+from soft_vs_hard_page import DATA_SETS, NAMES, page  # beside this script
+from specialization_on_shapes import as_options, call, machine
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORD = ROOT / 'benchmarks' / 'records' / 'soft_vs_hard.json'
+PAGE = ROOT / 'docs' / 'results' / 'soft_vs_hard.md'
+CONFIGS = {name: f'moe_{name}' for name in ('importance', 'relative', 'mean')} | {'kl': 'moe_soft', 'dense': 'dense'}
+FULL = {'epochs': 150, 'limit_train': None, 'limit_test': None, 'width': 64}
+DROPS = {'dense': (60, 100)}  # of 150 epochs
+DROPS_MOE = (80, 120)
+
+
+def config_of(dataset: str, setting: str) -> Path:
+    """The config of a setting."""
+    return ROOT / 'configs' / 'classification' / f'resnet18_{CONFIGS[setting]}_{dataset}.py'
+
+
+def scale_of(args: argparse.Namespace) -> dict:
+    """How much is trained and tested; the full schedule is :data:`FULL`."""
+    return {key: getattr(args, key) for key in FULL}
+
+
+def scale_key(scale: dict) -> str:
+    """Name of a scale, for folders."""
+    if scale == FULL:
+        return 'full'
+    parts = [f'{scale["epochs"]}epochs']
+    parts += [f'{name}{scale[key]}' for name, key in (('train', 'limit_train'), ('test', 'limit_test')) if scale[key]]
+    return '_'.join([*parts, f'width{scale["width"]}'])
+
+
+def options_of(setting: str, args: argparse.Namespace) -> dict[str, object]:
+    """Changes of the setting's config: number of experts, and the scale."""
+    drops = DROPS.get(setting, DROPS_MOE)
+    options: dict[str, object] = {
+        'default_hooks.checkpoint.interval': min(10, args.epochs),
+        'default_hooks.checkpoint.max_keep_ckpts': 1,
+    }
+    if setting != 'dense':
+        options |= {'model.backbone.moe.num_experts': args.num_experts, 'model.backbone.moe.stages': f'[{args.stage}]'}
+        options['model.backbone.moe.residual'] = args.residual
+    if args.epochs != FULL['epochs']:
+        milestones = ','.join(str(round(epoch * args.epochs / FULL['epochs'])) for epoch in drops)
+        options |= {
+            'train_cfg.max_epochs': args.epochs,
+            'train_cfg.val_interval': args.epochs,
+            'param_scheduler.0.end': args.epochs,
+            'param_scheduler.0.milestones': f'[{milestones}]',
+        }
+    if args.width != FULL['width']:
+        options['model.backbone.base_channels'] = args.width
+    if args.limit_train is not None:
+        options['train_dataloader.dataset.subset'] = args.limit_train
+    if args.limit_test is not None:
+        options |= {f'{split}_dataloader.dataset.subset': args.limit_test for split in ('val', 'test')}
+    return options
+
+
+def error_of(metrics: dict) -> float:
+    """The test error among the metrics of an evaluation."""
+    (error,) = (value for key, value in metrics.items() if key.rpartition('/')[2] == 'error')
+    return error
+
+
+def test_errors(setting: str, config: Path, checkpoint: Path, shared: list[str], folder: Path) -> dict[str, float]:
+    """Test error by number of active experts; under 0 of a network without experts."""
+    if setting == 'dense':
+        test_dir = folder / 'test'
+        command = [sys.executable, 'tools/test.py', str(config), str(checkpoint), '--work-dir', str(test_dir), *shared]
+        call(command, folder / 'test.log')
+        written = max(test_dir.glob('*/*.json'), key=lambda path: path.stat().st_mtime)
+        return {'0': error_of(json.loads(written.read_text(encoding='utf-8').splitlines()[-1]))}
+    sweep = folder / 'sweep.json'
+    command = [sys.executable, 'tools/analysis_tools/sweep_top_k.py', str(config), str(checkpoint)]
+    call([*command, '--json', str(sweep), *shared], folder / 'sweep.log')
+    results = json.loads(sweep.read_text(encoding='utf-8'))['results']
+    return {str(result['top_k']): error_of(result['metrics']) for result in results}
+
+
+def run(dataset: str, setting: str, seed: int, args: argparse.Namespace) -> dict:
+    """Trains and tests one run unless it is finished; returns what the record keeps of it."""
+    name = setting if setting == 'dense' else f'{setting}_e{args.num_experts}_stage{args.stage}'
+    name += '_residual' if args.residual and setting != 'dense' else ''
+    folder = Path(args.work_dir).resolve() / scale_key(scale_of(args)) / dataset / name / f'seed_{seed}'
+    finished = folder / 'run.json'
+    if finished.is_file():
+        return json.loads(finished.read_text(encoding='utf-8'))
+    print(f'{dataset}, {name}, seed {seed}: training ({scale_key(scale_of(args))})', flush=True)
+    config = config_of(dataset, setting)
+    shared = as_options(options_of(setting, args))
+    shared += ['--data-root', str(Path(args.data_root).resolve())] if args.data_root is not None else []
+    command = [sys.executable, 'tools/train.py', str(config), '--work-dir', str(folder), '--seed', str(seed)]
+    seconds = call([*command, '--resume', *shared], folder / 'train.log')
+    error = test_errors(setting, config, folder / f'epoch_{args.epochs}.pth', shared, folder)
+    found = {
+        'dataset': dataset,
+        'setting': setting,
+        'num_experts': None if setting == 'dense' else args.num_experts,
+        'stage': None if setting == 'dense' else args.stage,
+        'residual': None if setting == 'dense' else args.residual,
+        'seed': seed,
+        'scale': scale_of(args),
+        'error': error,
+        'train_seconds': seconds,  # of the last piece, where training was interrupted
+        'machine': machine(),
+        'versions': versions(),
+        'date': datetime.now(timezone.utc).strftime('%Y-%m-%d'),
+        'command': args.command,
+    }
+    finished.write_text(json.dumps(found, indent=1) + '\n', encoding='utf-8')
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed the numbers."""
+    import mmdet
+    import mmengine
+    import torch
+    import torchvision
+
+    from moe_det import __version__
+
+    packages = {'torch': torch, 'torchvision': torchvision, 'mmengine': mmengine, 'mmdet': mmdet}
+    return {'moe_det': __version__, **{name: package.__version__ for name, package in packages.items()}}
+
+
+def identity(found: dict) -> tuple:
+    """What tells a run from the others."""
+    keys = ('dataset', 'setting', 'num_experts', 'stage', 'residual', 'seed')
+    return (scale_key(found['scale']), *(found[key] for key in keys))
+
+
+def grouped(runs: list[dict]) -> dict[str, dict]:
+    """Runs as the page takes them: by scale, then by data set and layer; the dense network beside each layer."""
+    groups: dict[str, dict] = {}
+    for found in sorted(runs, key=lambda found: tuple(map(str, identity(found)))):
+        key = scale_key(found['scale'])
+        group = groups.setdefault(
+            key, {'full': found['scale'] == FULL, 'scale': found['scale'], 'data': {}, 'runs': []}
+        )
+        group['runs'].append(found)
+    for group in groups.values():
+        for dataset in dict.fromkeys(found['dataset'] for found in group['runs']):
+            of_data = [found for found in group['runs'] if found['dataset'] == dataset]
+            layers = dict.fromkeys(layer_of(found) for found in of_data if found['setting'] != 'dense')
+            group['data'][dataset] = {
+                layer: [found for found in of_data if found['setting'] == 'dense' or layer_of(found) == layer]
+                for layer in layers or {(10, 4, False): None}
+            }
+    return groups
+
+
+def layer_of(found: dict) -> tuple[int, int, bool]:
+    """Number of experts, stage and variant of a run."""
+    return found['num_experts'], found['stage'], found['residual']
+
+
+def write(runs: dict[tuple, dict], record: Path, page_file: Path) -> None:
+    """Writes record and page."""
+    ordered = sorted(runs.values(), key=lambda found: tuple(map(str, identity(found))))
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps({'runs': ordered}, indent=1) + '\n', encoding='utf-8')
+    page_file.parent.mkdir(parents=True, exist_ok=True)
+    page_file.write_text(page(grouped(ordered)), encoding='utf-8')
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--data-root', metavar='DIR', help="folder of the data sets (default: the configs' own)")
+    parser.add_argument('--datasets', nargs='+', choices=list(DATA_SETS), default=['cifar10'])
+    parser.add_argument('--settings', nargs='+', choices=list(NAMES), default=list(NAMES))
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
+    parser.add_argument('--num-experts', type=int, default=10, help='E (default: %(default)s, as the published sweep)')
+    parser.add_argument('--stage', type=int, choices=(1, 2, 3, 4), default=4, help='default: %(default)s')
+    parser.add_argument('--residual', action='store_true', help='outer skip around the experts')
+    reduced = parser.add_argument_group('reduced runs, which are labelled as such')
+    reduced.add_argument('--epochs', type=int, default=FULL['epochs'], help='schedule in proportion')
+    reduced.add_argument('--limit-train', type=int, metavar='N', help='train on N images')
+    reduced.add_argument('--limit-test', type=int, metavar='N', help='test on N images')
+    reduced.add_argument('--width', type=int, default=FULL['width'], help='base channels (default: %(default)s)')
+    parser.add_argument('--work-dir', default='work_dirs/soft_vs_hard')
+    parser.add_argument('--record', type=Path, default=RECORD, help='default: benchmarks/records/soft_vs_hard.json')
+    parser.add_argument('--page', type=Path, default=PAGE, help='default: docs/results/soft_vs_hard.md')
+    args = parser.parse_args(argv)
+    args.command = command_of(args, parser)
+    return args
+
+
+def command_of(args: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
+    """The command for the record: what differs from the defaults, without the folders of this machine."""
+    words = ['python', 'benchmarks/reproduce_soft_vs_hard.py', '--data-root', 'DIR']
+    for key in ('datasets', 'settings', 'seeds', 'num_experts', 'stage', 'residual', *FULL):
+        value = getattr(args, key)
+        if value == parser.get_default(key):
+            continue
+        words.append(f'--{key.replace("_", "-")}')
+        if value is not True:
+            words += map(str, value if isinstance(value, list) else [value])
+    return shlex.join(words)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Works through the settings, seed by seed, and writes record and page after each run."""
+    args = parse_args(argv)
+    runs: dict[tuple, dict] = {}
+    if args.record.is_file():
+        runs = {identity(found): found for found in json.loads(args.record.read_text(encoding='utf-8'))['runs']}
+    for dataset in args.datasets:
+        for seed in args.seeds:  # whole rows late, but every setting early
+            for setting in args.settings:
+                found = run(dataset, setting, seed, args)
+                runs[identity(found)] = found
+                write(runs, args.record, args.page)
+                errors = ', '.join(f'k={k}: {100 * (1 - error):.2f}' for k, error in found['error'].items())
+                print(f'{dataset}, {setting}, seed {seed}: accuracy {errors}', flush=True)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,179 @@
+"""The page that benchmarks/reproduce_soft_vs_hard.py writes from its record."""
+
+from __future__ import annotations
+
+from statistics import mean, stdev
+
+NAMES = {
+    'importance': 'soft: importance loss, 0.5',
+    'kl': 'soft: KL loss, 0.5',
+    'relative': 'hard: relative importance, 0.5',
+    'mean': 'hard: mean importance, 0.3',
+    'dense': 'dense ResNet-18',
+}
+DATA_SETS = {'cifar10': 'CIFAR-10', 'cifar100': 'CIFAR-100'}
+CHANCE = {'cifar10': 10.0, 'cifar100': 1.0}  # accuracy of a guess
+# arXiv 2204.10598, CIFAR-100: accuracy in percent with k = 1 ... 10 of ten experts at test time, trained with k = 2
+PUBLISHED = {
+    'importance': (68.52, 71.61, 72.58, 72.70, 73.00, 73.04, 73.09, 73.12, 73.14, 73.08),
+    'kl': (69.38, 71.99, 72.91, 73.10, 73.17, 73.22, 73.20, 73.22, 73.21, 73.18),
+    'relative': (72.56, 72.84, 73.08, 73.11, 73.14, 73.15, 73.14, 73.15, 73.16, 73.16),
+    'mean': (71.52, 73.09, 73.34, 73.30, 73.21, 73.23, 73.17, 73.14, 73.16, 73.16),
+}
+PUBLISHED_DENSE = 72.59
+LEARNED = 3.0  # times chance: below, gaps between numbers of experts say nothing
+MISSING = '-'
+
+
+def spread(numbers: list[float]) -> str:
+    """Mean and, from two seeds on, standard deviation (n - 1)."""
+    if not numbers:
+        return MISSING
+    return f'{mean(numbers):.2f}' + (f' ± {stdev(numbers):.2f}' if len(numbers) > 1 else '')
+
+
+def accuracies(run: dict) -> dict[int, float]:
+    """Accuracy in percent by number of active experts at test time; 0 for the dense network."""
+    return {int(k): 100 * (1 - error) for k, error in run['error'].items()}
+
+
+def gap(run: dict) -> float | None:
+    """Accuracy with all experts minus accuracy with the best one alone, in points; None for the dense network."""
+    found = accuracies(run)
+    return found[max(found)] - found[1] if 1 in found else None
+
+
+def row(setting: str, runs: list[dict], experts: int) -> str:
+    """One setting of ours: accuracy for every k, and the gap."""
+    cells = [NAMES[setting], str(len(runs)) if runs else '']
+    if setting == 'dense':
+        cells += [spread([accuracies(run)[0] for run in runs]) if runs else '', *[''] * experts]
+        return _line(cells)
+    for k in range(1, experts + 1):
+        cells.append(spread([accuracies(run)[k] for run in runs]) if runs else '')
+    cells.append(spread([gap(run) for run in runs]) if runs else '')
+    return _line(cells)
+
+
+def _line(cells: list[str]) -> str:
+    return '| ' + ' | '.join(cells) + ' |'
+
+
+def table(runs: dict[str, list[dict]], experts: int) -> list[str]:
+    """All settings of one data set and number of experts; a row without runs stays empty."""
+    heads = ['setting', 'seeds', *(f'k={k}' for k in range(1, experts + 1)), f'k={experts} minus k=1']
+    lines = [_line(heads), '|' + '---|' * len(heads)]
+    return lines + [row(setting, runs.get(setting, []), experts) for setting in NAMES]
+
+
+def published_table() -> list[str]:
+    """What the paper's authors measured."""
+    heads = ['setting', *(f'k={k}' for k in range(1, 11)), 'k=10 minus k=1']
+    lines = [_line(heads), '|' + '---|' * len(heads)]
+    for setting, values in PUBLISHED.items():
+        lines.append(_line([NAMES[setting], *(f'{v:.2f}' for v in values), f'{values[-1] - values[0]:.2f}']))
+    return [*lines, _line([NAMES['dense'], f'{PUBLISHED_DENSE:.2f}', *[''] * 10])]
+
+
+def finding(runs: dict[str, list[dict]]) -> str:
+    """One sentence on the paper's finding: soft gaps against hard gaps."""
+    gaps = {
+        family: [gap(run) for setting in members for run in runs.get(setting, [])]
+        for family, members in (('soft', ('importance', 'kl')), ('hard', ('relative', 'mean')))
+    }
+    if not all(gaps.values()):
+        return 'The finding cannot be judged yet: it takes soft and hard runs.'
+    members = [run for setting, found in runs.items() if setting != 'dense' for run in found]
+    learned = mean(max(accuracies(run).values()) / CHANCE[run['dataset']] for run in members)
+    if learned < LEARNED:
+        return f'The finding cannot be judged: the networks are right only {learned:.1f} times as often as a guess.'
+    soft, hard = mean(gaps['soft']), mean(gaps['hard'])
+    seen = 'the direction that was published' if soft > hard else 'against the direction that was published'
+    return (
+        f'From one active expert to all, accuracy rises by {soft:.2f} points under soft and by {hard:.2f} points under '
+        f'hard constraints: {seen} (on CIFAR-100 4 to 5 against 0.6 to 1.6 points).'
+    )
+
+
+def scale_in_words(scale: dict) -> str:
+    """How much was trained."""
+    images = 'all training images' if scale['limit_train'] is None else f'{scale["limit_train"]:,} training images'
+    tested = 'all test images' if scale['limit_test'] is None else f'{scale["limit_test"]:,} test images'
+    epochs = '1 epoch' if scale['epochs'] == 1 else f'{scale["epochs"]} epochs'
+    return f'{epochs}, {images}, {tested}, {scale["width"]} base channels'
+
+
+def by_setting(runs: list[dict]) -> dict[str, list[dict]]:
+    """Runs by setting."""
+    return {setting: [run for run in runs if run['setting'] == setting] for setting in NAMES}
+
+
+def layer_in_words(layer: tuple[int, int, bool]) -> str:
+    """Number of experts, place and variant."""
+    experts, stage, residual = layer
+    return f'{experts} experts in stage {stage}' + (', residual' if residual else '')
+
+
+def _section(group: dict) -> list[str]:
+    title = 'Full schedule' if group['full'] else f'Reduced run: {scale_in_words(group["scale"])}'
+    lines = [f'## {title}', '']
+    if not group['full']:
+        lines += [
+            '**A reduced run.** It is no reproduction: its numbers may not be compared with the published ones, only',
+            'its rows with each other.',
+            '',
+        ]
+    for data, by_layer in group['data'].items():
+        for layer, runs in by_layer.items():
+            found = by_setting(runs)
+            lines += [f'### {DATA_SETS[data]}, {layer_in_words(layer)}', '', *table(found, layer[0]), '']
+            lines += [finding(found), '']
+    for about in _origins(group['runs']):
+        lines += [about, '']
+    return lines
+
+
+def _origins(runs: list[dict]) -> list[str]:
+    """Machine, versions and command of the runs; once where they are the same."""
+    origins: dict[tuple[str, str, str], set[str]] = {}
+    for run in runs:
+        versions = ', '.join(f'{name} {version}' for name, version in run['versions'].items())
+        origins.setdefault((run['machine'], versions, run['command']), set()).add(run['date'])
+    return [
+        f'Measured on {", ".join(sorted(dates))} on {machine}; {versions}.  \nCommand: `{command}`'
+        for (machine, versions, command), dates in origins.items()
+    ]
+
+
+def page(groups: dict[str, dict]) -> str:
+    """Markdown of all runs.
+
+    Args:
+        groups: by scale; each has ``full``, ``scale``, ``runs`` (all of them) and ``data`` (data set -> number of
+            experts, stage and whether residual -> runs).
+    """
+    lines = [
+        '# Soft or hard constraints: how many experts does a prediction need?',
+        '',
+        'ResNet-18 with one stage of experts, trained with two active experts, tested with 1 to E',
+        '(`tools/analysis_tools/sweep_top_k.py`). The finding of [arXiv 2204.10598](https://arxiv.org/abs/2204.10598):',
+        'experts that a *soft* constraint trains specialise and need partners, so accuracy with the best expert alone',
+        'is several points below accuracy with all; experts under a *hard* one stay generalists, and the gap is small.',
+        '',
+        'Accuracy on the test set in percent after the last epoch, mean ± standard deviation (n − 1) over seeds. No',
+        'epoch is chosen. The dense network has its accuracy in the first column. Empty rows have not been run.',
+        '',
+    ]
+    if not any(group['full'] for group in groups.values()):
+        lines += ['## Full schedule', '', *table({}, 10), '', 'Not run yet.', '']
+    for key in sorted(groups, key=lambda key: (not groups[key]['full'], key)):
+        lines += _section(groups[key])
+    lines += [
+        '## Published',
+        '',
+        'CIFAR-100, ten experts, trained with k = 2, full schedule; stage and variant are not told for this table.',
+        'Dense: one run.',
+        '',
+        *published_table(),
+    ]
+    return '\n'.join(lines) + '\n'

@@ -1,0 +1,21 @@
+# What the runs of the image classifiers share. Published results are those of the last epoch: no checkpoint is chosen.
+custom_imports = dict(imports=['moe_det'], allow_failed_imports=False)
+default_scope = 'mmdet'
+default_hooks = dict(
+    timer=dict(type='IterTimerHook'),
+    logger=dict(type='LoggerHook', interval=50),
+    param_scheduler=dict(type='ParamSchedulerHook'),
+    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2),
+    sampler_seed=dict(type='ClassificationHook'),  # order and augmentations from seed and epoch, also after --resume
+)
+custom_hooks = [dict(type='MoEHook', interval=50)]
+env_cfg = dict(cudnn_benchmark=True, dist_cfg=dict(backend='nccl'))
+log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
+log_level = 'INFO'
+visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])
+load_from = None
+resume = False
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+val_evaluator = dict(type='ClassificationMetric')
+test_evaluator = dict(type='ClassificationMetric')

@@ -1,0 +1,1 @@
+"""The image classifiers of the papers."""

@@ -1,0 +1,142 @@
+"""The record and page of benchmarks/reproduce_soft_vs_hard.py from made-up runs, and the commands that it gives."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / 'benchmarks'
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """The script, imported as it imports its neighbours."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    for name in ('reproduce_soft_vs_hard', 'soft_vs_hard_page', 'specialization_on_shapes'):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    import reproduce_soft_vs_hard
+
+    return reproduce_soft_vs_hard
+
+
+def run_of(setting: str, seed: int, errors: dict[int, float], **changes) -> dict:
+    """What a finished run leaves."""
+    dense = setting == 'dense'
+    layer = dict(num_experts=None if dense else 3, stage=None if dense else 4, residual=None if dense else False)
+    scale = dict(epochs=150, limit_train=None, limit_test=None, width=64)
+    scale.update(changes.pop('scale', {}))
+    found = dict(
+        dataset='cifar10', setting=setting, seed=seed, scale=scale, error={str(k): e for k, e in errors.items()}
+    )
+    origin = dict(machine='a machine', versions=dict(torch='2.10'), date='2026-01-01', command='python x')
+    return {**found, **layer, **origin, **changes}
+
+
+RUNS = [
+    run_of('kl', 0, {1: 0.20, 2: 0.15, 3: 0.14}),
+    run_of('kl', 1, {1: 0.22, 2: 0.15, 3: 0.14}),
+    run_of('relative', 0, {1: 0.150, 2: 0.145, 3: 0.142}),
+    run_of('dense', 0, {0: 0.1234}),
+    run_of('mean', 0, {1: 0.9, 2: 0.9, 3: 0.9}, scale=dict(epochs=1, limit_train=256, width=8)),
+]
+
+
+def cells(page: str, start: str) -> list[str]:
+    """The first line of the page that starts so, as cells."""
+    line = next(line for line in page.splitlines() if line.startswith(f'| {start}'))
+    return [cell.strip() for cell in line.strip('|').split('|')]
+
+
+def test_page_has_means_gaps_and_empty_rows(benchmark):
+    text = benchmark.page(benchmark.grouped(RUNS))
+    full, reduced = text.split('## Reduced run:')
+    # accuracies 80, 78 / 85, 85 / 86, 86; gaps 6 and 8
+    assert cells(full, 'soft: KL') == [
+        'soft: KL loss, 0.5', '2', '79.00 ± 1.41', '85.00 ± 0.00', '86.00 ± 0.00', '7.00 ± 1.41',
+    ]  # fmt: skip
+    assert cells(full, 'hard: relative')[1:] == ['1', '85.00', '85.50', '85.80', '0.80']
+    assert cells(full, 'dense')[1:] == ['1', '87.66', '', '', '']
+    assert cells(full, 'hard: mean')[1:] == ['', '', '', '', ''] and '10.00' not in full
+    assert 'by 7.00 points under soft and by 0.80 points under hard constraints: the direction that was' in full
+    assert reduced.startswith(' 1 epoch, 256 training images, all test images, 8 base channels')
+    assert '**A reduced run.**' in reduced and 'cannot be judged yet' in reduced
+    assert cells(reduced, 'hard: mean')[1:] == ['1', '10.00', '10.00', '10.00', '0.00']
+    # published: .6852 at k = 1 and .7308 at k = 10
+    assert cells(reduced.split('## Published')[1], 'soft: importance')[1::9] == ['68.52', '73.08']
+    assert cells(reduced.split('## Published')[1], 'soft: importance')[-1] == '4.56'
+
+
+def test_a_gap_in_the_other_direction_is_said(benchmark):
+    runs = [run_of('kl', 0, {1: 0.1, 2: 0.1, 3: 0.1}), run_of('mean', 0, {1: 0.2, 2: 0.1, 3: 0.1})]
+    assert 'against the direction that was published' in benchmark.page(benchmark.grouped(runs))
+
+
+def test_runs_that_have_not_learned_judge_nothing(benchmark):
+    runs = [run_of('kl', 0, {1: 0.92, 2: 0.8, 3: 0.8}), run_of('mean', 0, {1: 0.8, 2: 0.8, 3: 0.8})]
+    text = benchmark.page(benchmark.grouped(runs))
+    assert 'cannot be judged: the networks are right only 2.0 times as often as a guess' in text
+    runs = [dict(run, dataset='cifar100') for run in runs]
+    assert 'the direction that was published' in benchmark.page(benchmark.grouped(runs))
+
+
+def test_a_page_without_runs_has_empty_rows(benchmark):
+    text = benchmark.page({})
+    assert cells(text, 'soft: KL')[1:] == [''] * 12 and 'Not run yet.' in text
+
+
+def test_layers_and_data_sets_are_kept_apart(benchmark):
+    runs = [*RUNS[:4], run_of('kl', 0, {k: 0.1 for k in range(1, 5)}, num_experts=4, stage=2, residual=True)]
+    runs.append(run_of('kl', 0, {1: 0.5, 2: 0.4, 3: 0.4}, dataset='cifar100'))
+    text = benchmark.page(benchmark.grouped(runs))
+    titles = [line for line in text.splitlines() if line.startswith('### ')]
+    assert titles == [
+        '### CIFAR-10, 3 experts in stage 4',
+        '### CIFAR-10, 4 experts in stage 2, residual',
+        '### CIFAR-100, 3 experts in stage 4',
+    ]
+    second = text.split(titles[1])[1].split(titles[2])[0]
+    assert cells(second, 'soft: KL')[1:] == ['1', *['90.00'] * 4, '0.00']
+    assert cells(second, 'dense')[2] == '87.66' and cells(text.split(titles[2])[1], 'dense')[1:] == [''] * 5
+    assert len({benchmark.identity(run) for run in runs}) == len(runs)
+
+
+def test_options_scale_the_schedule_and_fit_the_configs(benchmark):
+    from moe_det.engine.launch import load_config
+
+    words = '--data-root /somewhere/here --epochs 30 --limit-train 500 --limit-test 100 --width 8 --num-experts 4'
+    args = benchmark.parse_args(words.split())
+    assert '/somewhere' not in args.command and '--data-root DIR' in args.command and '--epochs 30' in args.command
+    for setting, drops in (('kl', [16, 24]), ('dense', [12, 20])):
+        options = [f'{key}={value}' for key, value in benchmark.options_of(setting, args).items()]
+        cfg = load_config(benchmark.config_of('cifar10', setting), options)
+        assert cfg.param_scheduler[0].milestones == drops and cfg.train_cfg.max_epochs == 30
+        assert cfg.model.backbone.base_channels == 8 and cfg.train_dataloader.dataset.subset == 500
+        assert cfg.test_dataloader.dataset.subset == 100
+    full = benchmark.parse_args([])
+    assert benchmark.scale_key(benchmark.scale_of(full)) == 'full'
+    assert set(benchmark.options_of('dense', full)) == {
+        'default_hooks.checkpoint.interval',
+        'default_hooks.checkpoint.max_keep_ckpts',
+    }
+    moe = [f'{key}={value}' for key, value in benchmark.options_of('mean', full).items()]
+    cfg = load_config(benchmark.config_of('cifar100', 'mean'), moe)
+    assert cfg.model.backbone.moe.num_experts == 10 and cfg.model.backbone.moe.stages == [4]
+    assert cfg.param_scheduler[0].milestones == [80, 120]
+
+
+def test_a_finished_run_is_not_run_again(benchmark, tmp_path, monkeypatch, capsys):
+    def call(*_, **__):
+        raise AssertionError('a finished run was started')
+
+    monkeypatch.setattr(benchmark, 'call', call)
+    words = f'--seeds 0 --settings kl --num-experts 3 --work-dir {tmp_path} --record {tmp_path}/r.json'.split()
+    folder = tmp_path / 'full' / 'cifar10' / 'kl_e3_stage4' / 'seed_0'
+    folder.mkdir(parents=True)
+    (folder / 'run.json').write_text(json.dumps(RUNS[0]))
+    benchmark.main([*words, '--page', f'{tmp_path}/p.md'])
+    (kept,) = json.loads((tmp_path / 'r.json').read_text())['runs']
+    assert kept == RUNS[0] and '80.00' in (tmp_path / 'p.md').read_text()
+    assert 'k=1: 80.00, k=2: 85.00' in capsys.readouterr().out

@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
 
 # importing moe_det comes before any test imports mmcv.ops or mmdet.models, which may need its operators
 from moe_det.compat.ops import ops_source
+
+# isort: split
+from mmdet.visualization import DetLocalVisualizer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -38,6 +42,9 @@ def shared_data() -> Path:
 def no_trace_of_runners():
     """Takes back what a Runner leaves in the process: a default scope above all, which changes later look-ups."""
     managers = (DefaultScope, MessageHub, MMLogger)
+    # runs that start within one second have one name, and would share the visualizer that writes their scalars
+    for visualizer in (Visualizer, DetLocalVisualizer):
+        visualizer._instance_dict.clear()
     before = [dict(manager._instance_dict) for manager in managers]
     yield
     for manager, instances in zip(managers, before, strict=True):

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
-if find_spec('moe_det') is None:  # a clone that was not installed
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parent))  # of _start.py
+import _start
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -55,18 +54,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0, 2 after an error of the user's, 130 after Ctrl-C."""
     args = parse_args(argv)
-    try:
-        from moe_det.engine import launch
-    except ImportError as error:
-        if type(error).__name__ != 'StackError' or os.environ.get('MOE_DET_TRACEBACK'):
-            raise
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-
-    def run() -> None:
-        launch.test(**vars(args))
-
-    return launch.run_main(run)
+    return _start.run('moe_det.engine.launch:test', **vars(args))
 
 
 if __name__ == '__main__':

@@ -26,7 +26,7 @@ def dense_counterpart(model: Mapping) -> tuple[dict, list[str]]:
     return _without_experts(copy.deepcopy(model), '', changes), changes
 
 
-def _type_name(value: object) -> str:
+def type_name(value: object) -> str:
     """Name of a config's class: ``type`` may be a text, with or without a scope, or the class itself."""
     kind = value.get('type') if isinstance(value, Mapping) else None
     return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
@@ -37,7 +37,7 @@ def _without_experts(node: object, path: str, changes: list[str]) -> object:
         return type(node)(_without_experts(item, f'{path}.{i}', changes) for i, item in enumerate(node))
     if not isinstance(node, dict):
         return node
-    name = _type_name(node)
+    name = type_name(node)
     if name == 'MoEResNet' and node.pop('small_images', False):
         node['type'] = 'SmallImageResNet'
         node.pop('moe', None)
@@ -50,11 +50,11 @@ def _without_experts(node: object, path: str, changes: list[str]) -> object:
         if name != 'FrozenFPN':  # a pyramid that does not learn has no experts
             node.pop('moe', None)
             changes.append(f'{path or "model"}: {_PLAIN[name]} in place of {name}')
-    if _type_name(node.get('conv_cfg')) == 'MoEConv2d':
+    if type_name(node.get('conv_cfg')) == 'MoEConv2d':
         node['conv_cfg'] = None
         changes.append(f'{path}: plain convolutions in place of MoEConv2d'.lstrip(': '))
     if isinstance(node.get('plugins'), (list, tuple)):
-        kept = [plugin for plugin in node['plugins'] if _type_name(plugin.get('cfg')) != 'MoEBlock']
+        kept = [plugin for plugin in node['plugins'] if type_name(plugin.get('cfg')) != 'MoEBlock']
         if len(kept) < len(node['plugins']):
             node['plugins'] = kept or None
             changes.append(f'{path}: no MoEBlock'.lstrip(': '))

@@ -84,7 +84,7 @@ def load_trained_model(
             'plugin, with num_experts >= 2)'
         )
     content = read_checkpoint(path)
-    state = _state_dict(content, path)
+    state = state_of(content, path)
     if has_routers and not any(key.endswith(ROUTER_KEY) for key in state):
         raise CheckpointError(
             f'checkpoint {path} has no MoE layer, the config {cfg.filename} has: name a checkpoint that was trained '
@@ -122,11 +122,16 @@ def read_checkpoint(path: str) -> Mapping:
     return content
 
 
-def _state_dict(content: Mapping, path: str) -> dict[str, torch.Tensor]:
+def state_of(content: Mapping, path: str) -> dict[str, torch.Tensor]:
+    """The weights in a checkpoint's content, under the names of an unwrapped model.
+
+    Raises:
+        CheckpointError: there are none.
+    """
     state = content.get('state_dict', content)
     tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
     if not tensors:
-        raise CheckpointError(f'checkpoint {path} holds no weights; it has {_brief(list(map(str, content)))}')
+        raise CheckpointError(f'checkpoint {path} holds no weights; it has {brief(list(map(str, content)))}')
     return {re.sub(r'^module\.', '', key): value for key, value in tensors.items()}
 
 
@@ -135,18 +140,19 @@ def _fill(model: nn.Module, state: dict[str, torch.Tensor], path: str, config: s
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:  # tensors of other shapes
         lines = [line.strip() for line in str(error).splitlines()[1:]]
-        raise CheckpointError(f'checkpoint {path} does not match the config {config}: {_brief(lines, 2)}') from error
+        raise CheckpointError(f'checkpoint {path} does not match the config {config}: {brief(lines, 2)}') from error
     missing = [key for key in missing if not key.endswith('num_batches_tracked')]
     problems = []
     if missing:
-        problems.append(f'it lacks {len(missing)} tensors of the model ({_brief(missing)})')
+        problems.append(f'it lacks {len(missing)} tensors of the model ({brief(missing)})')
     if unexpected:
-        problems.append(f'it has {len(unexpected)} that the model has not ({_brief(unexpected)})')
+        problems.append(f'it has {len(unexpected)} that the model has not ({brief(unexpected)})')
     if problems:
         raise CheckpointError(f'checkpoint {path} does not match the config {config}: {" and ".join(problems)}')
 
 
-def _brief(names: Sequence[str], limit: int = KEYS_LISTED) -> str:
+def brief(names: Sequence[str], limit: int = KEYS_LISTED) -> str:
+    """The first names of a list, with dots if there are more."""
     return ', '.join(names[:limit]) + (', ...' if len(names) > limit else '')
 
 

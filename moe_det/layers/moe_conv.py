@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
+from mmengine.logging import print_log
 from mmengine.model import kaiming_init
 from torch import nn
 from torch.nn.modules.utils import _pair
 
 from ..errors import MoEConfigError
+from ..routing.experts import copy_dense_to_experts
 from .moe_layer import MoELayer
 from .settings import MoESettings, check_count, split_settings
 
@@ -15,7 +19,8 @@ class MoEConv2d(MoELayer):
     """E convolutions of which each routing row runs K (arXiv 2204.10598, single-conv variant).
 
     Takes the arguments of :class:`torch.nn.Conv2d` and, beside them, the keys of
-    :class:`~moe_det.layers.settings.MoESettings`::
+    :class:`~moe_det.layers.settings.MoESettings`. A checkpoint with a plain convolution in its place fills every
+    expert, plus noise::
 
         conv_cfg=dict(type='MoEConv2d', num_experts=4, top_k=2, constraint=dict(type='KLConstraint'))
 
@@ -84,3 +89,17 @@ class MoEConv2d(MoELayer):
             if expert is not None:
                 kaiming_init(expert)
         self.is_init = True
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        dense = {f'{prefix}{name}': name for name in ('weight', 'bias') if f'{prefix}{name}' in state_dict}
+        if dense:
+            target = f'{prefix}expert_group.experts.'
+            problems = copy_dense_to_experts(state_dict, dense, self.expert_group, target, self.settings.copy_noise)
+            print_log(
+                f'{prefix.rstrip(".")}: {len(dense) - len(problems)} of {len(dense)} tensors of the plain convolution '
+                f'copied into {len(self.expert_group)} experts with relative noise {self.settings.copy_noise:g}'
+                + (f'; not copied: {problems[0]}' if problems else ''),
+                logger='current',
+                level=logging.WARNING if problems else logging.INFO,
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

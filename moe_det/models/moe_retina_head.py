@@ -16,7 +16,7 @@ from ..routing.dispatch import plan_dispatch
 from ..routing.experts import ExpertGroup, copy_dense_to_experts
 from ..routing.router import Router
 from ..routing.rows import rows_of
-from .box_sizes import box_size_histograms
+from .box_sizes import supply_box_sizes
 from .head_branch import (
     BRANCHES,
     PLACEMENTS,
@@ -267,7 +267,8 @@ class MoERetinaHead(RetinaHead):
         losses = super().loss_by_feat(cls_scores, bbox_preds, batch_gt_instances, *args, **kwargs)
         for name, router in self.routers.items():
             if 'box_sizes' in router.asked:
-                router.supply('box_sizes', box_size_histograms(batch_gt_instances))
+                grid, strides = self.moe_settings.grid, self.prior_generator.strides
+                supply_box_sizes(router, batch_gt_instances, cls_scores, grid, strides)
             for key, loss in router.collect().items():
                 losses[f'loss_moe_{key}_{name}'] = loss
         return losses
@@ -289,6 +290,13 @@ class MoERetinaHead(RetinaHead):
                 level=logging.WARNING if problems else logging.INFO,
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def dense_name(self, branch: str, name: str) -> str:
+        """Name of an expert's tensor -> the name that a plain head gives the tensor in its place."""
+        if self.moe_placement in ('first', 'last'):
+            return f'{branch}_convs.{0 if self.moe_placement == "first" else self.stacked_convs - 1}.{name}'
+        part, rest = name.split('.', 1)
+        return f'retina_{branch}.{rest}' if part == 'predictor' else f'{branch}_convs.{rest}'
 
     def _dense_keys(self, state_dict: dict, prefix: str, branch: str) -> dict[str, str]:
         """Keys of a plain head that this branch's experts replace -> their names inside an expert."""

@@ -52,3 +52,6 @@ class Constraint(nn.Module):
 
     def update(self, routing: Routing) -> None:
         """Moves the constraint's state by one step."""
+
+    def after_dropping_experts(self) -> None:
+        """Makes the state that of a layer which never had the experts that were just dropped from it."""

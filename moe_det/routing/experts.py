@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +22,19 @@ if TYPE_CHECKING:
     from .router import Router
 
 DISPATCH_MODES = ('sorted', 'dense')
+
+
+@dataclass(frozen=True)
+class DenseCopy:
+    """What a checkpoint of the dense branch gave the experts that replace it.
+
+    Attributes:
+        copied: its tensors that every expert got.
+        problems: a sentence about each tensor that no expert could take.
+    """
+
+    copied: tuple[str, ...]
+    problems: tuple[str, ...]
 
 
 class ExpertGroup(nn.Module):
@@ -46,6 +60,7 @@ class ExpertGroup(nn.Module):
         self.mixture = mixture
         self.dispatch = dispatch
         self.frozen_for_distillation = False
+        self.dense_copy: DenseCopy | None = None  # set by copy_dense_to_experts
         self._kept: dict[int, tuple[Tensor, Tensor | None]] | None = None  # see keep_outputs
 
     def __len__(self) -> int:
@@ -221,11 +236,12 @@ def copy_dense_to_experts(
         noise: relative standard deviation of the noise, >= 0.
 
     Returns:
-        Sentences about tensors that could not be copied; the experts keep their own initial values there.
+        Sentences about tensors that could not be copied; the experts keep their own initial values there. The group
+        remembers them as ``dense_copy``.
     """
     parameters = dict(experts.experts[0].named_parameters())
     own = dict(experts.experts[0].state_dict())
-    problems = []
+    copied, problems = [], []
     for key, name in dense.items():
         value = state_dict.pop(key)
         if name not in own:
@@ -240,4 +256,6 @@ def copy_dense_to_experts(
             if noise and deviation:
                 copy += noise * deviation * torch.randn_like(copy)
             state_dict[f'{prefix}{expert}.{name}'] = copy
+        copied.append(key)
+    experts.dense_copy = DenseCopy(tuple(copied), tuple(problems))
     return problems

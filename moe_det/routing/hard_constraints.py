@@ -71,6 +71,10 @@ class RelativeImportanceConstraint(ThresholdConstraint):
         step = torch.where(fair > 0, (importance - fair) / fair.clamp_min(1e-10), 0.0)
         self.relative[: len(step)] += step.to(self.relative.dtype)
 
+    @torch.no_grad()
+    def after_dropping_experts(self) -> None:
+        self.relative -= self.relative.mean(dim=1, keepdim=True)  # the sum is 0, else all could be forbidden for good
+
 
 class MeanImportanceConstraint(ThresholdConstraint):
     """Mean importance: m_i <- (t m_i + I_i / sum_j I_j) / (t + 1); expert i is forbidden while m_i - 1/E > threshold.
@@ -98,6 +102,12 @@ class MeanImportanceConstraint(ThresholdConstraint):
         moved = (steps * mean + importance / total.clamp_min(1e-10)) / (steps + 1)
         self.mean[: len(total)] = torch.where(seen, moved, mean)
         self.steps[: len(total)] += seen[:, 0].to(self.steps.dtype)
+
+    @torch.no_grad()
+    def after_dropping_experts(self) -> None:
+        total = self.mean.sum(dim=1, keepdim=True)
+        rest = torch.where(total > 0, self.mean / total.clamp_min(1e-10), 1 / self.mean.shape[1])
+        self.mean.copy_(torch.where(self.steps[:, None] > 0, rest, self.mean))  # shares of one step sum to 1
 
 
 class SelectionBiasConstraint(HardConstraint):

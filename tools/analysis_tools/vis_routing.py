@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
-if find_spec('moe_det') is None:  # a clone that was not installed
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # of _start.py
+import _start
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -42,15 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0, 2 after an error of the user's, 130 after Ctrl-C."""
     args = parse_args(argv)
-    try:
-        from moe_det.engine.image_routing import draw_routing
-        from moe_det.engine.user_errors import run_main
-    except ImportError as error:
-        if type(error).__name__ != 'StackError' or os.environ.get('MOE_DET_TRACEBACK'):
-            raise
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    return run_main(lambda: draw_routing(**vars(args)))
+    return _start.run('moe_det.engine.image_routing:draw_routing', **vars(args))
 
 
 if __name__ == '__main__':

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
-if find_spec('moe_det') is None:  # a clone that was not installed
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # of _start.py
+import _start
 
 
 def _show_progress(done: int, total: int) -> None:
@@ -38,21 +37,19 @@ def main(argv: list[str] | None = None) -> int:
     if args.workers < 1:
         parser.error(f'argument --workers: expected an integer >= 1, got {args.workers}')
 
-    from moe_det.datasets.shapes import ShapesSettings, make_shapes
-    from moe_det.errors import MoEDetError
+    def work() -> None:
+        from moe_det.datasets.shapes import ShapesSettings, make_shapes
 
-    try:
         settings = ShapesSettings(args.train, args.val, args.size, args.seed, args.scene_scale)
-        made = make_shapes(args.out, settings, overwrite=args.overwrite, workers=args.workers, progress=_show_progress)
-    except MoEDetError as error:
-        print(f'make_shapes.py: error: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f'make_shapes.py: interrupted; run the same command again to complete {args.out}', file=sys.stderr)
-        return 130
-    what = f'{args.train} training and {args.val} validation images of {args.size}x{args.size}'
-    print(f'{args.out}: {what} {"made" if made else "are already there"}')
-    return 0
+        try:
+            options = dict(overwrite=args.overwrite, workers=args.workers, progress=_show_progress)
+            made = make_shapes(args.out, settings, **options)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f'run the same command again to complete {args.out}') from None
+        what = f'{args.train} training and {args.val} validation images of {args.size}x{args.size}'
+        print(f'{args.out}: {what} {"made" if made else "are already there"}')
+
+    return _start.run(work)
 
 
 if __name__ == '__main__':

@@ -11,13 +11,12 @@ import dataclasses
 import inspect
 import re
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # of _start.py
+from _start import ROOT
+
 PAGE = ROOT / 'docs' / 'configuration.md'
-if find_spec('moe_det') is None:  # a clone that was not installed
-    sys.path.insert(0, str(ROOT))
 
 HEADER = """# Configuration reference
 

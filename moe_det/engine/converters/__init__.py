@@ -1,0 +1,1 @@
+"""Turns checkpoints into others: dense to experts and back, fewer experts, ONNX."""

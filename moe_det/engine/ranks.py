@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -10,6 +12,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 
 from ..errors import MoEConfigError
+from ..probing.run import ALONE, Share
 from .console import local_rank, warn
 
 
@@ -54,6 +57,32 @@ def prepare_ranks(cfg: Config) -> None:
             broadcast_buffers=False,
             find_unused_parameters=cfg.get('find_unused_parameters', False),
         )
+
+
+@contextmanager
+def ranks_with_files(launcher: str) -> Iterator[Share]:
+    """Joins the processes of a tool that exchange results through a folder, and only have to wait for each other.
+
+    Args:
+        launcher: ``'none'``, or ``'pytorch'`` when torchrun has started this process.
+
+    Raises:
+        MoEConfigError: torchrun has not.
+    """
+    if launcher == 'none':
+        yield ALONE
+        return
+    if 'RANK' not in os.environ:
+        raise MoEConfigError(
+            f'--launcher {launcher}: RANK is not in the environment: start the tool by torchrun, or leave out '
+            '--launcher for one process'
+        )
+    # hours: rank 0 computes statistics while the others may be at the next checkpoint
+    dist.init_process_group('gloo', timeout=timedelta(hours=24))
+    try:
+        yield Share(dist.get_rank(), dist.get_world_size(), dist.barrier)
+    finally:
+        leave_ranks()
 
 
 def leave_ranks() -> None:

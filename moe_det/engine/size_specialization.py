@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shlex
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import numpy as np
 from mmengine.config import Config
 from torch import nn
 from tqdm import tqdm
@@ -31,26 +28,19 @@ from ..probing.conditions import conditions_of
 from ..probing.findings import Findings
 from ..probing.probe import Probe
 from ..probing.random_gates import random_gates
-from ..probing.run import PartStore, probe_images
+from ..probing.run import ALONE, PartStore, Share, probe_images
 from ..routing.router import find_routers
-from ..version import __version__
 from .checkpoints import check_checkpoint, file_sha256
-from .console import say
+from .console import local_rank, say
 from .launch import Options, load_config
+from .layer_description import layer_infos, pyramid_levels
+from .ranks import ranks_with_files
 from .size_pictures import add_pictures
-from .trained_model import analysis_device, annotation_file, load_trained_model, test_batches
+from .software import versions
+from .trained_model import TestBatches, analysis_device, annotation_file, load_trained_model, test_batches
 
 RESULTS_FORMAT = 1
 RESULTS_NAME = 'size_specialization.json'
-_PACKAGES = {
-    'torch': ('torch',),
-    'mmdet': ('mmdet', 'onedl-mmdetection'),
-    'mmengine': ('mmengine', 'onedl-mmengine'),
-    'mmcv': ('mmcv', 'mmcv-lite', 'onedl-mmcv'),
-    'numpy': ('numpy',),
-    'scipy': ('scipy',),
-    'pycocotools': ('pycocotools',),
-}
 
 
 @dataclass(frozen=True)
@@ -68,6 +58,7 @@ class AnalysisOptions:
         random_gate: measure the same model with randomly initialised gates as a control.
         force: evaluate forced, knocked out and other numbers of experts.
         layers: look at these layers only; None takes all.
+        launcher: ``'pytorch'`` when torchrun has started several processes that share the images; else ``'none'``.
         command: the command line, for the record.
     """
 
@@ -81,10 +72,11 @@ class AnalysisOptions:
     random_gate: bool = False
     force: bool = True
     layers: tuple[str, ...] | None = None
+    launcher: str = 'none'
     command: str = ''
 
 
-def analyse(config: str, checkpoints: Sequence[str], options: AnalysisOptions) -> dict:
+def analyse(config: str, checkpoints: Sequence[str], options: AnalysisOptions) -> dict | None:
     """Analyses one or several checkpoints of a config and writes a report on each.
 
     With several (runs of different seeds) the report of the first, in ``out_dir``, also tells what they have in common,
@@ -96,12 +88,20 @@ def analyse(config: str, checkpoints: Sequence[str], options: AnalysisOptions) -
         options: what is asked for.
 
     Returns:
-        The results of the first checkpoint, as ``size_specialization.json`` has them.
+        The results of the first checkpoint, as ``size_specialization.json`` has them; None in processes of another rank
+        than 0.
 
     Raises:
         MoEDetError: config, checkpoint, data or a folder cannot be used.
     """
-    analysis_device(options.device)
+    with ranks_with_files(options.launcher) as share:
+        return _analyse(config, checkpoints, options, share)
+
+
+def _analyse(config: str, checkpoints: Sequence[str], options: AnalysisOptions, share: Share) -> dict | None:
+    device = analysis_device(options.device)
+    if device.type == 'cuda' and device.index is None and share.processes > 1:
+        options = replace(options, device=f'cuda:{local_rank()}')
     cfg = load_config(config, options.cfg_options, options.data_root)
     folder = Path(options.out_dir or Path(cfg.work_dir) / 'size_specialization')
     _writable(folder)
@@ -112,9 +112,14 @@ def analyse(config: str, checkpoints: Sequence[str], options: AnalysisOptions) -
         _writable(target)
         if len(checkpoints) > 1:
             say(f'checkpoint {number} of {len(checkpoints)}: {checkpoint}')
-        every.append(analyse_checkpoint(cfg, checkpoint, target, options))
+        found = analyse_checkpoint(cfg, checkpoint, target, options, share)
+        if found is None:
+            continue
+        every.append(found)
         if number > 1:
-            _write(every[-1][0], target)
+            _write(found[0], target)
+    if share.rank:
+        return None
     results = every[0][0]
     if len(every) > 1:
         results['seeds'] = across_seeds(*zip(*every, strict=True))
@@ -144,9 +149,12 @@ def _write(results: dict, folder: Path) -> None:
 
 
 def analyse_checkpoint(
-    cfg: Config, checkpoint: str, folder: Path, options: AnalysisOptions
-) -> tuple[dict, dict[str, SpecializationResult]]:
-    """Probes one checkpoint; returns its results, see :func:`analyse`, and the measurement of each layer."""
+    cfg: Config, checkpoint: str, folder: Path, options: AnalysisOptions, share: Share = ALONE
+) -> tuple[dict, dict[str, SpecializationResult]] | None:
+    """Probes one checkpoint; returns its results, see :func:`analyse`, and the measurement of each layer.
+
+    Processes of another rank than 0 probe their share of the images and return None.
+    """
     begin = time.perf_counter()
     model = load_trained_model(cfg, checkpoint, options.device)
     infos = layer_infos(model, options.layers)
@@ -168,9 +176,17 @@ def analyse_checkpoint(
         'images': ground_truth.image_ids,
         'conditions': [condition.name for condition in conditions],
     }
-    store = PartStore(folder / 'findings', json.loads(json.dumps(question, default=str)))
-    with tqdm(total=batches.num_images, desc='images', unit='img', file=sys.stderr) as bar:
-        findings = probe_images(probe, batches, ground_truth, store, bar.update)
+    question = json.loads(json.dumps(question, default=str))
+    findings = _probe(probe, batches, ground_truth, folder / 'findings', question, share, 'images')
+    random_findings = None
+    if options.random_gate:
+        quiet = Probe(model, probe.category_ids, (), probe.grids)
+        with random_gates(model, options.settings.seed):
+            asked = {**question, 'conditions': [], 'random_gate': options.settings.seed}
+            place = folder / 'findings_of_random_gates'
+            random_findings = _probe(quiet, batches, ground_truth, place, asked, share, 'random gates')
+    if findings is None:
+        return None
 
     matches = ground_truth.match(findings.detections)
     if not (matches >= 0).any() and probe.no_provenance is None:
@@ -192,8 +208,8 @@ def analyse_checkpoint(
         )
         layers.append(numbers)
         measured.append(result)
-    if options.random_gate:
-        _add_control(layers, infos, model, probe, batches, ground_truth, options)
+    if random_findings is not None:
+        _add_control(layers, infos, random_findings, ground_truth, options)
     by_layer = decide(layers, measured)
     results = {
         'format': RESULTS_FORMAT,
@@ -220,7 +236,7 @@ def analyse_checkpoint(
             'seconds': round(time.perf_counter() - begin, 1),
         },
         'sizes': sizes,
-        'levels': _levels(model, findings),
+        'levels': pyramid_levels(model, findings),
         'ap': {'natural': precisions['natural'], 'top_k': _sweep(model, precisions)},
         'layers': layers,
         'examples': [],
@@ -231,44 +247,34 @@ def analyse_checkpoint(
     return results, by_layer
 
 
-def layer_infos(model: nn.Module, chosen: Sequence[str] | None = None) -> list[LayerInfo]:
-    """Describes the MoE layers of a model that have a gate.
-
-    Raises:
-        MoEConfigError: the model has no layer of a name in ``chosen``.
-    """
-    routers = find_routers(model)
-    for name in chosen or ():
-        if name not in routers:
-            raise MoEConfigError(f'--layers {name}: the model has the MoE layers {", ".join(routers)}')
-    grids = {}
-    for path, module in model.named_modules():
-        settings = getattr(module, 'moe_settings', None) or getattr(module, 'settings', None)
-        if settings is not None and getattr(settings, 'unit', None) == 'patch':
-            grids |= {name: settings.grid for name in routers if name == path or name.startswith(f'{path}.')}
-    return [
-        LayerInfo(
-            name=name,
-            unit=router.unit,
-            grid=grids.get(name),
-            num_experts=router.num_experts,
-            top_k=router.top_k,
-            balance_over='level' if router.num_groups > 1 else 'all',
-            constraints=tuple(router.constraints),
-        )
-        for name, router in routers.items()
-        if chosen is None or name in chosen
-    ]
+def _probe(
+    probe: Probe,
+    batches: TestBatches,
+    ground_truth: GroundTruth,
+    folder: Path,
+    question: dict,
+    share: Share,
+    words: str,
+) -> Findings | None:
+    """Probes the images, of which a folder may hold some already; None in processes of another rank than 0."""
+    if share.rank:
+        share.wait()  # rank 0 throws away what answers another question
+    store = PartStore(folder, question)
+    if not share.rank:
+        share.wait()
+    total = batches.num_images // share.processes
+    with tqdm(total=total, desc=words, unit='img', file=sys.stderr, disable=share.rank > 0) as bar:
+        return probe_images(probe, batches, ground_truth, store, bar.update, share)
 
 
-def _add_control(layers, infos, model, probe, batches, ground_truth, options) -> None:
-    """Measures every layer once more with gates that learnt nothing."""
-    quiet = Probe(model, probe.category_ids, (), probe.grids)
-    with (
-        random_gates(model, options.settings.seed),
-        tqdm(total=batches.num_images, desc='random gates', unit='img', file=sys.stderr) as bar,
-    ):
-        findings = probe_images(quiet, batches, ground_truth, progress=bar.update)
+def _add_control(
+    layers: list[dict],
+    infos: Sequence[LayerInfo],
+    findings: Findings,
+    ground_truth: GroundTruth,
+    options: AnalysisOptions,
+) -> None:
+    """Adds what the same model does with gates that learnt nothing."""
     matches = ground_truth.match(findings.detections)
     settings = replace(options.settings, bootstrap=0)
     for layer, info in zip(layers, infos, strict=True):
@@ -288,20 +294,6 @@ def _sweep(model: nn.Module, precisions: dict[str, dict]) -> list[dict]:
     return sorted(rows, key=lambda row: row['k'])
 
 
-def _levels(model: nn.Module, findings: Findings) -> list[dict]:
-    head = getattr(model, 'bbox_head', None)
-    strides = getattr(getattr(head, 'prior_generator', None), 'strides', None)
-    if strides is None:
-        return []
-    counts = np.bincount(findings.detection_levels[findings.detection_levels >= 0], minlength=len(strides))
-    levels = []
-    for index, stride in enumerate(strides):
-        pixels = int(stride[0] if isinstance(stride, (tuple, list)) else stride)
-        name = f'P{pixels.bit_length() - 1}' if pixels & (pixels - 1) == 0 else f'level {index}'
-        levels.append({'index': index, 'name': name, 'stride': pixels, 'detections': int(counts[index])})
-    return levels
-
-
 def _notes(probe: Probe, infos: Sequence[LayerInfo], model: nn.Module) -> list[str]:
     notes = []
     if probe.no_provenance:
@@ -315,23 +307,3 @@ def _notes(probe: Probe, infos: Sequence[LayerInfo], model: nn.Module) -> list[s
     if left_out:
         notes.append(f'Not looked at: {", ".join(left_out)}.')
     return notes
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of what the numbers depend on."""
-    found: dict[str, str | None] = {'moe_det': __version__, 'python': platform.python_version()}
-    for name, packages in _PACKAGES.items():
-        found[name] = next((v for v in map(_version, packages) if v), None)
-    return found
-
-
-def _version(package: str) -> str | None:
-    try:
-        return f'{version(package)}' + (f' ({package})' if package.startswith('onedl') else '')
-    except PackageNotFoundError:
-        return None
-
-
-def command_line() -> str:
-    """The command line of this process, as one would type it."""
-    return shlex.join([Path(sys.executable).name, *sys.argv])

@@ -179,19 +179,27 @@ class TestBatches:
         self.num_images = len(self.dataset) if limit is None else min(limit, len(self.dataset))
         if self.num_images == 0:
             raise DataError(f'{cfg.filename}: the test set has no images')
-        images = Subset(self.dataset, range(self.num_images))
         for key in ('batch_sampler', 'num_batch_per_epoch', 'drop_last'):  # they reorder or leave out images
             loader.pop(key, None)
-        # mmengine's own sampler would give each process of a distributed run a part
-        loader.update(dataset=images, sampler=SequentialSampler(images), persistent_workers=False)
         loader.setdefault('batch_size', 1)
-        self._loader = Runner.build_dataloader(loader)
+        self._settings = loader
 
     def __len__(self) -> int:
-        return len(self._loader)
+        return -(-self.num_images // self._settings['batch_size'])
 
     def __iter__(self) -> Iterator[tuple[list[int], dict]]:
-        for batch in self._loader:
+        return self.select(range(len(self)))
+
+    def select(self, numbers: Sequence[int]) -> Iterator[tuple[list[int], dict]]:
+        """Yields some of the batches, by number; the images of the others are not read."""
+        size = self._settings['batch_size']
+        positions = [i for n in numbers for i in range(n * size, min((n + 1) * size, self.num_images))]
+        if not positions:
+            return
+        images = Subset(self.dataset, positions)
+        # mmengine's own sampler would give each process of a distributed run a part
+        changes = dict(dataset=images, sampler=SequentialSampler(images), persistent_workers=False)
+        for batch in Runner.build_dataloader({**self._settings, **changes}):
             yield [_image_id(sample) for sample in batch['data_samples']], batch
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -80,48 +83,87 @@ def truths_of(ground_truth: GroundTruth, image_ids: Sequence[int], category_ids:
     return found
 
 
+@dataclass(frozen=True)
+class Share:
+    """A process's part of work that several processes do through a common folder.
+
+    Attributes:
+        rank: number of this process.
+        processes: how many there are.
+        wait: returns when every process has called it.
+    """
+
+    rank: int = 0
+    processes: int = 1
+    wait: Callable[[], None] = lambda: None
+
+
+ALONE = Share()
+
+
+class Batches(Protocol):
+    """Batches that can be read in part."""
+
+    def __len__(self) -> int:
+        """Number of batches."""
+
+    def select(self, numbers: Sequence[int]) -> Iterable[tuple[list[int], dict]]:
+        """Image ids and batch for each of these batch numbers; the others are not loaded."""
+
+
 def probe_images(
     probe: Probe,
-    batches: Iterable[tuple[list[int], dict]],
+    batches: Batches,
     ground_truth: GroundTruth,
     store: PartStore | None = None,
     progress: Callable[[int], None] = lambda images: None,
-) -> Findings:
+    share: Share = ALONE,
+) -> Findings | None:
     """Probes all batches.
 
     Args:
         probe: the questions and the detector.
-        batches: pairs of image ids and batch, always in the same order.
+        batches: always in the same order.
         ground_truth: annotations of the images.
-        store: keeps finished parts; what it holds is not probed again.
-        progress: called with the number of images of each finished batch.
+        store: keeps finished parts; what it holds is neither loaded nor probed again. Several processes need one.
+        progress: called with the number of images that this process has just finished or found finished.
+        share: this process's share of the parts.
 
     Returns:
-        The findings on all images, in order.
+        The findings on all images, in order; None in processes of another rank than 0.
+
+    Raises:
+        DataError: a part cannot be stored, or one of another process is not there.
     """
-    parts: list[Findings] = []
-    pending: list[Findings] = []
-    stored: Findings | None = None
-    for number, (image_ids, batch) in enumerate(batches):
-        if number % BATCHES_PER_PART == 0:
-            if pending:
-                parts.append(_finish(pending, len(parts), store))
-            pending = []
-            stored = store.load(len(parts)) if store else None
-        if stored is not None and image_ids[0] in stored.image_ids:
-            if number % BATCHES_PER_PART == 0:
-                parts.append(stored)
+    total = -(-len(batches) // BATCHES_PER_PART)
+    finished: dict[int, Findings] = {}
+    missing = []
+    for part in range(share.rank, total, share.processes):
+        stored = store.load(part) if store else None
+        if stored is None:
+            missing.append(part)
         else:
+            finished[part] = stored
+            progress(len(stored.image_ids))
+    every = range(len(batches))
+    numbers = [every[part * BATCHES_PER_PART : (part + 1) * BATCHES_PER_PART] for part in missing]
+    loaded = iter(batches.select([*itertools.chain(*numbers)]))
+    for part, of_part in zip(missing, numbers, strict=True):
+        pending = []
+        for image_ids, batch in itertools.islice(loaded, len(of_part)):
             truths = truths_of(ground_truth, image_ids, probe.category_ids.tolist())
             pending.append(probe(image_ids, batch, truths))
-        progress(len(image_ids))
-    if pending:
-        parts.append(_finish(pending, len(parts), store))
-    return join(parts)
-
-
-def _finish(pending: Sequence[Findings], number: int, store: PartStore | None) -> Findings:
-    part = join(pending)
-    if store is not None:
-        store.save(number, part)
-    return part
+            progress(len(image_ids))
+        finished[part] = join(pending)
+        if store is not None:
+            store.save(part, finished[part])
+    share.wait()
+    if share.rank:
+        return None
+    for part in range(total):
+        if part not in finished:
+            found = store.load(part) if store else None
+            if found is None:
+                raise DataError(f'{store.path(part) if store else "a part"} of another process is not there')
+            finished[part] = found
+    return join([finished[part] for part in range(total)])

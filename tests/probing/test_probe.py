@@ -13,11 +13,12 @@ import torch
 from small_models import CLASSES, batch, detector, spread_weights
 
 from moe_det.analysis.ground_truth import GroundTruth
+from moe_det.errors import DataError
 from moe_det.probing.conditions import conditions_of, forced, knocked_out, swept
 from moe_det.probing.findings import Findings, join
 from moe_det.probing.probe import Probe
 from moe_det.probing.random_gates import random_gates
-from moe_det.probing.run import PartStore, probe_images, truths_of
+from moe_det.probing.run import PartStore, Share, probe_images, truths_of
 from moe_det.routing import RoutingRecorder, find_routers
 from moe_det.routing.intervention import Intervention, intervene
 
@@ -220,8 +221,11 @@ class Batches:
         self.stop = stop
         self.data = batch(SIZES)
 
-    def __iter__(self):
-        for number in range(30):
+    def __len__(self):
+        return 30
+
+    def select(self, numbers):
+        for number in numbers:
             if number == self.stop:
                 raise KeyboardInterrupt
             i = number % 3
@@ -269,6 +273,25 @@ def test_an_interrupted_run_goes_on_and_finds_the_same(tmp_path):
     findings_equal(probe_images(probe, Batches(), truth, store), expected)
     PartStore(tmp_path / 'parts', dict(question=2))
     assert not list((tmp_path / 'parts').glob('*.npz'))
+
+
+def test_several_processes_find_what_one_finds(tmp_path):
+    model = moe_detector()
+    truth = many_images(tmp_path)
+    probe = Probe(model, CATEGORIES, conditions_of(model)[:1])
+    expected = probe_images(probe, Batches(), truth)
+    store = PartStore(tmp_path / 'parts', dict(question=1))
+    images = {rank: [] for rank in range(3)}
+    for rank in (2, 1, 0):  # one after the other, rank 0 last: as if it had waited
+        waited = []
+        share = Share(rank, 3, lambda waited=waited: waited.append(1))
+        found = probe_images(probe, Batches(), truth, store, images[rank].append, share)
+        assert waited == [1] and (found is None) == (rank > 0)
+    findings_equal(found, expected)
+    assert [sum(counts) for counts in images.values()] == [14, 8, 8]  # of four parts of 8, 8, 8 and 6 images
+    store.path(1).unlink()
+    with pytest.raises(DataError, match='part_00001.npz of another process is not there'):
+        probe_images(probe, Batches(), truth, store, share=Share(0, 3))
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +19,7 @@ from small_models import spread_weights
 from moe_det.datasets.shapes import ShapesSettings, make_shapes
 from moe_det.engine.launch import load_config
 
+TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 TOOL = 'analysis_tools/size_specialization.py'
 # the shapes' six classes, and every box kept, so that an untrained detector matches some objects
 SHAPES = """
@@ -124,6 +129,36 @@ def test_a_whole_report(analyse, shapes_config, shapes, tmp_path):
     assert results['ap']['natural']['AP'] == pytest.approx(metrics['coco/bbox_mAP'], abs=6e-4)
     assert results['ap']['natural']['AP50'] == pytest.approx(metrics['coco/bbox_mAP_50'], abs=6e-4)
     assert results['ap']['natural']['AP50'] > 0
+
+
+def test_two_processes_say_what_one_says(analyse, shapes_config, shapes, tmp_path):
+    single = ['--cfg-options', 'test_dataloader.batch_size=1']  # two parts of eight images
+    _, _, _, alone = analyse('--random-gate', *single)
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, TOOLS / 'misc/torchrun.py', '--nproc_per_node=2', f'--master_port={port}', TOOLS / TOOL]
+    options = ['--data-root', shapes, '--out-dir', 'together', '--area-ranges', '16', '48', '--permutations', '200']
+    options += ['--bootstrap', '100', '--random-gate', '--launcher', 'pytorch', *single]
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
+    weights = [shapes_config, tmp_path / '0.pth']
+    done = subprocess.run(
+        [*map(str, [*command, *weights, *options])], capture_output=True, text=True, timeout=240, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count('Report: ') == 1
+    assert len(list(Path('together/findings').glob('*.npz'))) == 2
+    together = json.loads(Path('together/size_specialization.json').read_text())
+    for results in (alone, together):
+        for key in ('date', 'seconds', 'command'):
+            del results['provenance'][key]
+    assert together == alone
+
+
+def test_launcher_without_torchrun_is_one_error(analyse, monkeypatch):
+    monkeypatch.delenv('RANK', raising=False)
+    status, _, err, _ = analyse('--launcher', 'pytorch')
+    assert status == 2 and 'RANK is not in the environment' in err and err.count('\n') == 1
 
 
 def test_a_second_run_reads_the_findings_and_says_the_same(analyse, monkeypatch):

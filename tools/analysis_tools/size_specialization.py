@@ -46,6 +46,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--seed', type=int, default=0, help='of permutations and samples (%(default)s)')
     parser.add_argument('--device', help='cpu, cuda or cuda:N (default: CUDA where there is one)')
     parser.add_argument(
+        '--launcher',
+        choices=('none', 'pytorch'),
+        default='none',
+        help="'pytorch' in processes that torchrun started: they share the images (%(default)s)",
+    )
+    parser.add_argument(
         '--cfg-options',
         nargs='+',
         action='extend',
@@ -70,7 +76,8 @@ def main(argv: list[str] | None = None) -> int:
 
     def work() -> None:
         from moe_det.analysis.assembly import Settings
-        from moe_det.engine.size_specialization import AnalysisOptions, analyse, command_line
+        from moe_det.engine.size_specialization import AnalysisOptions, analyse
+        from moe_det.engine.software import command_line
 
         options = AnalysisOptions(
             data_root=args.data_root,
@@ -83,6 +90,7 @@ def main(argv: list[str] | None = None) -> int:
             random_gate=args.random_gate,
             force=not args.no_forcing,
             layers=None if args.layers is None else tuple(args.layers),
+            launcher=args.launcher,
             command=command_line(),
         )
         analyse(args.config, args.checkpoint, options)

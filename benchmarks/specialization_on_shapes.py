@@ -21,7 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / 'benchmarks' / 'records' / 'specialization_on_shapes.json'
 PAGE = ROOT / 'docs' / 'results' / 'shapes.md'
-CONFIGS = {kind: ROOT / 'configs' / 'shapes' / f'retinanet_{kind}.py' for kind in ('dense', 'moe_soft', 'moe_hard')}
+KINDS = ('dense', 'moe_soft', 'moe_hard', 'moe_similarity')
+CONFIGS = {kind: ROOT / 'configs' / 'shapes' / f'retinanet_{kind}.py' for kind in KINDS}
 HEAD = 'model.bbox_head.moe'
 
 
@@ -30,7 +31,7 @@ class RunError(Exception):
 
 
 def settings() -> dict[str, tuple[str, dict[str, object]]]:
-    """Name -> kind of config and its changed keys: the dense model, then the grid of unit, balance and constraint."""
+    """Name -> kind of config and its changed keys: dense; the grid of unit, balance and constraint; similarity."""
     grid: dict[str, tuple[str, dict[str, object]]] = {'dense': ('dense', {})}
     units = {'level': {}, 'image': {'unit': 'image'}, 'patch2': {'unit': 'patch', 'grid': 2}}
     units['patch3'] = {'unit': 'patch', 'grid': 3}
@@ -43,6 +44,11 @@ def settings() -> dict[str, tuple[str, dict[str, object]]]:
                 if balance == 'level':
                     options[f'{HEAD}.balance_over'] = 'level'
                 grid[f'{kind}-{unit}-{balance}'] = (f'moe_{kind}', options)
+    for name, distance in (('similarity', 'features'), ('boxes', 'box_sizes')):
+        for unit in ('level', 'patch3'):  # balanced inside levels by the config
+            options = {f'{HEAD}.{key}': value for key, value in units[unit].items()}
+            options[f'{HEAD}.constraint.distance'] = distance
+            grid[f'{name}-{unit}-level'] = ('moe_similarity', options)
     return grid
 
 

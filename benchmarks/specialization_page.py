@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import mean, stdev
 
 LAYERS = {'bbox_head.cls': 'class branch', 'bbox_head.reg': 'box branch'}
+GUIDED = 'boxes-'  # settings that see box sizes of the ground truth while they train
 PAPER_SPREAD = {'AP_S': 2.3, 'AP_L': 1.8}  # arXiv 2204.10598, between forced experts, points of AP on COCO
 
 
@@ -16,10 +17,15 @@ def points(values: list[float | None]) -> str:
     return f'{mean(known):.1f}' + (f' ± {stdev(known):.1f}' if len(known) > 1 else '')
 
 
+def label(name: str) -> str:
+    """A setting's name, marked where ground truth guides its experts."""
+    return f'`{name}` (guided)' if name.startswith(GUIDED) else f'`{name}`'
+
+
 def row(name: str, setting: dict) -> str:
     """One setting: average precision and, per layer, what is left of size given the level."""
     runs = setting['runs']
-    cells = [f'`{name}`', str(len(runs)), *(points([r['ap'][k] for r in runs]) for k in ('AP', 'AP_S', 'AP_M', 'AP_L'))]
+    cells = [label(name), str(len(runs)), *(points([r['ap'][k] for r in runs]) for k in ('AP', 'AP_S', 'AP_M', 'AP_L'))]
     for layer in LAYERS:
         found = [run['layers'][layer] for run in runs if layer in run['layers']]
         if not found:
@@ -33,7 +39,7 @@ def row(name: str, setting: dict) -> str:
 
 def verdict_row(name: str, setting: dict) -> str:
     """One setting: verdicts by seed, the common verdict and the spread between forced experts."""
-    cells = [f'`{name}`']
+    cells = [label(name)]
     for layer in LAYERS:
         found = [run['layers'][layer] for run in setting['runs']]
         words = ', '.join(f['verdict'] for f in found)
@@ -55,7 +61,10 @@ def page(record: dict, order: list[str]) -> str:
         'decision, trained from scratch on 800 synthetic images and measured on 200 others with',
         '`tools/analysis_tools/size_specialization.py` (detection unit, 10,000 permutations). Names are',
         'constraint-unit-balance: `soft-level-all` is the setting of arXiv 2204.10598. AP in points, mean ± standard',
-        'deviation over seeds. How to read the measures: [size_specialization.md](../size_specialization.md).',
+        'deviation over seeds. `similarity-*` have the sample similarity loss of arXiv 2302.14703 on pooled features,',
+        '`boxes-*` on the sizes of the boxes in the image or patch: **ground truth of the training images guides these',
+        'towards sizes**, all others are not guided. How to read the measures:',
+        '[size_specialization.md](../size_specialization.md).',
         '',
         f'Measured on {record.get("date", "?")} on {record.get("machine", "?")}; {versions}.',
         f'Command: `{record.get("command", "?")}`. Epochs: '

@@ -36,6 +36,7 @@ ENTRIES = sorted(
     str(path.relative_to(CONFIGS)) for folder in (CONFIGS, CONFIGS / 'shapes') for path in folder.glob('*.py')
 )
 SOFT = 'retinanet_moe_soft.py'
+DISTILLED = ('retinanet_moe_distilled.py', 'shapes/retinanet_moe_distilled.py')  # need a trained attentive run
 RUNTIME_HOOKS = ['MoEHook', 'ExactResumeHook', 'SkipBadImagesHook', 'FiniteHook']
 
 
@@ -76,11 +77,15 @@ def test_the_list_of_configs_is_complete():
 
 
 @pytest.mark.parametrize('name', ENTRIES)
-def test_config_trains_a_step_and_predicts(name):
+def test_config_trains_a_step_and_predicts(name, tmp_path):
     cfg = shrink(entry(name))
     torch.manual_seed(0)
     model = initialise(build(cfg.model))
     spread_weights(model.bbox_head)  # at the small weights of initialisation a step is lost to rounding
+    if name in DISTILLED:
+        source = spread_weights(initialise(build(shrink(entry(name.replace('distilled', 'attentive'))).model)))
+        torch.save(dict(state_dict=source.state_dict()), tmp_path / 'attentive.pth')
+        load_checkpoint(model, str(tmp_path / 'attentive.pth'), map_location='cpu')
     attach_hooks(cfg, model)
     routers = find_routers(model)
     assert bool(routers) == (name != 'shapes/retinanet_dense.py')
@@ -101,7 +106,8 @@ def test_config_trains_a_step_and_predicts(name):
     assert changed & trainable and not changed & frozen
     for path, router in routers.items():
         assert any(p is model.get_parameter(key) for p in router.gate.parameters() for key in changed & trainable), path
-    assert {key for key in changed if 'predictor' in key or 'retina_' in key}
+    predictors = {key for key in changed if 'predictor' in key or 'retina_' in key}
+    assert not predictors if name in DISTILLED else predictors
 
     for found in predictions_of(model, batch()):
         assert len(found) > 0 and torch.isfinite(found.bboxes).all()
@@ -141,6 +147,17 @@ def test_published_setting_of_the_soft_config():
     moe = entry(SOFT).model.bbox_head.moe
     assert (moe.num_experts, moe.top_k, moe.placement, moe.unit, moe.balance_over) == (4, 2, 'branch', 'level', 'all')
     assert moe.constraint.weight == 0.25 and moe.gate.type == 'GAPLinearGate'
+
+
+@pytest.mark.parametrize('name', DISTILLED)
+def test_distillation_starts_from_the_run_of_its_base(name):
+    distilled, attentive = entry(name), entry(name.replace('distilled', 'attentive'))
+    moe = distilled.model.bbox_head.moe
+    assert moe.gate.teacher == attentive.model.bbox_head.moe.gate and moe.get('constraint') is None
+    run = f'work_dirs/retinanet_moe_attentive/epoch_{attentive.train_cfg.max_epochs}.pth'
+    assert distilled.load_from == run and distilled.data_root == attentive.data_root
+    paths = ('model.', 'load_from', 'optim_wrapper', 'train_cfg', 'param_scheduler')
+    assert all(path.startswith(paths) for path in differences(distilled, attentive))
 
 
 def write(folder: Path, text: str) -> Config:

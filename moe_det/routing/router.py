@@ -66,7 +66,7 @@ class Router(nn.Module):
         self.sums_to_one = top_k > 1
         self.constraints = nn.ModuleDict()
         self._set_constraints([*constraints, *gate.constraints()])
-        self._supplied: dict[str, Tensor] = {}
+        self._supplied: dict[str, tuple[Tensor, bool]] = {}
         if noise is None:
             noise = bool(self.constraints) and all(c.learned_noise for c in self.constraints.values())
         self.noise = LearnedNoise(gate.in_channels, self.num_experts) if noise else None
@@ -240,7 +240,7 @@ class Router(nn.Module):
         with torch.autocast(device.type, enabled=False):
             routing = Routing.concatenate([call.routing for call in calls] or [self._no_rows()])
             if routing.samples is not None:
-                routing.samples.per_image = supplied
+                routing.samples.supplied = supplied
             usage = routing.usage  # cached with its gradient, which the updates below do not keep
             losses = {}
             for key, constraint in self.constraints.items():
@@ -273,15 +273,17 @@ class Router(nn.Module):
         # a set of names: what no constraint asks for is neither computed nor kept
         self.asked = frozenset(c.samples for c in self.constraints.values() if c.samples is not None)
 
-    def supply(self, kind: str, values: Tensor) -> None:
-        """Gives the step's images what constraints compare them by; dropped when none asks for it.
+    def supply(self, kind: str, values: Tensor, per_row: bool = False) -> None:
+        """Gives the step's images or rows what constraints compare them by; dropped when none asks for it.
 
         Args:
             kind: what the constraint asks for, such as ``'inputs'``.
-            values: (N, ...) per image of the batch. In a distributed run equally long in all processes.
+            values: (N, ...) per image of the batch, or (R, ...). In a distributed run (...) is the same everywhere.
+            per_row: whether they belong to the step's rows, in the order of the calls and of
+                :class:`~moe_det.routing.rows.RowLayout`.
         """
         if kind in self.asked:
-            self._supplied[kind] = values
+            self._supplied[kind] = (values, per_row)
 
     def uncollected(self) -> UncollectedConstraintError:
         """The error for a step whose constraints were left out."""

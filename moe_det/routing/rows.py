@@ -106,7 +106,7 @@ def patch_numbers(y: Tensor, x: Tensor, height: int, width: int, grid: int) -> T
 
     Args:
         y: integer rows, any shape.
-        x: integer columns, same shape.
+        x: integer columns, same shape and device.
         height: H of the map.
         width: W of the map.
         grid: as given to :func:`split_patches`; 1 gives zeros.
@@ -114,7 +114,7 @@ def patch_numbers(y: Tensor, x: Tensor, height: int, width: int, grid: int) -> T
     ends = []
     for length in (height, width):
         _, spans = axis_spans(length, grid)
-        ends.append(torch.tensor([span.start + span.skip + span.keep for span in spans]))
+        ends.append(torch.tensor([span.start + span.skip + span.keep for span in spans], device=y.device))
     row, column = (torch.bucketize(at, end, right=True) for at, end in zip((y, x), ends, strict=True))
     return row * len(ends[1]) + column
 
@@ -170,10 +170,16 @@ def rows_of(maps: Sequence[Tensor], unit: str, grid: int = 1, first_level: int =
     Returns:
         L tensors whose first axis are rows, and their layout.
     """
-    num_images = maps[0].shape[0]
-    map_sizes = tuple((f.shape[2], f.shape[3]) for f in maps)
+    layout = layout_of(maps, unit, grid, first_level)
     if unit != 'patch':
-        return list(maps), RowLayout(unit, num_images, (1,) * len(maps), first_level, map_sizes)
-    windows = [split_patches(feature, grid) for feature in maps]
-    patches = tuple(len(axis_spans(f.shape[2], grid)[1]) * len(axis_spans(f.shape[3], grid)[1]) for f in maps)
-    return windows, RowLayout(unit, num_images, patches, first_level, map_sizes)
+        return list(maps), layout
+    return [split_patches(feature, grid) for feature in maps], layout
+
+
+def layout_of(maps: Sequence[Tensor], unit: str, grid: int = 1, first_level: int = 0) -> RowLayout:
+    """Where the rows lie that :func:`rows_of` cuts maps of these sizes into; their channels do not matter."""
+    sizes = tuple((f.shape[2], f.shape[3]) for f in maps)
+    patches = (1,) * len(maps)
+    if unit == 'patch':
+        patches = tuple(len(axis_spans(height, grid)[1]) * len(axis_spans(width, grid)[1]) for height, width in sizes)
+    return RowLayout(unit, maps[0].shape[0], patches, first_level, sizes)

@@ -15,7 +15,7 @@ from torch import Tensor
 from .gates import global_average
 from .rows import RowLayout
 
-# computed by the router; any other kind is supplied by the owner of the step, per image
+# computed by the router; any other kind is supplied by the owner of the step, per image or per row
 FEATURES = 'features'  # pooled maps
 TEACHER = 'teacher'  # logits of the gate that a distilled one learns from
 
@@ -40,14 +40,15 @@ class RowSamples:
         num_images: N.
         features: (R, C) pooled features, when asked for.
         teacher: (R, E) logits of the attentive gate, when asked for.
-        per_image: kind -> (N, D) values that the owner of the step supplied.
+        supplied: kind -> values that the owner of the step supplied, and whether they are (R, ...), one for each row,
+            or (N, ...), one for each image.
     """
 
     images: Tensor
     num_images: int
     features: Tensor | None = None
     teacher: Tensor | None = None
-    per_image: Mapping[str, Tensor] = field(default_factory=dict)
+    supplied: Mapping[str, tuple[Tensor, bool]] = field(default_factory=dict)
 
     @staticmethod
     def take(asked: Collection[str], rows: Sequence[Tensor], layout: RowLayout) -> RowSamples | None:
@@ -79,16 +80,19 @@ class RowSamples:
             Points (P, D) and, for each row, the number (R,) of its point.
 
         Raises:
-            ValueError: nothing was supplied, or for another number of images.
+            ValueError: nothing was supplied, or for another number of images or rows.
         """
         if kind == FEATURES:
             return self.features, torch.arange(len(self.features), device=self.features.device)
-        values = self.per_image.get(kind)
-        if values is None:
+        if kind not in self.supplied:
             raise ValueError(
                 f"no {kind!r} of this step's images were supplied: call Router.supply({kind!r}, (images, values) "
                 'tensor) in every step before its losses are collected'
             )
-        if len(values) != self.num_images:
+        values, per_row = self.supplied[kind]
+        if per_row and len(values) != len(self.images):
+            raise ValueError(f'{kind!r} were supplied for {len(values)} rows, the step has {len(self.images)}')
+        if not per_row and len(values) != self.num_images:
             raise ValueError(f'{kind!r} were supplied for {len(values)} images, the rows come from {self.num_images}')
-        return values.detach().flatten(1), self.images
+        index = torch.arange(len(values), device=values.device) if per_row else self.images
+        return values.detach().flatten(1), index

@@ -40,7 +40,8 @@ class SampleSimilarityConstraint(SoftConstraint):
         beta_s: factor of P_same, >= 0.
         beta_d: factor of P_diff, >= 0.
         distance: what D is measured on: ``features`` (pooled features of the row, without gradient), ``box_sizes``
-            (how many objects of which size an image has; ``MoERetinaHead`` takes them from the ground truth) or
+            (how many objects of which size the row's image or patch has; ``MoERetinaHead`` takes them from the ground
+            truth, in training alone) or
             ``inputs`` (what the caller gives to ``Router.supply('inputs', ...)``, such as the images' pixels).
         normalisation: ``pairs`` divides both terms by N^2; ``published`` divides P_diff alone, as the paper's
             published code does: its beta_s is N^2 times stronger.

@@ -183,6 +183,22 @@ def test_supplied_inputs_reach_every_row_of_their_image(echo_gate, route_rows, a
         router.collect()
 
 
+def test_values_supplied_for_rows_belong_to_their_row(echo_gate):
+    router = similarity_router(echo_gate, 'patch', 'level', levels=2, distance='inputs')
+    # 2 images, 2x2 patches on the first map, 1 on the second: 10 rows
+    maps = [torch.randn(2, 3, size, size, dtype=torch.float64) for size in (4, 1)]
+    routing = router(*rows_of(maps, 'patch', 2))
+    values = torch.randn(10, 3, dtype=torch.float64)
+    router.supply('inputs', values, per_row=True)
+    groups = [0] * 8 + [1] * 2
+    expected = reference(routing.probs.tolist(), values.tolist(), groups, 2, **NAMED, normalisation='pairs')
+    assert router.collect()['similarity'].item() == pytest.approx(expected, rel=1e-9)
+    router(*rows_of(maps, 'patch', 2))
+    router.supply('inputs', values[:2], per_row=True)
+    with pytest.raises(ValueError, match='supplied for 2 rows, the step has 10'):
+        router.collect()
+
+
 def test_nothing_is_computed_or_kept_for_constraints_that_do_not_ask(echo_gate, route_rows, as_maps):
     router = Router(echo_gate(3, 3), [KLConstraint()], top_k=2).double().train()
     router.supply('inputs', torch.ones(2, 1))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...routing.gates import Gate
+from .one_channel import conv_pool, is_faster
 
 
 def _hidden_size(image_size: int, channels: Sequence[int], padding: int) -> int:
@@ -64,22 +65,30 @@ class SmallConvNet(nn.Module):
 
     def forward(self, x: Tensor, with_features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """(N, C, H, W) -> (N, outputs), and with them the last hidden layer before its ReLU where asked for."""
-        x = self.after_first(self.convs[0](x))
+        x = self.maps(x).flatten(1)
         for fc in self.fcs[:-1]:
             features = fc(x)
             x = features.relu()
         output = self.fcs[-1](x)
         return (output, features) if with_features else output
 
-    def after_first(self, x: Tensor) -> Tensor:
-        """What follows the first convolution up to the linear layers: (N, C', H, W) -> (N, D)."""
-        for i in range(len(self.convs)):
-            if i:
-                x = self.convs[i](x)
-            if str(i) in self.norms:
-                x = self.norms[str(i)](x)
-            x = F.max_pool2d(x, 2).relu_()  # the same as pooling after the ReLU, at a quarter of the cost
-        return x.flatten(1)
+    def maps(self, x: Tensor, begin: int = 0) -> Tensor:
+        """The convolutions from number ``begin`` on: (N, C, H, W) -> (N, C', H', W')."""
+        for i in range(begin, len(self.convs)):
+            x = _layer(x, self.convs[i].weight, self.convs[i].bias, self.convs[i].padding[0], self._norm(i))
+        return x
+
+    def _norm(self, number: int) -> nn.BatchNorm2d | None:
+        return self.norms[str(number)] if str(number) in self.norms else None
+
+
+def _layer(x: Tensor, weight: Tensor, bias: Tensor, padding: int, norm: nn.BatchNorm2d | None) -> Tensor:
+    """3x3 convolution, norm, ReLU and 2x2 max-pooling."""
+    if is_faster(x, norm):
+        return conv_pool(x, weight, bias, padding, norm)
+    x = F.conv2d(x, weight, bias, padding=padding)
+    x = x if norm is None else norm(x)
+    return F.max_pool2d(x, 2).relu_()  # the same as pooling after the ReLU, at a quarter of the cost
 
 
 class ConvNetGate(Gate):
@@ -129,14 +138,14 @@ def run_side_by_side(nets: Sequence[SmallConvNet], x: Tensor) -> tuple[Tensor, T
         Outputs (N, E, outputs) and last hidden layers before their ReLU (N, E, hidden).
     """
     experts = len(nets)
-    firsts = [net.convs[0] for net in nets]
-    weight, bias = (torch.cat([getattr(conv, name) for conv in firsts]) for name in ('weight', 'bias'))
-    maps = F.conv2d(x, weight, bias, padding=firsts[0].padding)
-    if len(nets[0].convs) == 1 and not nets[0].norms:
-        maps = F.max_pool2d(maps, 2).relu_()
-        x = maps.unflatten(1, (experts, -1)).flatten(2).transpose(0, 1)  # (E, N, D)
+    if '0' in nets[0].norms:
+        x = torch.stack([net.maps(x) for net in nets])
     else:
-        x = torch.stack([net.after_first(y) for net, y in zip(nets, maps.chunk(experts, 1), strict=True)])
+        firsts = [net.convs[0] for net in nets]
+        weight, bias = (torch.cat([getattr(conv, name) for conv in firsts]) for name in ('weight', 'bias'))
+        maps = _layer(x, weight, bias, firsts[0].padding[0], None).unflatten(1, (experts, -1)).transpose(0, 1)
+        x = torch.stack([net.maps(y, 1) for net, y in zip(nets, maps, strict=True)]) if len(nets[0].convs) > 1 else maps
+    x = x.flatten(2)  # (E, N, D)
     last = len(nets[0].fcs) - 1
     for i in range(last + 1):
         weight, bias = (torch.stack([getattr(net.fcs[i], name) for net in nets]) for name in ('weight', 'bias'))

@@ -1,0 +1,175 @@
+"""Trains and measures one row of benchmarks/reproduce_expert_specialization.py in this process."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+from expert_specialization_page import DATA_SETS  # beside this script
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
+from reproduce_soft_vs_hard import versions
+from specialization_on_shapes import machine
+
+from moe_det.engine import launch
+from moe_det.engine.atomic_file import write_atomically
+from moe_det.models.classifiers.metric import ClassificationMetric
+
+CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'classification'
+CONSTRAINT = 'model.moe.constraint'
+PAIRS = {f'{CONSTRAINT}.normalisation': 'pairs'}
+# what differs from the row's config; a distilled row starts from a run of its own where the published setting differs
+CHANGES = {
+    'original_similarity_pairs': ('original_similarity', PAIRS),
+    'attentive_similarity_pairs': ('attentive_similarity', PAIRS),
+}
+SOURCES = {
+    ('mnist', 'distilled_importance'): ('attentive_importance', {f'{CONSTRAINT}.weight': 0.4}),
+    ('mnist', 'distilled_similarity'): ('attentive_similarity', {f'{CONSTRAINT}.beta_d': 1e-3}),
+    ('fashion_mnist', 'distilled_importance'): ('attentive_importance', {f'{CONSTRAINT}.weight': 1.0}),
+    ('fashion_mnist', 'distilled_similarity'): ('attentive_similarity', {}),
+}
+WEIGHTS = 'weights.pth'
+MEASURES = ('error', 'I_EY', 'H_s', 'H_u')
+
+
+class Bench:
+    """Trains rows; keeps what is finished below the work folder.
+
+    Args:
+        data_root: folder of the data sets.
+        work_dir: for one folder per run, with its log, its result ``run.json`` and, of a source of distillation, its
+            weights.
+        epochs: of every run.
+        command: for the record.
+    """
+
+    def __init__(self, data_root: str, work_dir: str, epochs: int, command: str) -> None:
+        self.data_root, self.epochs, self.command = data_root, epochs, command
+        self.folder = Path(work_dir).resolve() / f'{epochs}_epochs'
+
+    def row(self, data_set: str, row: str, seed: int) -> dict:
+        """Trains and measures a row unless that is done; a distilled row after its source.
+
+        Returns:
+            What the record keeps, all values plain.
+
+        Raises:
+            MoEDetError: the data are missing or damaged.
+        """
+        source = SOURCES.get((data_set, row))
+        load_from = None
+        if source is not None:
+            name, changes = source
+            load_from = self._run(data_set, name, name, seed, changes, keep_weights=True)[0] / WEIGHTS
+        config, changes = CHANGES.get(row, (row, {}))
+        is_source = any(key[0] == data_set and of == (row, {}) for key, of in SOURCES.items())
+        return self._run(data_set, row, config, seed, changes, is_source, load_from)[1]
+
+    def _run(
+        self,
+        data_set: str,
+        row: str,
+        config: str,
+        seed: int,
+        changes: dict[str, object],
+        keep_weights: bool = False,
+        load_from: Path | None = None,
+    ) -> tuple[Path, dict]:
+        """Folder and result of a run."""
+        changed = ''.join(f'_{key.rpartition(".")[2]}_{value}' for key, value in changes.items())
+        name = row if row in CHANGES else f'{row}{changed}'
+        folder = self.folder / data_set / name / f'seed_{seed}'
+        finished = folder / 'run.json'
+        if finished.is_file() and ((folder / WEIGHTS).is_file() or not keep_weights):
+            return folder, json.loads(finished.read_text(encoding='utf-8'))
+        print(f'{DATA_SETS[data_set]}, {name}, seed {seed}: training, {self.epochs} epochs', flush=True)
+        begin, begin_cpu = time.perf_counter(), time.process_time()
+        with no_traces():
+            found = self._train(f'{data_set}_{config}', seed, folder, changes, keep_weights, load_from)
+        threads = torch.get_num_threads()
+        found = {
+            'data_set': data_set,
+            'row': name,
+            'seed': seed,
+            'epochs': self.epochs,
+            'changes': changes,
+            **found,
+            'seconds': round(time.perf_counter() - begin, 1),
+            'cpu_seconds': round(time.process_time() - begin_cpu, 1),
+            'machine': f'{machine()}, {threads} thread' + 's' * (threads > 1),
+            'versions': versions(),
+            'date': datetime.now(timezone.utc).strftime('%Y-%m-%d'),
+            'command': self.command,
+        }
+        write_atomically(finished, json.dumps(found, indent=1) + '\n')
+        return folder, found
+
+    def _train(
+        self, config: str, seed: int, folder: Path, changes: dict, keep_weights: bool, load_from: Path | None
+    ) -> dict[str, float | None]:
+        cfg = launch.load_config(CONFIGS / f'{config}.py', changes, self.data_root, seed, folder)
+        test_loader, cfg.train_cfg.max_epochs = cfg.test_dataloader, self.epochs
+        for split in ('val', 'test'):  # the published numbers are those after the last epoch
+            cfg[f'{split}_dataloader'] = cfg[f'{split}_cfg'] = cfg[f'{split}_evaluator'] = None
+        cfg.default_hooks.checkpoint = None
+        cfg.optim_wrapper.optimizer.fused = True  # one kernel for all parameters
+        cfg.log_level = 'ERROR'
+        cfg.load_from = None if load_from is None else str(load_from)
+        launch.check_data(cfg, ('train',))
+        runner = launch.build_runner(cfg)
+        runner.train()
+        found = {}
+        train_loader = {**test_loader, 'dataset': cfg.train_dataloader.dataset}
+        for name, loader in (('train', train_loader), ('test', test_loader)):
+            measured = measure(runner, loader)
+            found |= {f'{name}_{key}': measured.get(key) for key in MEASURES}
+        if keep_weights:
+            unfinished = folder / f'{WEIGHTS}.unfinished'
+            torch.save({'state_dict': runner.model.state_dict()}, unfinished)
+            unfinished.replace(folder / WEIGHTS)
+        return found
+
+
+@torch.no_grad()
+def measure(runner: Runner, loader: dict) -> dict[str, float]:
+    """``error`` and, of a model with a gate, ``I_EY``, ``H_s``, ``H_u`` over a whole data set."""
+    loader = runner.build_dataloader(loader)
+    metric = ClassificationMetric()
+    metric.dataset_meta = loader.dataset.metainfo
+    runner.model.eval()
+    for batch in loader:
+        metric.process(batch, runner.model.val_step(batch))
+    return metric.evaluate(len(loader.dataset))
+
+
+@contextmanager
+def no_traces() -> Iterator[None]:
+    """Takes back what a runner leaves in the process: loggers with their open files, message hubs, visualisers."""
+    managers = (DefaultScope, MessageHub, MMLogger, Visualizer)
+    before = [dict(manager._instance_dict) for manager in managers]
+    try:
+        yield
+    finally:
+        for manager, instances in zip(managers, before, strict=True):
+            for name, instance in list(manager._instance_dict.items()):
+                if name in instances:
+                    continue
+                if isinstance(instance, logging.Logger):
+                    for handler in list(instance.handlers):
+                        instance.removeHandler(handler)
+                        handler.close()
+                if isinstance(instance, Visualizer):
+                    instance.close()
+            manager._instance_dict.clear()
+            manager._instance_dict.update(instances)
+        gc.collect()  # runner and hooks hold each other

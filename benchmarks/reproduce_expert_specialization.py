@@ -1,0 +1,102 @@
+"""The MNIST and Fashion-MNIST tables of arXiv 2302.14703: trains their rows over seeds, sets ours beside the published.
+
+    python benchmarks/reproduce_expert_specialization.py --data-root DIR [--seeds 0 1 2 3 4]
+    python benchmarks/reproduce_expert_specialization.py --data-root DIR --rows original attentive --data-sets mnist
+
+Works seed by seed over all rows, in one process. Every run that is finished is kept, so the command can be repeated
+after an interruption (Ctrl-C), also with more rows or seeds. The record, benchmarks/records/expert_specialization.json,
+and the page, docs/results/expert_specialization.md, hold whatever is finished; runs of another number of epochs than
+published stand apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from expert_specialization_page import DATA_SETS, EPOCHS, ROWS, by_row, page, targets  # beside this script
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORD = ROOT / 'benchmarks' / 'records' / 'expert_specialization.json'
+PAGE = ROOT / 'docs' / 'results' / 'expert_specialization.md'
+
+
+def identity(run: dict) -> tuple:
+    """What tells a run from the others, in the order of the tables."""
+    return run['epochs'], list(DATA_SETS).index(run['data_set']), list(ROWS).index(run['row']), run['seed']
+
+
+def write(runs: dict[tuple, dict], record: Path, page_file: Path) -> None:
+    """Writes record and page."""
+    from moe_det.engine.atomic_file import write_atomically
+
+    ordered = [runs[key] for key in sorted(runs)]
+    write_atomically(record, json.dumps({'runs': ordered}, indent=1) + '\n')
+    write_atomically(page_file, page(ordered))
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--data-root', metavar='DIR', help="folder of the data sets (default: the configs' own)")
+    parser.add_argument('--data-sets', nargs='+', choices=list(DATA_SETS), default=list(DATA_SETS))
+    names = list(ROWS)
+    parser.add_argument('--rows', nargs='+', choices=names, default=names, metavar='ROW', help=', '.join(names))
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument('--epochs', type=int, default=EPOCHS, help='default: %(default)s, as published')
+    parser.add_argument('--work-dir', default='work_dirs/expert_specialization')
+    parser.add_argument('--record', type=Path, default=RECORD)
+    parser.add_argument('--page', type=Path, default=PAGE)
+    args = parser.parse_args(argv)
+    if args.epochs < 1:
+        parser.error(f'--epochs {args.epochs}: expected a number >= 1')
+    words = ['python', 'benchmarks/reproduce_expert_specialization.py', '--data-root', 'DIR']
+    for key in ('data_sets', 'rows', 'seeds', 'epochs'):  # what differs from the defaults, no folders of this machine
+        value = getattr(args, key)
+        if value != parser.get_default(key):
+            words += [f'--{key.replace("_", "-")}', *map(str, value if isinstance(value, list) else [value])]
+    args.command = shlex.join(words)
+    return args
+
+
+def work(args: argparse.Namespace) -> None:
+    """Works through seeds, data sets and rows, and writes record and page after each run."""
+    from expert_specialization_runs import Bench
+
+    runs: dict[tuple, dict] = {}
+    if args.record.is_file():
+        runs = {identity(run): run for run in json.loads(args.record.read_text(encoding='utf-8'))['runs']}
+    bench = Bench(args.data_root, args.work_dir, args.epochs, args.command)
+    try:
+        for seed in args.seeds:
+            for data_set in args.data_sets:
+                for row in (row for row in ROWS if row in args.rows):
+                    run = bench.row(data_set, row, seed)
+                    runs[identity(run)] = run
+                    write(runs, args.record, args.page)
+                    measured = ', '.join(
+                        f'{key.removeprefix("test_")} {run[key]:.3f}'
+                        for key in ('train_error', 'test_error', 'test_I_EY', 'test_H_s', 'test_H_u')
+                        if run[key] is not None
+                    )
+                    took = f'{run["seconds"]:.0f} s, processor {run["cpu_seconds"]:.0f} s'
+                    print(f'{DATA_SETS[data_set]}, {row}, seed {seed}: {measured} ({took})', flush=True)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f'{len(runs)} runs are recorded in {args.record}; the same command goes on.') from None
+    for text, verdict in targets(by_row([run for run in runs.values() if run['epochs'] == EPOCHS])):
+        print(f'{text}: {verdict}')
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 0, 2 after an error of the user's, 130 after Ctrl-C."""
+    args = parse_args(argv)
+    from moe_det.engine.user_errors import run_main
+
+    return run_main(lambda: work(args))
+
+
+if __name__ == '__main__':
+    sys.exit(main())

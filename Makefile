@@ -20,7 +20,9 @@ constraints := requirements/constraints.txt
 pip_install = $(python) -m pip install --disable-pip-version-check --constraint $(constraints)
 ready := $(VENV)/.moe_det-ready
 overlay := .stacks/openmmlab
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= --numprocesses=auto --dist=loadfile
+# one process per core and one thread per process: two of both, on two cores, wait for each other
+pytest = OMP_NUM_THREADS=1 $(python) -m pytest $(PYTEST_ARGS)
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -51,7 +53,7 @@ lint: setup  ## ruff: errors, imports, names, quotes
 	@$(VENV)/bin/ruff check --quiet . && echo 'make lint: clean'
 
 test: setup lint  ## lint, then all tests on the stack onedl
-	@PYTHONPATH= $(python) -m pytest $(PYTEST_ARGS) || { \
+	@PYTHONPATH= $(pytest) || { \
 		echo 'make test: FAILED on the stack onedl (the lines above name the tests)'; exit 1; }
 	@echo 'make test: all tests passed on the stack onedl'
 
@@ -63,7 +65,7 @@ $(overlay)/.ready: $(constraints) | $(ready)
 	@touch $@
 
 test-openmmlab: setup $(overlay)/.ready  ## the same tests on the stack openmmlab
-	@PYTHONPATH=$(CURDIR)/$(overlay) $(python) -m pytest $(PYTEST_ARGS) || { \
+	@PYTHONPATH=$(CURDIR)/$(overlay) $(pytest) || { \
 		echo 'make test-openmmlab: FAILED on the stack openmmlab (the lines above name the tests)'; exit 1; }
 	@echo 'make test-openmmlab: all tests passed on the stack openmmlab'
 

@@ -100,7 +100,7 @@ def analyse(name: str, seeds: list[int], checkpoints: list[Path], args: argparse
     if not done.is_file() or json.loads(done.read_text(encoding='utf-8')) != seeds:
         print(f'{name}: analysis of {len(checkpoints)} seeds', flush=True)
         command = [sys.executable, 'tools/analysis_tools/size_specialization.py', str(CONFIGS[kind])]
-        command += [*map(str, checkpoints), '--data-root', args.data_root, '--out-dir', str(out_dir)]
+        command += [*map(str, checkpoints), '--data-root', args.data_root, '--out-dir', str(out_dir), '--no-figures']
         call([*command, *as_options(options)], out_dir / 'analysis.log')
         done.write_text(json.dumps(seeds), encoding='utf-8')
     results = [out_dir if i == 0 else out_dir / f'seed_{i + 1}' for i in range(len(checkpoints))]

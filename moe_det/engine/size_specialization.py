@@ -58,6 +58,7 @@ class AnalysisOptions:
         random_gate: measure the same model with randomly initialised gates as a control.
         force: evaluate forced, knocked out and other numbers of experts.
         layers: look at these layers only; None takes all.
+        figures: write the figures as files beside the page as well.
         launcher: ``'pytorch'`` when torchrun has started several processes that share the images; else ``'none'``.
         command: the command line, for the record.
     """
@@ -72,6 +73,7 @@ class AnalysisOptions:
     random_gate: bool = False
     force: bool = True
     layers: tuple[str, ...] | None = None
+    figures: bool = True
     launcher: str = 'none'
     command: str = ''
 
@@ -117,13 +119,13 @@ def _analyse(config: str, checkpoints: Sequence[str], options: AnalysisOptions, 
             continue
         every.append(found)
         if number > 1:
-            _write(found[0], target)
+            _write(found[0], target, options.figures)
     if share.rank:
         return None
     results = every[0][0]
     if len(every) > 1:
         results['seeds'] = across_seeds(*zip(*every, strict=True))
-    _write(results, folder)
+    _write(results, folder, options.figures)
     say(console_table(results))
     say(f'Report: {folder / "report.html"}    Numbers: {folder / RESULTS_NAME}')
     return results
@@ -139,12 +141,13 @@ def _writable(folder: Path) -> None:
         raise DataError(f'--out-dir {folder} cannot be written: {error.strerror}') from error
 
 
-def _write(results: dict, folder: Path) -> None:
+def _write(results: dict, folder: Path, figures: bool) -> None:
     text = json.dumps(results, indent=1, allow_nan=False)
     draft = folder / (RESULTS_NAME + '.part')
     draft.write_text(text + '\n', encoding='utf-8')
     os.replace(draft, folder / RESULTS_NAME)
-    write_figures(results, folder)
+    if figures:
+        write_figures(results, folder)
     write_report(results, folder)
 
 

@@ -139,7 +139,7 @@ def test_two_processes_say_what_one_says(analyse, shapes_config, shapes, tmp_pat
         port = free.getsockname()[1]
     command = [sys.executable, TOOLS / 'misc/torchrun.py', '--nproc_per_node=2', f'--master_port={port}', TOOLS / TOOL]
     options = ['--data-root', shapes, '--out-dir', 'together', '--area-ranges', '16', '48', '--permutations', '200']
-    options += ['--bootstrap', '100', '--random-gate', '--launcher', 'pytorch', *single]
+    options += ['--bootstrap', '100', '--random-gate', '--no-figures', '--launcher', 'pytorch', *single]
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
     weights = [shapes_config, tmp_path / '0.pth']
     done = subprocess.run(
@@ -147,6 +147,7 @@ def test_two_processes_say_what_one_says(analyse, shapes_config, shapes, tmp_pat
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count('Report: ') == 1
+    assert Path('together/report.html').is_file() and not Path('together/figures').exists()
     assert len(list(Path('together/findings').glob('*.npz'))) == 2
     together = json.loads(Path('together/size_specialization.json').read_text())
     for results in (alone, together):

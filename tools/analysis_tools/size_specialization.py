@@ -41,6 +41,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='no evaluation with forced or missing experts; no layer can then be called size-specialised',
     )
     parser.add_argument(
+        '--no-figures', action='store_true', help='the page and the numbers, but no PNG and SVG files of the figures'
+    )
+    parser.add_argument(
         '--random-gate', action='store_true', help='measure randomly initialised gates as well, as a control'
     )
     parser.add_argument('--seed', type=int, default=0, help='of permutations and samples (%(default)s)')
@@ -90,6 +93,7 @@ def main(argv: list[str] | None = None) -> int:
             random_gate=args.random_gate,
             force=not args.no_forcing,
             layers=None if args.layers is None else tuple(args.layers),
+            figures=not args.no_figures,
             launcher=args.launcher,
             command=command_line(),
         )

@@ -9,10 +9,6 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-# OpenMP's threads spin while they wait. As soon as another process wants a core they spin on cores that are taken, and
-# a step of a training on two cores takes 3.5 to 8 s instead of 0.9 s. Read when torch is imported.
-os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
-
 ROOT = Path(__file__).resolve().parents[1]
 if find_spec('moe_det') is None:  # a clone that was not installed
     sys.path.insert(0, str(ROOT))

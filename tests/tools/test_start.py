@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,18 +29,10 @@ def test_every_script_starts_with_it_and_has_no_start_of_its_own(script):
     assert f'sys.path.append(str(Path(__file__).resolve().{parent}' in text
 
 
-@pytest.mark.parametrize('given, expected', [(None, 'PASSIVE'), ('ACTIVE', 'ACTIVE')])
-def test_waiting_threads_do_not_spin_unless_the_user_says_so(given, expected):
-    probe = (
-        f'import sys, os; sys.path.append({str(TOOLS)!r}); import _start\n'
-        "assert 'torch' not in sys.modules\n"
-        "print(os.environ['OMP_WAIT_POLICY'])"
-    )
-    environment = {key: value for key, value in os.environ.items() if key != 'OMP_WAIT_POLICY'}
-    if given is not None:
-        environment['OMP_WAIT_POLICY'] = given
-    done = subprocess.run([sys.executable, '-c', probe], capture_output=True, text=True, env=environment)
-    assert done.stdout.strip() == expected, done.stderr
+def test_it_imports_nothing_heavy():
+    probe = f"import sys; sys.path.append({str(TOOLS)!r}); import _start; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, '-c', probe], capture_output=True, text=True)
+    assert done.stdout.strip() == 'False', done.stderr
 
 
 def test_exit_statuses(start, capsys):

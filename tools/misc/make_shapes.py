@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -31,7 +32,10 @@ def main(argv: list[str] | None = None) -> int:
         metavar='X',
         help='how much object sizes depend on the image, from 0 to 1 (default: %(default)s, as in photographs)',
     )
-    parser.add_argument('--workers', type=int, default=1, metavar='N', help='processes (default: %(default)s)')
+    cores = os.cpu_count() or 1
+    parser.add_argument(
+        '--workers', type=int, default=cores, metavar='N', help='processes (default: one per core, here %(default)s)'
+    )
     parser.add_argument('--overwrite', action='store_true', help='replace shapes of other settings')
     args = parser.parse_args(argv)
     if args.workers < 1:

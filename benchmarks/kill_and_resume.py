@@ -6,7 +6,7 @@ is slowed down, so that many kills hit it). The next process of the run must go 
 last, and the run must end with exactly the weights, optimizer, schedules and losses of a run that nobody killed.
 
     python benchmarks/kill_and_resume.py               # 200 kills; the same command goes on if it was interrupted
-    python benchmarks/kill_and_resume.py --kills 6 --out /tmp/record.json
+    python benchmarks/kill_and_resume.py --kills 6 --out trial.json
 
 Python starts once: the processes that are killed are forks of this one.
 """

@@ -2,28 +2,11 @@
 # validation too; the last epoch counts. train_dataloader.dataset.download=True fetches the data set.
 _base_ = './runtime.py'
 
-data_root = 'data'
-dataset_type = 'ClassificationDataset'
 train_dataloader = dict(
     batch_size=128,
-    num_workers=0,  # the images stay on the device
-    sampler=dict(type='EpochSampler', shuffle=True),
-    collate_fn=dict(type='whole_batch'),
-    dataset=dict(
-        type=dataset_type,
-        name='CIFAR100',
-        data_root=data_root,
-        split='train',
-        augment=dict(flip=0.5, jitter=(0.3, 0.3, 0.3), padding=4),  # crops of 32 pixels
-    ),
+    dataset=dict(name='CIFAR100', augment=dict(flip=0.5, jitter=(0.3, 0.3, 0.3), padding=4)),  # crops of 32 pixels
 )
-val_dataloader = dict(
-    batch_size=1000,
-    num_workers=0,
-    sampler=dict(type='EpochSampler', shuffle=False, round_up=False),
-    collate_fn=dict(type='whole_batch'),
-    dataset=dict(type=dataset_type, name='CIFAR100', data_root=data_root, split='test'),
-)
+val_dataloader = dict(batch_size=1000, dataset=dict(name='CIFAR100'))
 test_dataloader = val_dataloader
 val_evaluator = dict(top_errors=(5,))
 test_evaluator = dict(top_errors=(5,))

@@ -19,3 +19,20 @@ val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 val_evaluator = dict(type='ClassificationMetric')
 test_evaluator = dict(type='ClassificationMetric')
+
+# a data set's file adds its name and batch sizes
+data_root = 'data'
+dataset_type = 'ClassificationDataset'
+train_dataloader = dict(
+    num_workers=0,  # the images stay on the device
+    sampler=dict(type='EpochSampler', shuffle=True),
+    collate_fn=dict(type='whole_batch'),
+    dataset=dict(type=dataset_type, data_root=data_root, split='train'),
+)
+val_dataloader = dict(
+    num_workers=0,
+    sampler=dict(type='EpochSampler', shuffle=False, round_up=False),
+    collate_fn=dict(type='whole_batch'),
+    dataset=dict(type=dataset_type, data_root=data_root, split='test'),
+)
+test_dataloader = val_dataloader

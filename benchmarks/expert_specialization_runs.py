@@ -17,11 +17,10 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
-from reproduce_soft_vs_hard import versions
-from specialization_on_shapes import machine
 
 from moe_det.engine import launch
 from moe_det.engine.atomic_file import write_atomically
+from moe_det.engine.software import machine, versions
 from moe_det.models.classifiers.metric import ClassificationMetric
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'classification'

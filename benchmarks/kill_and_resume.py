@@ -32,7 +32,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch: forks of a proces
 import mmengine.config.config
 import mmengine.runner.runner
 import torch
-from kill_and_resume_page import machine, summary
+from kill_and_resume_page import summary
 from yapf.yapflib import yapf_api
 
 from moe_det.datasets.shapes import ShapesSettings, make_shapes
@@ -277,6 +277,8 @@ def main(argv: list[str] | None = None) -> int:
         if (earlier['seed'], earlier['iterations'], earlier['versions']) == wanted:
             record = earlier
     command = shlex.join(['python', 'benchmarks/kill_and_resume.py', *(sys.argv[1:] if argv is None else argv)])
+    from moe_det.engine.software import machine
+
     record |= dict(command=command, machine=machine(), versions=versions, date=date.today().isoformat())
 
     # both are slow and of no use here: the list of packages in the log, and a pretty config in each checkpoint

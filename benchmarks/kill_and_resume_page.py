@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections import Counter
-from pathlib import Path
 
 
 def summary(record: dict) -> str:
@@ -36,11 +33,3 @@ def summary(record: dict) -> str:
         '',
     ]
     return '\n'.join(lines)
-
-
-def machine() -> str:
-    """The processor and the number of cores."""
-    info = Path('/proc/cpuinfo')
-    names = [line for line in info.read_text().splitlines() if 'model name' in line] if info.is_file() else []
-    name = names[0].partition(': ')[2] if names else platform.processor()
-    return f'{name}, {os.cpu_count()} cores'

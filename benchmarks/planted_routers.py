@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 import time
@@ -346,13 +347,11 @@ def coverage(strengths: dict[str, tuple[float, float]], simulations: int, seed: 
 
 def machine() -> dict:
     """What the numbers were made on."""
-    cpu = platform.processor() or platform.machine()
-    info = Path('/proc/cpuinfo')
-    text = info.read_text(encoding='utf-8') if info.exists() else ''
-    names = [line.split(':', 1)[1].strip() for line in text.splitlines() if line.startswith('model name')]
+    from moe_det.engine.software import processor
+
     return {
-        'cpu': names[0] if names else cpu,
-        'cores': len(names) or None,
+        'cpu': processor(),
+        'cores': os.cpu_count(),
         'python': platform.python_version(),
         'numpy': np.__version__,
         'scipy': scipy.__version__,

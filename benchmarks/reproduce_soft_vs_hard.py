@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from soft_vs_hard_page import DATA_SETS, NAMES, page  # beside this script
-from specialization_on_shapes import as_options, call, machine
+from specialization_on_shapes import as_options, call
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / 'benchmarks' / 'records' / 'soft_vs_hard.json'
@@ -111,6 +111,8 @@ def run(dataset: str, setting: str, seed: int, args: argparse.Namespace) -> dict
     command = [sys.executable, 'tools/train.py', str(config), '--work-dir', str(folder), '--seed', str(seed)]
     seconds = call([*command, '--resume', *shared], folder / 'train.log')
     error = test_errors(setting, config, folder / f'epoch_{args.epochs}.pth', shared, folder)
+    from moe_det.engine.software import machine, versions  # imports torch
+
     found = {
         'dataset': dataset,
         'setting': setting,
@@ -128,19 +130,6 @@ def run(dataset: str, setting: str, seed: int, args: argparse.Namespace) -> dict
     }
     finished.write_text(json.dumps(found, indent=1) + '\n', encoding='utf-8')
     return found
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computed the numbers."""
-    import mmdet
-    import mmengine
-    import torch
-    import torchvision
-
-    from moe_det import __version__
-
-    packages = {'torch': torch, 'torchvision': torchvision, 'mmengine': mmengine, 'mmdet': mmdet}
-    return {'moe_det': __version__, **{name: package.__version__ for name, package in packages.items()}}
 
 
 def identity(found: dict) -> tuple:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import time
@@ -136,19 +134,6 @@ def summarise(results: dict) -> dict:
     return {'ap': results['ap']['natural'], 'layers': layers}
 
 
-def machine() -> str:
-    """Processor, cores and accelerator."""
-    import torch
-
-    model = platform.processor() or platform.machine()
-    cpus = Path('/proc/cpuinfo')
-    if cpus.is_file():
-        names = [line for line in cpus.read_text(encoding='utf-8').splitlines() if line.startswith('model name')]
-        model = names[0].partition(':')[2].strip() if names else model
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
-    return f'{model}, {os.cpu_count()} cores, {device}'
-
-
 def main() -> None:
     """Works through the settings, seed by seed, and writes the record after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -195,6 +180,8 @@ def measure(name: str, record: dict, args: argparse.Namespace) -> dict:
 def write(record: dict) -> None:
     """Writes the record and the page."""
     from specialization_page import page  # beside this script
+
+    from moe_det.engine.software import machine  # imports torch
 
     record |= {
         'machine': machine(),

@@ -41,10 +41,8 @@ def shared_data() -> Path:
 @pytest.fixture(autouse=True)
 def no_trace_of_runners():
     """Takes back what a Runner leaves in the process: a default scope above all, which changes later look-ups."""
-    managers = (DefaultScope, MessageHub, MMLogger)
-    # runs that start within one second have one name, and would share the visualizer that writes their scalars
-    for visualizer in (Visualizer, DetLocalVisualizer):
-        visualizer._instance_dict.clear()
+    # the visualizers too: runners that tests build themselves have one name within one second
+    managers = (DefaultScope, MessageHub, MMLogger, Visualizer, DetLocalVisualizer)
     before = [dict(manager._instance_dict) for manager in managers]
     yield
     for manager, instances in zip(managers, before, strict=True):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from moe_det.engine.software import processor
 from moe_det.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,13 +74,10 @@ def why_busy() -> str | None:
 
 def made_on(device: str, command: str, forced: str | None) -> dict:
     """Machine, versions and command of a measurement."""
-    info = Path('/proc/cpuinfo')
-    lines = info.read_text(encoding='utf-8').splitlines() if info.exists() else []
-    names = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
     made = {
         'date': datetime.now(timezone.utc).strftime('%Y-%m-%d'),
         'command': command,
-        'cpu': names[0] if names else platform.processor() or platform.machine(),
+        'cpu': processor(),
         'cores': cores(),
         'threads': torch.get_num_threads(),
         'load_before': load_average(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 from argparse import Namespace
@@ -68,8 +69,14 @@ def load_config(
     return cfg
 
 
+_runners_built = itertools.count()
+
+
 def build_runner(cfg: Config) -> Runner:
     """Builds mmengine's runner, or the one that the config names as ``runner_type``.
+
+    From the second of a process on, experiment and visualizer get a number: mmengine names runs by the second and mmdet
+    all visualizers alike, and two of one name would share what writes into the first one's work folder.
 
     Raises:
         MoEConfigError: the launcher's environment is missing, or the work folder cannot be made.
@@ -83,6 +90,10 @@ def build_runner(cfg: Config) -> Runner:
         raise MoEConfigError(f'work_dir {cfg.work_dir} cannot be made: {error.strerror}') from error
     if cfg.get('launcher', 'none') != 'none':
         prepare_ranks(cfg)
+    if earlier := next(_runners_built):
+        cfg.experiment_name = f'{cfg.get("experiment_name") or Path(cfg.filename or "run").stem}-{earlier + 1}'
+        if isinstance(cfg.get('visualizer'), dict):
+            cfg.visualizer.name = f'{cfg.visualizer.get("name", "visualizer")}-{earlier + 1}'
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 

@@ -1,17 +1,21 @@
-"""Which software and which command a result comes from."""
+"""Which machine, which software and which command a result comes from."""
 
 from __future__ import annotations
 
+import os
 import platform
 import shlex
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import torch
+
 from ..version import __version__
 
 _PACKAGES = {
     'torch': ('torch',),
+    'torchvision': ('torchvision',),
     'mmdet': ('mmdet', 'onedl-mmdetection'),
     'mmengine': ('mmengine', 'onedl-mmengine'),
     'mmcv': ('mmcv', 'mmcv-lite', 'onedl-mmcv'),
@@ -19,6 +23,20 @@ _PACKAGES = {
     'scipy': ('scipy',),
     'pycocotools': ('pycocotools',),
 }
+
+
+def processor() -> str:
+    """The processor's name, as the system tells it."""
+    info = Path('/proc/cpuinfo')
+    lines = info.read_text(encoding='utf-8').splitlines() if info.is_file() else []
+    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def machine() -> str:
+    """Processor, cores and accelerator."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
+    return f'{processor()}, {os.cpu_count()} cores, {device}'
 
 
 def versions() -> dict[str, str | None]:

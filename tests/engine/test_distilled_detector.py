@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmdet.visualization import DetLocalVisualizer
 from mmengine.runner import Runner, load_checkpoint
 from small_models import build
 
@@ -56,7 +55,6 @@ def quick_runner() -> Iterator[None]:
 
 def run(config: str, shapes: Path, work_dir: Path, **options) -> Path:
     """Trains two iterations and evaluates; returns the checkpoint."""
-    DetLocalVisualizer._instance_dict.clear()  # else the log goes to the first run's folder
     launch.train(
         str(SHAPES / f'retinanet_{config}.py'),
         work_dir=str(work_dir),

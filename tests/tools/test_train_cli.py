@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -188,3 +189,18 @@ def test_resume_keeps_the_weights_to_start_from_when_there_is_nothing_to_resume(
     assert 'weights.pth' in capsys.readouterr().out
     assert tool('train.py').main([str(tiny_config), '--data-root', str(tiny_coco), '--resume', 'weights.pth']) == 0
     assert (seen['cfg'].resume, seen['cfg'].load_from) == (True, 'weights.pth')
+
+
+def test_runs_that_start_in_the_same_second_write_into_their_own_folders(monkeypatch, tiny_config, tiny_coco):
+    import time
+
+    monkeypatch.setattr(time, 'time', lambda: 1.7e9)
+    for folder in ('first', 'second'):
+        cfg = launch.load_config(tiny_config, data_root=str(tiny_coco), work_dir=folder)
+        runner = launch.build_runner(cfg)
+        runner.logger.info(f'the {folder} run speaks')
+        runner.visualizer.add_scalar('loss', 1.0)
+        shutil.rmtree('first', ignore_errors=True)  # a temporary folder, as of a sweep's runs
+    (log,) = Path('second').glob('*/*.log')
+    assert 'the second run speaks' in log.read_text()
+    assert list(Path('second').glob('*/vis_data/scalars.json'))

@@ -1,6 +1,6 @@
 """Which settings make experts specialise in object size, on the synthetic shapes: trains, analyses, writes a page.
 
-    python benchmarks/specialization_on_shapes.py [--settings NAME ...] [--seeds 0 1 2] [--epochs N]
+    python benchmarks/specialization_on_shapes.py [--settings NAME ...] [--seeds 0 1 2] [--epochs N] [--jobs N]
 
 Every run that is finished is kept, so the command can be repeated, also with more settings or seeds; the record
 (benchmarks/records/specialization_on_shapes.json) and the page (docs/results/shapes.md) hold whatever is finished.
@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -50,12 +52,13 @@ def settings() -> dict[str, tuple[str, dict[str, object]]]:
     return grid
 
 
-def call(command: list[str], log: Path) -> float:
-    """Runs a command with its output in a file; returns its seconds."""
+def call(command: list[str], log: Path, threads: int | None = None) -> float:
+    """Runs a command with its output in a file, on so many threads; returns its seconds."""
+    environment = {**os.environ, 'OMP_NUM_THREADS': str(threads)} if threads else None
     begin = time.perf_counter()
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, 'w', encoding='utf-8') as file:
-        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, check=False)
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=environment, check=False)
     if done.returncode:
         raise RunError(f'{" ".join(command)}\nended with {done.returncode}, see {log}')
     return time.perf_counter() - begin
@@ -82,7 +85,7 @@ def train(name: str, seed: int, args: argparse.Namespace) -> Path:
     print(f'{name}, seed {seed}: training', flush=True)
     command = [sys.executable, 'tools/train.py', str(CONFIGS[kind]), '--work-dir', str(work_dir), '--seed', str(seed)]
     command += ['--data-root', args.data_root, *as_options({**options, **schedule})]
-    seconds = call(command, work_dir / 'train.log')
+    seconds = call(command, work_dir / 'train.log', args.threads)
     (work_dir / 'seconds.json').write_text(json.dumps(seconds), encoding='utf-8')
     return checkpoint
 
@@ -99,7 +102,7 @@ def analyse(name: str, seeds: list[int], checkpoints: list[Path], args: argparse
         print(f'{name}: analysis of {len(checkpoints)} seeds', flush=True)
         command = [sys.executable, 'tools/analysis_tools/size_specialization.py', str(CONFIGS[kind])]
         command += [*map(str, checkpoints), '--data-root', args.data_root, '--out-dir', str(out_dir), '--no-figures']
-        call([*command, *as_options(options)], out_dir / 'analysis.log')
+        call([*command, *as_options(options)], out_dir / 'analysis.log', args.threads)
         done.write_text(json.dumps(seeds), encoding='utf-8')
     results = [out_dir if i == 0 else out_dir / f'seed_{i + 1}' for i in range(len(checkpoints))]
     return [json.loads((folder / 'size_specialization.json').read_text(encoding='utf-8')) for folder in results]
@@ -142,39 +145,44 @@ def main() -> None:
     parser.add_argument('--epochs', type=int, default=6)
     parser.add_argument('--data-root', default='data/shapes')
     parser.add_argument('--work-dir', default='work_dirs/specialization_on_shapes')
+    parser.add_argument('--jobs', type=int, default=1, help='settings at the same time, which share the cores')
     args = parser.parse_args()
+    args.threads = max(1, (os.cpu_count() or 1) // args.jobs) if args.jobs > 1 else None
     call([sys.executable, 'tools/misc/make_shapes.py', args.data_root], Path(args.work_dir) / 'shapes.log')
     record = json.loads(RECORD.read_text(encoding='utf-8')) if RECORD.is_file() else {'settings': {}}
     failed = []
-    for name in args.settings:
-        try:
-            record['settings'][name] = measure(name, record, args)
-        except RunError as error:
-            failed.append(name)
-            print(f'{name}: {error}', file=sys.stderr, flush=True)
-            continue
-        write(record)
-        print(f'{name}: recorded in {RECORD.relative_to(ROOT)} and {PAGE.relative_to(ROOT)}', flush=True)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        measured = {pool.submit(measure, name, record['settings'].get(name), args): name for name in args.settings}
+        for future in as_completed(measured):
+            name = measured[future]
+            try:
+                record['settings'][name], versions = future.result()
+            except RunError as error:
+                failed.append(name)
+                print(f'{name}: {error}', file=sys.stderr, flush=True)
+                continue
+            record['versions'] = versions or record.get('versions')
+            write(record)
+            print(f'{name}: recorded in {RECORD.relative_to(ROOT)} and {PAGE.relative_to(ROOT)}', flush=True)
     if failed:
         raise SystemExit(f'failed: {", ".join(failed)}; the others are recorded')
 
 
-def measure(name: str, record: dict, args: argparse.Namespace) -> dict:
-    """Trains and analyses one setting; seeds that were recorded before stay."""
-    old = record['settings'].get(name)
+def measure(name: str, old: dict | None, args: argparse.Namespace) -> tuple[dict, dict | None]:
+    """Trains and analyses one setting, beside the seeds of its ``old`` record; returns its record and the versions."""
     kept = [run['seed'] for run in old['runs']] if old and old['epochs'] == args.epochs else []
     seeds = sorted({*args.seeds, *kept})
     checkpoints = [train(name, seed, args) for seed in seeds]
     if name == 'dense':
         runs = [{'ap': dense_precision(checkpoint), 'layers': {}} for checkpoint in checkpoints]
-        across = None
+        across = versions = None
     else:
         found = analyse(name, seeds, checkpoints, args)
         runs, across = [summarise(results) for results in found], found[0]['seeds']
-        record['versions'] = found[0]['provenance']['versions']
+        versions = found[0]['provenance']['versions']
     for seed, run, checkpoint in zip(seeds, runs, checkpoints, strict=True):
         run |= {'seed': seed, 'train_seconds': json.loads((checkpoint.parent / 'seconds.json').read_text())}
-    return {'epochs': args.epochs, 'runs': runs, 'seeds': across}
+    return {'epochs': args.epochs, 'runs': runs, 'seeds': across}, versions
 
 
 def write(record: dict) -> None:

@@ -53,7 +53,7 @@ def page(record: dict, order: list[str]) -> str:
     """Markdown of all finished settings, in the order of the grid."""
     finished = {name: record['settings'][name] for name in order if name in record['settings']}
     missing = [name for name in order if name not in finished]
-    versions = ', '.join(f'{name} {version}' for name, version in record.get('versions', {}).items())
+    versions = ', '.join(f'{name} {version}' for name, version in (record.get('versions') or {}).items())
     lines = [
         '# Do experts specialise in object size? Results on the synthetic shapes',
         '',

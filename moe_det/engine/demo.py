@@ -4,49 +4,46 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
+import os
 import time
 from pathlib import Path
 
 from mmengine.config import Config
 
-from ..errors import MoEDetError
 from ..routing.metrics import Utilisation
 from .checkpoints import latest_checkpoint
 from .console import say
 from .data_check import check_data
 from .launch import build_runner, load_config
 from .moe_hook import MoEHook, utilisation_table
+from .shapes_data import make_shapes_data
 from .size_specialization import RESULTS_NAME, AnalysisOptions, analyse
 
 METRICS = ('bbox_mAP', 'bbox_mAP_s', 'bbox_mAP_m', 'bbox_mAP_l')
 
 
-def run_demo(config: str, work_dir: str, data_root: str, make_shapes: str, shapes_options: list[str]) -> dict:
+def run_demo(config: str, work_dir: str, data_root: str, train: int, val: int) -> dict:
     """Makes the data, trains, evaluates, analyses, and prints and writes a summary; keeps whatever is already there.
 
     Args:
         config: config file to train.
         work_dir: folder for checkpoints, logs and ``summary.json``.
         data_root: folder of the shapes; made when it is not there.
-        make_shapes: the script that makes them.
-        shapes_options: its options.
+        train: number of training images.
+        val: number of images to evaluate and to analyse.
 
     Returns:
         The contents of ``summary.json``: ``bbox_mAP`` and its size parts, ``train_seconds``, ``config``,
         ``checkpoint``, ``utilisation`` per layer. The report on size specialisation lies beside it.
 
     Raises:
-        MoEDetError: the data could not be made, or the config does not fit.
+        MoEDetError: the data cannot be made, or the config does not fit.
     """
     say(f'1/4 data: {data_root}')
-    made = subprocess.run([sys.executable, make_shapes, data_root, *shapes_options], check=False)
-    if made.returncode:
-        raise MoEDetError(f'the shapes could not be made (exit status {made.returncode}); see the message above')
+    make_shapes_data(data_root, train=train, val=val, workers=os.cpu_count() or 1)
     cfg = load_config(config, data_root=data_root, work_dir=work_dir)
     check_data(cfg, ('train', 'test'))
-    fingerprint = hashlib.sha256(f'{cfg.pretty_text} {shapes_options}'.encode()).hexdigest()[:16]
+    fingerprint = hashlib.sha256(f'{cfg.pretty_text} {train} {val}'.encode()).hexdigest()[:16]
     folder = Path(work_dir)
     trained = _trained(cfg, folder, fingerprint)
     summary = _evaluated(cfg, folder, fingerprint, trained)

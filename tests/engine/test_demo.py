@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from moe_det.datasets.shapes import ShapesSettings, make_shapes
 from moe_det.engine import demo
 from moe_det.engine.moe_hook import MoEHook
-from moe_det.errors import MoEDetError
+from moe_det.errors import DataError
 from moe_det.routing import Utilisation
 
 CONFIG = str(Path(__file__).resolve().parents[2] / 'configs' / 'shapes' / 'retinanet_moe_soft.py')
@@ -55,12 +54,9 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, 'build_runner', build)
     monkeypatch.setattr(demo, 'analyse', analyse)
     monkeypatch.setattr(_Runner, 'calls', [])
-    make_shapes(tmp_path / 'data', ShapesSettings(train=2, val=1, size=64))
-    script = tmp_path / 'make.py'
-    script.write_text('')
 
-    def call(options=()):
-        return demo.run_demo(CONFIG, str(tmp_path / 'work'), str(tmp_path / 'data'), str(script), list(options))
+    def call(train=2):
+        return demo.run_demo(CONFIG, str(tmp_path / 'work'), str(tmp_path / f'data{train}'), train, 1)
 
     return call
 
@@ -101,7 +97,7 @@ def test_lost_summary_is_made_from_the_kept_checkpoint(run, tmp_path):
 
 def test_other_settings_are_trained_anew(run):
     run()
-    run(['--train', '3'])
+    run(train=3)
     assert _Runner.calls[3:] == ['train from None', 'test epoch_1.pth', 'analyse epoch_1.pth']
 
 
@@ -114,7 +110,8 @@ def test_interrupted_training_is_continued(run, tmp_path):
 
 
 def test_data_that_cannot_be_made_is_an_error(tmp_path):
-    script = tmp_path / 'make.py'
-    script.write_text('raise SystemExit(2)')
-    with pytest.raises(MoEDetError, match='exit status 2'):
-        demo.run_demo(CONFIG, str(tmp_path / 'work'), str(tmp_path / 'data'), str(script), [])
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data' / 'thesis.txt').write_text('not to be lost')
+    with pytest.raises(DataError, match='data'):
+        demo.run_demo(CONFIG, str(tmp_path / 'work'), str(tmp_path / 'data'), 2, 1)
+    assert (tmp_path / 'data' / 'thesis.txt').is_file()

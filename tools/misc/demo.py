@@ -19,10 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--train', type=int, default=800, help='training images to make')
     parser.add_argument('--val', type=int, default=200, help='validation images to make')
     args = parser.parse_args(argv)
-    options = ['--train', str(args.train), '--val', str(args.val)]
-    script = str(Path(__file__).with_name('make_shapes.py'))
-    places = dict(config=args.config, work_dir=args.work_dir, data_root=args.data_root)
-    return _start.run('moe_det.engine.demo:run_demo', **places, make_shapes=script, shapes_options=options)
+    return _start.run('moe_det.engine.demo:run_demo', **vars(args))
 
 
 if __name__ == '__main__':

@@ -11,12 +11,6 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # of _start.py
 import _start
 
 
-def _show_progress(done: int, total: int) -> None:
-    step = max(1, total // 10)
-    if done % step == 0 or done == total:
-        print(f'  {done} of {total} images', flush=True)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 after an error of the user's."""
     parser = argparse.ArgumentParser(description='Make a data set of shapes in COCO format (annotations and images).')
@@ -40,20 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.workers < 1:
         parser.error(f'argument --workers: expected an integer >= 1, got {args.workers}')
-
-    def work() -> None:
-        from moe_det.datasets.shapes import ShapesSettings, make_shapes
-
-        settings = ShapesSettings(args.train, args.val, args.size, args.seed, args.scene_scale)
-        try:
-            options = dict(overwrite=args.overwrite, workers=args.workers, progress=_show_progress)
-            made = make_shapes(args.out, settings, **options)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f'run the same command again to complete {args.out}') from None
-        what = f'{args.train} training and {args.val} validation images of {args.size}x{args.size}'
-        print(f'{args.out}: {what} {"made" if made else "are already there"}')
-
-    return _start.run(work)
+    return _start.run('moe_det.engine.shapes_data:make_shapes_data', **vars(args))
 
 
 if __name__ == '__main__':

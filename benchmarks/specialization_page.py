@@ -6,6 +6,8 @@ from statistics import mean, stdev
 
 LAYERS = {'bbox_head.cls': 'class branch', 'bbox_head.reg': 'box branch'}
 GUIDED = 'boxes-'  # settings that see box sizes of the ground truth while they train
+BASELINE = 'soft-level-all'  # the setting of arXiv 2204.10598
+TOLERANCE = 0.005  # a loss of AP below half a point is within what one seed differs from another
 PAPER_SPREAD = {'AP_S': 2.3, 'AP_L': 1.8}  # arXiv 2204.10598, between forced experts, points of AP on COCO
 
 
@@ -49,6 +51,36 @@ def verdict_row(name: str, setting: dict) -> str:
     return '| ' + ' | '.join(cells) + ' |'
 
 
+def information(setting: dict) -> float:
+    """I(E;S given level) in bits, summed over the layers, mean over seeds."""
+    return mean(sum(layer['mi_given_level_bits'] for layer in run['layers'].values()) for run in setting['runs'])
+
+
+def conclusion(finished: dict[str, dict]) -> str:
+    """Names the settings with the most information about size that cost no AP, without guidance and with it."""
+    if BASELINE not in finished:
+        return ''
+
+    def precision(name: str) -> float:
+        return mean(run['ap']['AP'] for run in finished[name]['runs'])
+
+    bar = precision(BASELINE) - TOLERANCE
+    able = {
+        name: information(s) for name, s in finished.items() if s['runs'][0]['layers'] and precision(name) >= bar
+    }
+    sentences = []
+    for guided, kind in ((False, 'no guidance'), (True, 'guidance')):
+        of_kind = {name: bits for name, bits in able.items() if name.startswith(GUIDED) == guided}
+        if of_kind:
+            best = max(of_kind, key=of_kind.get)
+            sentences.append(f'with {kind} `{best}` ({of_kind[best]:.3f} bits, AP {100 * precision(best):.1f})')
+    return (
+        f'Most I(E;S given level), class and box branch together, among the settings that lose less than '
+        f'{100 * TOLERANCE:g} points of AP against `{BASELINE}` ({100 * precision(BASELINE):.1f}): '
+        f'{"; ".join(sentences)}.'
+    )
+
+
 def page(record: dict, order: list[str]) -> str:
     """Markdown of all finished settings, in the order of the grid."""
     finished = {name: record['settings'][name] for name in order if name in record['settings']}
@@ -84,6 +116,8 @@ def page(record: dict, order: list[str]) -> str:
         '|---|---|---|---|---|',
         *(verdict_row(name, setting) for name, setting in finished.items() if setting['runs'][0]['layers']),
     ]
+    if named := conclusion(finished):
+        lines += ['', '## Which setting', '', named]
     if missing:
         lines += ['', f'Not run yet: {", ".join(f"`{name}`" for name in missing)}.']
     return '\n'.join(lines) + '\n'

@@ -3,4 +3,4 @@ _base_ = ['./_base_/cifar10_paper_a.py', './_base_/resnet18.py', './_base_/sched
 
 model = dict(num_classes=10, data_preprocessor=_base_.normalisation)
 param_scheduler = [dict(type='MultiStepLR', by_epoch=True, begin=0, end=150, milestones=[60, 100], gamma=0.1)]
-custom_hooks = []  # no experts, nothing for MoEHook
+custom_hooks = [dict(type='ExactResumeHook'), dict(type='FiniteHook')]  # no experts, nothing for MoEHook

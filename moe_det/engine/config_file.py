@@ -147,6 +147,11 @@ def parse_options(options: Mapping | Iterable[str] | None) -> dict:
         namespace = argparse.Namespace(options=parsed)
         try:
             DictAction(['--cfg-options'], dest='options', nargs='+')(None, namespace, [option])
+        except RecursionError as error:  # mmengine's reader never ends on a bracket that it does not know
+            raise MoEConfigError(
+                f'--cfg-options: cannot read the value of {option!r}: expected a number, a word, or a list such as '
+                '"[1,2]"; name the keys of a dict one by one (a.b=1 a.c=2) or write a config file'
+            ) from error
         except Exception as error:
             raise MoEConfigError(f'--cfg-options: cannot read the value of {option!r}: {error}') from error
         parsed = namespace.options

@@ -8,7 +8,7 @@ default_hooks = dict(
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2),
     sampler_seed=dict(type='ClassificationHook'),  # order and augmentations from seed and epoch, also after --resume
 )
-custom_hooks = [dict(type='MoEHook', interval=50)]
+custom_hooks = [dict(type='MoEHook', interval=50), dict(type='ExactResumeHook'), dict(type='FiniteHook')]
 env_cfg = dict(cudnn_benchmark=True, dist_cfg=dict(backend='nccl'))
 log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
 log_level = 'INFO'

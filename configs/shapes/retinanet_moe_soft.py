@@ -17,4 +17,5 @@ custom_hooks = [
     dict(type='ExactResumeHook'),
     dict(type='SkipBadImagesHook'),
     dict(type='FiniteHook'),
+    dict(type='ChannelsLastHook'),  # some percent faster on a CPU
 ]

@@ -36,7 +36,7 @@ def test_files_that_the_documentation_names_exist():
     pages = [README, *(page.read_text(encoding='utf-8') for page in (ROOT / 'docs').glob('*.md'))]
     named = set()
     for text in pages:
-        named |= set(re.findall(r'\b((?:tools|docs|configs|benchmarks)/[\w/.-]+\.(?:py|sh|md|svg))', text))
+        named |= set(re.findall(r'\b((?:tests|tools|docs|configs|benchmarks)/[\w/.-]+\.(?:py|sh|md|svg))', text))
     assert {'tools/train.py', 'docs/architecture.md', 'configs/retinanet_moe_soft.py'} <= named
     missing = [name for name in sorted(named) if not (ROOT / name).is_file()]
     assert not missing

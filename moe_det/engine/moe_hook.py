@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
+from mmengine.dataset import DefaultSampler
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapperDict
 from torch import nn
 
 from ..errors import MoEConfigError
@@ -19,6 +19,7 @@ from ..routing.router import find_routers
 from ..routing.routing import Usage
 
 MOST_LAYERS_LOGGED = 4  # with more, one line of extremes over all layers
+KEPT_USAGE = ('recent', 'waiting')  # of a router, in checkpoints
 FEWEST_ROWS_JUDGED = 20  # fewer may fall on the same experts by chance (two experts, top-1, fair: 2 in a million)
 
 
@@ -34,7 +35,8 @@ class MoEHook(Hook):
     - ``moe_gate_entropy``: mean entropy of a row's gate probabilities in bits.
 
     A warning appears when no more experts live than a single row uses, over at least 20 rows. Validation and test end
-    with a table.
+    with a table. With gradient accumulation the state of hard constraints moves once per step of the optimizer, by the
+    usage in all of its iterations.
 
     Args:
         interval: iterations between two logs.
@@ -53,6 +55,7 @@ class MoEHook(Hook):
         self._model: nn.Module | None = None
         self._handles = []
         self._collapsed: set[str] = set()
+        self._step_follows = True
         self._recorder: UsageRecorder | None = None
 
     def before_run(self, runner) -> None:
@@ -78,6 +81,27 @@ class MoEHook(Hook):
             router.monitored = True
 
     # -- training ----------------------------------------------------------------------------------------------
+
+    def before_train(self, runner) -> None:
+        """Lets every iteration be a step of the optimizer, until one is not."""
+        self._say(step_follows=True)
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        """Tells the layers whether a step of the optimizer follows this iteration."""
+        wrapper = runner.optim_wrapper
+        wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+        follows = any(one.should_sync() for one in wrappers)
+        if follows != self._step_follows:
+            self._say(step_follows=follows)
+
+    def after_train(self, runner) -> None:
+        """Leaves the layers as they are without this hook."""
+        self._say(step_follows=True)
+
+    def _say(self, step_follows: bool) -> None:
+        self._step_follows = step_follows
+        for router in find_routers(self._model).values():
+            router.step_follows = step_follows
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Logs the utilisation since the last log."""
@@ -128,25 +152,25 @@ class MoEHook(Hook):
                     'the weight of a soft one or lower the threshold of a hard one.'
                 )
 
-    # what was used since the last log belongs to the next one, also of a resumed run
+    # what was used since the last log, or waits for the step of the optimizer, belongs to the resumed run too
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Adds the usage since the last log."""
-        recent = {name: router.recent for name, router in find_routers(self._model).items()}
-        checkpoint['moe_recent_usage'] = {
-            name: [getattr(usage, field.name).cpu() for field in dataclasses.fields(usage)]
-            for name, usage in recent.items()
-            if usage is not None
-        }
+        """Adds the usage since the last log and the one that waits for a step."""
+        for kind in KEPT_USAGE:
+            kept = {name: getattr(router, kind) for name, router in find_routers(self._model).items()}
+            checkpoint[f'moe_{kind}_usage'] = {
+                name: [sums.cpu() for sums in vars(usage).values()] for name, usage in kept.items() if usage is not None
+            }
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Takes it back in a resumed run."""
-        recent = checkpoint.get('moe_recent_usage') or {}
+        """Takes them back in a resumed run."""
         if not getattr(runner, '_resume', False) or self._model is None:
             return
-        for name, router in find_routers(self._model).items():
-            if name in recent:
-                router.recent = Usage(*(sums.to(router.experts_and_k.device) for sums in recent[name]))
+        for kind in KEPT_USAGE:
+            kept = checkpoint.get(f'moe_{kind}_usage') or {}
+            for name, router in find_routers(self._model).items():
+                if name in kept:
+                    setattr(router, kind, Usage(*(sums.to(router.experts_and_k.device) for sums in kept[name])))
 
     # -- validation and test -----------------------------------------------------------------------------------
 
@@ -170,9 +194,26 @@ class MoEHook(Hook):
         if self.utilisation:
             runner.logger.info('Expert utilisation\n' + utilisation_table(self.utilisation))
 
+    def _count(self, loop, batch_idx: int) -> None:
+        """Leaves out the image that a sampler repeats so that all processes get as many; it is a process's last."""
+        dataloader = getattr(loop, 'dataloader', None)
+        sampler, repeated = getattr(dataloader, 'sampler', None), 0
+        if isinstance(sampler, DefaultSampler) and batch_idx == len(dataloader) - 1:
+            added = range(len(sampler.dataset), sampler.total_size)
+            repeated = sum(position % sampler.world_size == sampler.rank for position in added)
+        self._recorder.left_out = repeated
+
     def before_val_epoch(self, runner) -> None:
         """Starts to sum the usage."""
         self._start_recording()
+
+    def before_val_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        """Counts every image once."""
+        self._count(runner.val_loop, batch_idx)
+
+    def before_test_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        """Counts every image once."""
+        self._count(runner.test_loop, batch_idx)
 
     def after_val_epoch(self, runner, metrics=None) -> None:
         """Logs the table."""

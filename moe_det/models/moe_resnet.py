@@ -68,7 +68,8 @@ class MoEResNet(ResNet):
             known = (*MoESettings.__dataclass_fields__, 'stages', 'convs', 'residual', 'width')
             raise MoEConfigError(f'backbone.moe: {unknown_name("key", next(iter(own)), known)}')
         self._moe_settings = MoESettings.from_config(ours, 'backbone.moe')
-        check_expert_norm('backbone.moe', kwargs.get('norm_cfg'))
+        if self._moe_stages:  # a convolution's experts have no norms
+            check_expert_norm('backbone.moe', kwargs.get('norm_cfg'))
         check_flag('backbone', 'small_images', small_images)
         self._small_images = small_images
         # PyTorch's initialisation was asked for, while MoEConv2d starts with the one of mmcv's convolutions

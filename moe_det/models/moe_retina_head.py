@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from mmdet.models.dense_heads import RetinaHead
+from mmdet.utils import reduce_mean
 from mmengine.logging import print_log
 from mmengine.model import bias_init_with_prob, normal_init
 from mmengine.structures import InstanceData
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import MoEConfigError, unknown_name
 from ..layers.settings import MoESettings, check_choice, check_expert_norm, check_flag, split_settings
 from ..routing.dispatch import plan_dispatch
+from ..routing.distributed import world
 from ..routing.experts import ExpertGroup, copy_dense_to_experts
 from ..routing.router import Router
 from ..routing.rows import rows_of
@@ -254,6 +256,18 @@ class MoERetinaHead(RetinaHead):
         return maps if predictor is None else [predictor(x) for x in maps]
 
     # -- losses ------------------------------------------------------------------------------------------------
+
+    def get_targets(self, anchor_list: list[list[Tensor]], *args, **kwargs) -> tuple:
+        """RetinaHead's targets, with the number of positive anchors averaged over the processes.
+
+        RetinaHead divides by the positives of its own process: the images of a process that has few would count more
+        than they do in one process with the whole batch.
+        """
+        targets = list(super().get_targets(anchor_list, *args, **kwargs))
+        if world()[1] > 1:
+            # not read back to the host: the losses divide by a tensor as well
+            targets[4] = reduce_mean(anchor_list[0][0].new_tensor(float(targets[4])))
+        return tuple(targets)
 
     def loss_by_feat(
         self,

@@ -25,7 +25,8 @@ class Constraint(nn.Module):
     """Keeps all experts in use. Soft constraints add a loss, hard ones forbid or discourage over-used experts.
 
     A router calls :meth:`mask` for each batch of rows, and :meth:`loss` and :meth:`update` once per training step
-    with the rows of the whole step.
+    with the rows of the whole step. With gradient accumulation :meth:`loss` is called for each forward and
+    :meth:`update` once per step of the optimizer.
 
     Attributes:
         key: short name; the loss appears as ``loss_moe_<key>``.
@@ -51,7 +52,11 @@ class Constraint(nn.Module):
         return None
 
     def update(self, routing: Routing) -> None:
-        """Moves the constraint's state by one step."""
+        """Moves the constraint's state by one step.
+
+        Args:
+            routing: rows of the step's last forward; its ``usage`` is that of the whole step.
+        """
 
     def after_dropping_experts(self) -> None:
         """Makes the state that of a layer which never had the experts that were just dropped from it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, MoEConfigError
 from .dispatch import LevelPlan, Mixture, mix_all, mix_chosen, run_dense, run_sorted, touch_idle
 from .gates import global_average
 from .mixtures import mix_linear
@@ -81,6 +82,19 @@ class ExpertGroup(nn.Module):
         self.requires_grad_(True)
 
     def train(self, mode: bool = True) -> ExpertGroup:
+        """Sets the mode, as of any module; frozen experts stay in evaluation.
+
+        Raises:
+            MoEConfigError: experts of several have synchronised norms, which training would wait for without end.
+        """
+        if mode and len(self.experts) > 1:
+            for name, module in self.experts.named_modules():
+                if 'SyncBatchNorm' in type(module).__name__:  # torch's or mmcv's
+                    raise MoEConfigError(
+                        f"the config's sync_bn has reached experts.{name}: processes whose expert got no rows would "
+                        'never join the synchronisation. Take sync_bn out, and freeze the statistics (norm_eval=True) '
+                        "or use norm_cfg=dict(type='GN', num_groups=32)"
+                    )
         return super().train(mode and not self.frozen_for_distillation)
 
     def forward(
@@ -227,6 +241,9 @@ def copy_dense_to_experts(
 
     Each expert's floating-point parameters get independent noise of ``noise`` times the parameter's own standard
     deviation, because identical experts would stay identical under equal routing. Buffers are copied as they are.
+    The noise is a function of the weights that the experts had before, not of the random generators: data-parallel
+    wrappers make processes agree on weights before a checkpoint is loaded, on generators (mmengine's
+    ``diff_rank_seed``) nobody does, and nothing sends the copies to the other processes afterwards.
 
     Args:
         state_dict: holds the dense tensors; they are replaced by one set per expert.
@@ -241,6 +258,7 @@ def copy_dense_to_experts(
     """
     parameters = dict(experts.experts[0].named_parameters())
     own = dict(experts.experts[0].state_dict())
+    generator = _generator_of(experts)
     copied, problems = [], []
     for key, name in dense.items():
         value = state_dict.pop(key)
@@ -254,8 +272,17 @@ def copy_dense_to_experts(
         for expert in range(len(experts)):
             copy = value.clone()
             if noise and deviation:
-                copy += noise * deviation * torch.randn_like(copy)
+                drawn = torch.randn(copy.shape, generator=generator)
+                copy += noise * deviation * drawn.to(copy)
             state_dict[f'{prefix}{expert}.{name}'] = copy
         copied.append(key)
     experts.dense_copy = DenseCopy(tuple(copied), tuple(problems))
     return problems
+
+
+def _generator_of(experts: ExpertGroup) -> torch.Generator:
+    """A generator seeded by the first expert's weights."""
+    digest = hashlib.blake2b(digest_size=7)
+    for parameter in experts.experts[0].parameters():
+        digest.update(parameter.detach().cpu().float().numpy().tobytes())
+    return torch.Generator().manual_seed(int.from_bytes(digest.digest(), 'little'))

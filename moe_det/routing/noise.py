@@ -47,7 +47,7 @@ class LearnedNoise(nn.Module):
         """Draws (R, E) standard normal values for the rows of one call."""
         rank, num_ranks = world()
         if num_ranks > 1 and not self._agreed:
-            self._mirror()  # the data-parallel wrapper has given every process the buffers of rank 0
+            self._mirror()  # mmengine's start of a training has given every process the buffers of rank 0
             self._agreed = True
         generator = torch.Generator().manual_seed(self._seed * _STRIDE + self._draws)
         self._draws += 1

@@ -112,12 +112,19 @@ class UsageRecorder(_Recorder):
 
     Args:
         model: a model with MoE layers.
+
+    Attributes:
+        usage: by layer.
+        left_out: number of images at the end of a batch that do not count.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.usage: dict[str, Usage] = {}
+        self.left_out = 0
 
     def receive(self, layer: str, routing: Routing, layout: RowLayout) -> None:
+        if self.left_out:
+            routing = routing.only(layout.images() < layout.num_images - self.left_out)
         usage = routing.local_usage().detached()
         self.usage[layer] = self.usage[layer] + usage if layer in self.usage else usage

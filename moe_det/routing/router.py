@@ -74,6 +74,8 @@ class Router(nn.Module):
         self.collected_by_owner = False  # a head adds the losses of its own routers itself
         self.monitored = False  # set by who reads `recent`
         self.recent: Usage | None = None
+        self.step_follows = True  # set by who accumulates gradients: False in a forward that no optimizer step follows
+        self.waiting: Usage | None = None  # of such forwards, for the next update of the constraints
         self.recorder: Callable[[Router, Routing, RowLayout], None] | None = None
         self.intervention: Intervention | None = None
         self._forget()
@@ -91,7 +93,8 @@ class Router(nn.Module):
     def __getstate__(self) -> dict:
         """Copies and pickles without the rows of an unfinished step, which hold graphs."""
         state = self.__dict__.copy()
-        state.update(_calls=[], _replay=[], _call_count=0, _supplied={}, recorder=None, recent=None, intervention=None)
+        state.update(_calls=[], _replay=[], _call_count=0, _supplied={}, recorder=None, intervention=None)
+        state.update(recent=None, waiting=None, step_follows=True)
         return state
 
     # -- decision ----------------------------------------------------------------------------------------------
@@ -222,9 +225,11 @@ class Router(nn.Module):
         self._forget()
 
     def collect(self) -> dict[str, Tensor]:
-        """Computes the constraints over all rows since the last call, and moves their state once.
+        """Computes the constraints' losses over all rows since the last call, and moves their state.
 
-        In a distributed run every process must call it in every step, also when it had no rows.
+        In a distributed run every process must call it in every step, also when it had no rows. Where several forwards
+        share an optimizer step (gradient accumulation), the state moves once, in the last one, by the usage of all of
+        them; ``step_follows`` tells.
 
         Returns:
             The auxiliary losses by constraint key, each a scalar with gradient.
@@ -247,11 +252,25 @@ class Router(nn.Module):
                 loss = constraint.loss(routing)
                 if loss is not None:
                     losses[key] = loss
-                constraint.update(routing)
+            self._update(routing)
             if self.monitored:
                 usage = usage.detached()
                 self.recent = usage if self.recent is None else self.recent + usage
         return losses
+
+    def _update(self, routing: Routing) -> None:
+        """Moves the constraints' state, or keeps the usage for the forward that ends the optimizer step."""
+        if not self.constraints or (self.step_follows and self.waiting is None):
+            whole = routing
+        else:
+            usage = routing.usage.without_gradient()
+            self.waiting = usage if self.waiting is None else self.waiting + usage
+            if not self.step_follows:
+                return
+            whole = routing.with_usage(self.waiting)
+        self.waiting = None
+        for constraint in self.constraints.values():
+            constraint.update(whole)
 
     def _no_rows(self) -> Routing:
         weight = next(self.gate.parameters())

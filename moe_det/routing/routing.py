@@ -37,8 +37,11 @@ class Usage:
 
     def detached(self) -> Usage:
         """The same sums without gradient, over all balance groups: (1, E) and (1,)."""
-        sums = (getattr(self, f.name).detach().sum(0, keepdim=True) for f in dataclasses.fields(self))
-        return Usage(*sums)
+        return Usage(*(value.sum(0, keepdim=True) for value in vars(self.without_gradient()).values()))
+
+    def without_gradient(self) -> Usage:
+        """The same sums without gradient."""
+        return Usage(*(value.detach() for value in vars(self).values()))
 
     def __add__(self, other: Usage) -> Usage:
         names = [f.name for f in dataclasses.fields(self)]
@@ -113,6 +116,18 @@ class Routing:
         sums = reduce(member.t() @ columns)
         importance, load, probs, entropy_sum, rows = sums.split([experts, experts, experts, 1, 1], dim=1)
         return Usage(importance, load.detach(), probs, entropy_sum[:, 0], rows[:, 0].detach())
+
+    def only(self, counted: Tensor) -> Routing:
+        """The decision for the rows where ``counted``, (R,) on the CPU, is True, without samples."""
+        rows = counted.nonzero()[:, 0].to(self.logits.device)
+        names = ('logits', 'indices', 'log_weights', 'groups')
+        return dataclasses.replace(self, samples=None, **{name: getattr(self, name)[rows] for name in names})
+
+    def with_usage(self, usage: Usage) -> Routing:
+        """The same decision, whose :attr:`usage` is another one."""
+        changed = dataclasses.replace(self)
+        changed.__dict__['usage'] = usage
+        return changed
 
     @staticmethod
     def concatenate(parts: list[Routing]) -> Routing:

@@ -1,4 +1,4 @@
-"""One of the two processes of test_two_rank_faults.py: python two_rank_worker.py RANK PORT DATA WORK_DIR."""
+"""One of the two processes of test_two_ranks.py: python two_rank_worker.py RANK PORT DATA WORK_DIR."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import os
 import sys
 from pathlib import Path
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from small_coco_runs import EPOCHS, Seen, run_of
+from small_detector_runs import CASES, evaluated, trained
 
 from moe_det.engine.ranks import prepare_ranks
 from moe_det.errors import MoEDetError
@@ -69,6 +72,11 @@ def main(rank: str, port: str, folder: str, work_dir: str) -> None:
     # between steps no gradient tells one process of the other's fault
     results['nan between steps'] = run(data, work / 'between', *hooks, Poison(1), every=4)
     (work / f'rank{rank}.json').write_text(json.dumps(results))
+    trainings = {
+        name: trained(work, f'{name} of two', rank=int(rank), num_ranks=2, **case) for name, case in CASES.items()
+    }
+    trainings['evaluation'] = evaluated(work, 'evaluation of two', rank=int(rank), num_ranks=2)
+    torch.save(trainings, work / f'rank{rank}.pt')
 
 
 if __name__ == '__main__':

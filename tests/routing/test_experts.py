@@ -55,6 +55,19 @@ def test_every_expert_starts_from_the_dense_branch_plus_its_own_noise():
             assert difference.std().item() == pytest.approx(0.1 * original[key].std().item(), rel=0.1)
 
 
+def test_the_noise_depends_on_the_experts_and_not_on_the_random_generators():
+    # processes have the same weights before they load, but not always the same generators
+    def copies(group: ExpertGroup, seed: int) -> torch.Tensor:
+        state = {'weight': torch.arange(8.0 * 16 * 9).view(16, 8, 3, 3)}
+        torch.manual_seed(seed)
+        copy_dense_to_experts(state, {'weight': '0.weight'}, group, '', noise=0.1)
+        return torch.stack([state[f'{expert}.0.weight'] for expert in range(2)])
+
+    group = group_of(2)
+    assert torch.equal(copies(group, 1), copies(group, 2))
+    assert not torch.equal(copies(group, 1), copies(group_of(2), 1))
+
+
 def test_without_noise_the_copies_are_exact():
     state, group = dense_state(), group_of(2)
     original = state['head.0.weight'].clone()

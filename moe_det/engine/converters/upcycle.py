@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -92,9 +93,9 @@ def upcycle(
 
     torch.manual_seed(seed)
     model = build_model(cfg.model)
-    fill_experts(model, dense, 0.0)
-    difference = _difference_to_dense(cfg, dense, model)
-    torch.manual_seed(seed)
+    exact = copy.deepcopy(model)  # the noise depends on the weights that the model was built with
+    fill_experts(exact, dense, 0.0)
+    difference = _difference_to_dense(cfg, dense, exact)
     report = fill_experts(model, dense, noise)
     for line in report.lines():
         say(line)
@@ -122,7 +123,7 @@ def fill_experts(model: nn.Module, dense: Mapping[str, Tensor], noise: float | N
     Args:
         model: the model.
         dense: the dense model's state dict.
-        noise: relative noise, drawn from torch's default generator; None takes each layer's ``copy_noise``.
+        noise: relative noise, a function of the weights that the model had; None takes each layer's ``copy_noise``.
 
     Returns:
         What became of the tensors.

@@ -1,0 +1,114 @@
+"""The moving average of the weights and activation checkpointing leave the balance as it is: a forward counts once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from mmengine.hooks import EMAHook, Hook
+from small_coco_runs import Count
+from small_detector_runs import BATCH, CONV, EPOCHS, FOUR, IMAGES, SOFT, STEPS, Images, plain, run, trained
+
+from moe_det.routing import find_routers
+
+HARD = dict(type='RelativeImportanceConstraint', threshold=0.1)
+MEAN = dict(type='MeanImportanceConstraint', threshold=0.1)
+# the layer in the backbone lies inside a block, which `with_cp` runs twice
+CASE = dict(
+    head=dict(**FOUR, constraint=[HARD, dict(type='SelectionBiasConstraint', rate=0.1)]),
+    backbone=dict(moe=dict(**CONV, constraint=[*SOFT, MEAN], noise=True)),
+)
+
+
+def compare(actual: dict, expected: dict, **tolerance) -> None:
+    assert actual.keys() == expected.keys() and expected
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, msg=lambda m, name=name: f'{name}: {m}', **tolerance)
+
+
+@pytest.fixture(scope='module')
+def usual(tmp_path_factory) -> dict:
+    """A training with neither."""
+    return trained(tmp_path_factory.mktemp('usual'), 'usual', **CASE)
+
+
+@pytest.mark.filterwarnings('ignore:torch.utils.checkpoint.*use_reentrant')
+def test_a_checkpointed_forward_of_a_detector_counts_once(usual, tmp_path):
+    repeated = []
+    case = dict(CASE, backbone=dict(CASE['backbone'], with_cp=True))
+
+    class Repeats(Hook):
+        def before_train(self, runner) -> None:
+            gate = find_routers(runner.model)['backbone.layer3.1.conv2'].gate
+            gate.register_forward_hook(lambda gate, *_: repeated.extend([runner.iter] * gate.training))
+
+    found = trained(tmp_path, 'checkpointed', Repeats(), **case)
+    assert repeated == sorted([*range(STEPS)] * 2)  # the forward was repeated
+    for step in range(STEPS):
+        compare(found['states'][step], usual['states'][step], rtol=1e-9, atol=1e-12)
+        compare(found['losses'][step], usual['losses'][step], rtol=1e-9, atol=1e-12)
+    compare(found['end'], usual['end'], rtol=1e-9, atol=1e-12)
+    last = found['states'][-1]
+    assert last['backbone.layer3.1.conv2.mean_importance.steps'].tolist() == [STEPS]
+    assert last['backbone.layer3.1.conv2.rows'].tolist() == [STEPS * BATCH]
+    assert last['bbox_head.cls.rows'].tolist() == [STEPS * BATCH * 5]
+    assert found['end']['backbone.layer3.1.conv2.router.noise.draws'].item() == STEPS
+
+
+class Validations(Hook):
+    """States before and after each validation, and how far its weights are from those of the training."""
+
+    priority = 'LOWEST'  # after EMAHook has put its weights in place
+
+    def __init__(self) -> None:
+        self.before, self.after, self.difference = [], [], []
+
+    def state(self, runner) -> dict:
+        state = dict(plain(runner).named_buffers())
+        for name, router in find_routers(plain(runner)).items():
+            state.update({f'{name} {key}': value for key, value in vars(router.recent).items()})
+        return {key: value.clone() for key, value in state.items()}
+
+    def after_train_epoch(self, runner) -> None:
+        self.before.append(self.state(runner))
+        self.weights = [p.detach().clone() for p in plain(runner).parameters()]
+
+    def before_val_epoch(self, runner) -> None:
+        pairs = zip(self.weights, plain(runner).parameters(), strict=True)
+        self.difference.append(max((a - b).abs().max().item() for a, b in pairs))
+
+    def before_train_epoch(self, runner) -> None:
+        if self.before:
+            self.after.append(self.state(runner))
+
+
+@pytest.mark.parametrize('update_buffers', [False, True])
+def test_evaluating_the_moving_average_leaves_the_training_alone(usual, tmp_path, update_buffers):
+    watch = Validations()
+    average = dict(type='EMAHook', momentum=0.3, update_buffers=update_buffers)
+    loader = dict(batch_size=4, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False), dataset=Images())
+    validation = dict(
+        val_dataloader=dict(loader, collate_fn=dict(type='pseudo_collate')), val_cfg={}, val_evaluator=[Count()]
+    )
+    schedule = dict(train_cfg=dict(by_epoch=True, max_epochs=EPOCHS, val_interval=1))
+    found = trained(tmp_path, 'averaged', average, watch, **CASE, **validation, **schedule)
+    assert len(watch.before) == EPOCHS and len(watch.after) == EPOCHS - 1
+    assert all(difference > 1e-3 for difference in watch.difference)  # it was the average that was evaluated
+    compare(watch.after[0], watch.before[0], rtol=0, atol=0)
+    for step in range(STEPS):
+        compare(found['states'][step], usual['states'][step], rtol=0, atol=0)
+    compare(found['end'], usual['end'], rtol=0, atol=0)
+
+
+def test_the_average_has_no_steps_of_its_own(tmp_path):
+    runner = run(tmp_path, 'run', dict(type='EMAHook', momentum=0.3), **CASE)
+    runner.train()
+    (hook,) = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
+    routers, averaged = find_routers(plain(runner)), find_routers(hook.ema_model.module)
+    assert averaged.keys() == routers.keys() and len(routers) == 3
+    for name, router in routers.items():
+        copy = averaged[name]
+        assert not copy._calls and copy.recent is None and copy.waiting is None
+        for key, value in router.named_buffers():  # as they were in the last step
+            assert torch.equal(dict(copy.named_buffers())[key], value), f'{name}: {key}'
+        assert any((value != 0).any() for key, value in copy.named_buffers() if key.startswith('constraints'))
+    assert routers['bbox_head.cls'].recent.rows.item() == EPOCHS * IMAGES * 5

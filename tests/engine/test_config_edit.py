@@ -145,7 +145,7 @@ def test_options_are_read_as_mmengine_reads_them():
     assert config_file.parse_options(None) == {}
 
 
-@pytest.mark.parametrize('option', ['lr', '=3', 'a..b=1', 'a=[1,(2]', "a=[dict(type='b')]"])
+@pytest.mark.parametrize('option', ['lr', '=3', 'a..b=1', 'a=[1,(2]', 'a=[dict(b=1,c=2)]'])
 def test_options_that_cannot_be_read_are_quoted(option):
     with pytest.raises(MoEConfigError, match='--cfg-options') as caught:
         config_file.parse_options(['fine=1', option])

@@ -55,7 +55,6 @@ REGISTERED = {
         'moe_det.engine.finite_hook:FiniteHook',
         'moe_det.engine.exact_resume_hook:ExactResumeHook',
         'moe_det.engine.auxiliary_loss_hook:AuxiliaryLossHook',
-        'moe_det.engine.channels_last_hook:ChannelsLastHook',
         'moe_det.engine.classification_hook:ClassificationHook',
     ),
     DATASETS: ('moe_det.datasets.classification:ClassificationDataset',),

@@ -4,12 +4,7 @@
 _base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
 
 custom_imports = dict(imports=['moe_det'], allow_failed_imports=False)
-custom_hooks = [
-    dict(type='ExactResumeHook'),
-    dict(type='SkipBadImagesHook'),
-    dict(type='FiniteHook'),
-    dict(type='ChannelsLastHook'),  # some percent faster on a CPU
-]
+custom_hooks = [dict(type='ExactResumeHook'), dict(type='SkipBadImagesHook'), dict(type='FiniteHook')]
 
 model = dict(
     backbone=dict(depth=18, base_channels=16, frozen_stages=-1, norm_eval=False, init_cfg=None),

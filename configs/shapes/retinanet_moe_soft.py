@@ -17,5 +17,4 @@ custom_hooks = [
     dict(type='ExactResumeHook'),
     dict(type='SkipBadImagesHook'),
     dict(type='FiniteHook'),
-    dict(type='ChannelsLastHook'),  # some percent faster on a CPU
 ]

@@ -106,7 +106,6 @@ def page() -> str:
     from moe_det.engine.amp import CPUAmpOptimWrapper
     from moe_det.engine.auxiliary_loss_hook import AuxiliaryLossHook
     from moe_det.engine.bad_images_hook import SkipBadImagesHook
-    from moe_det.engine.channels_last_hook import ChannelsLastHook
     from moe_det.engine.exact_resume_hook import ExactResumeHook
     from moe_det.engine.expert_size_hook import ExpertSizeHook
     from moe_det.engine.finite_hook import FiniteHook
@@ -128,19 +127,17 @@ def page() -> str:
     parts += ["\n## `plugins=[dict(cfg=dict(type='MoEBlock', ...), ...)]`\n", summary(inspect.getdoc(MoEBlock))]
     parts += ['\n' + arguments_table(MoEBlock, hidden=('in_channels',))]
     parts += ["\n## `neck=dict(type='FrozenFPN', ...)`\n", summary(inspect.getdoc(FrozenFPN))]
-    for hook in (
-        MoEHook,
-        ExpertSizeHook,
-        ExactResumeHook,
-        AuxiliaryLossHook,
-        SkipBadImagesHook,
-        FiniteHook,
-        ChannelsLastHook,
-    ):
-        keys = arguments_table(hook)
-        needed = any(p.default is p.empty for p in inspect.signature(hook).parameters.values())
-        parts += [f"\n## `custom_hooks=[dict(type='{hook.__name__}'{', ...' if needed else ''})]`\n"]
-        parts += [summary(inspect.getdoc(hook)), *(['\n' + keys] if keys else [])]
+    parts += ["\n## `custom_hooks=[dict(type='MoEHook')]`\n", summary(inspect.getdoc(MoEHook))]
+    parts += ['\n' + arguments_table(MoEHook)]
+    parts += ["\n## `custom_hooks=[dict(type='ExpertSizeHook')]`\n", summary(inspect.getdoc(ExpertSizeHook))]
+    parts += ['\n' + arguments_table(ExpertSizeHook)]
+    parts += ["\n## `custom_hooks=[dict(type='ExactResumeHook')]`\n", summary(inspect.getdoc(ExactResumeHook))]
+    parts += ["\n## `custom_hooks=[dict(type='AuxiliaryLossHook', ...)]`\n", summary(inspect.getdoc(AuxiliaryLossHook))]
+    parts += ['\n' + arguments_table(AuxiliaryLossHook)]
+    parts += ["\n## `custom_hooks=[dict(type='SkipBadImagesHook')]`\n", summary(inspect.getdoc(SkipBadImagesHook))]
+    parts += ['\n' + arguments_table(SkipBadImagesHook)]
+    parts += ["\n## `custom_hooks=[dict(type='FiniteHook')]`\n", summary(inspect.getdoc(FiniteHook))]
+    parts += ['\n' + arguments_table(FiniteHook)]
     parts += ["\n## `optim_wrapper=dict(type='CPUAmpOptimWrapper', ...)`\n"]
     parts += [summary(inspect.getdoc(CPUAmpOptimWrapper))]
     parts += ['\n## Gates: `gate=dict(type=...)`']

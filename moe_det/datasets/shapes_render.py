@@ -18,7 +18,10 @@ from .shapes_scene import CLASSES, Scene
 
 MIN_VISIBLE_PX = 20
 HUE_SPREAD = 0.01  # of a full turn; the hues of two classes lie 1/6 apart
-_SHARES = (1.0,) * 26 + (0.9,) * 4 + (0.75,) * 2  # visible share that every object must keep, try after try
+# visible share that every object must keep, try after try; most objects go where they hide nothing, or nowhere
+_APART = (1.0,) * 32
+_OVERLAPPING = (1.0,) * 8 + (0.9,) * 12 + (0.75,) * 12
+_OVERLAP_CHANCE = 0.15
 _CUT_CHANCE = 0.04  # of objects that reach over the image border
 
 
@@ -63,7 +66,7 @@ class Canvas:
             (top, left), possibly negative, or None if no tried position will do.
         """
         area = int(mask.sum())
-        for share in _SHARES:
+        for share in _OVERLAPPING if rng.random() < _OVERLAP_CHANCE else _APART:
             cut = rng.random() < _CUT_CHANCE
             top, left = (self._corner(rng, extent, cut) for extent in mask.shape)
             window, part = self._clip(top, left, mask.shape)

@@ -4,11 +4,13 @@
 
 Every run that is finished is kept, so the command can be repeated, also with more settings or seeds; the record
 (benchmarks/records/specialization_on_shapes.json) and the page (docs/results/shapes.md) hold whatever is finished.
+Runs of configs or images that have changed since then are left aside.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -16,6 +18,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,22 +72,44 @@ def as_options(options: dict[str, object]) -> list[str]:
     return ['--cfg-options', *(f'{key}={value}' for key, value in options.items())] if options else []
 
 
+def schedule(epochs: int) -> dict[str, object]:
+    """The changed keys of a training of so many epochs."""
+    return {
+        'train_cfg.max_epochs': epochs,
+        'train_cfg.val_interval': epochs,
+        'param_scheduler.1.end': epochs,
+        'default_hooks.checkpoint.max_keep_ckpts': 1,
+    }
+
+
+@cache
+def fingerprint(name: str, epochs: int) -> str:
+    """Digest of a setting's whole config and of the way the images are drawn."""
+    from mmengine.config import Config
+
+    from moe_det.datasets.shapes import FORMAT
+
+    kind, options = settings()[name]
+    config = Config.fromfile(CONFIGS[kind], import_custom_modules=False)
+    config.merge_from_dict({**options, **schedule(epochs)})
+    return hashlib.sha256(f'{config.pretty_text} shapes {FORMAT}'.encode()).hexdigest()[:12]
+
+
+def folder_of(name: str, args: argparse.Namespace) -> Path:
+    """Where the runs and the analysis of a setting lie, as it is configured now."""
+    return Path(args.work_dir) / name / fingerprint(name, args.epochs)
+
+
 def train(name: str, seed: int, args: argparse.Namespace) -> Path:
     """Trains one run unless it is finished; returns its checkpoint."""
     kind, options = settings()[name]
-    work_dir = Path(args.work_dir) / name / f'seed_{seed}'
+    work_dir = folder_of(name, args) / f'seed_{seed}'
     checkpoint = work_dir / f'epoch_{args.epochs}.pth'
     if checkpoint.is_file():
         return checkpoint
-    schedule = {
-        'train_cfg.max_epochs': args.epochs,
-        'train_cfg.val_interval': args.epochs,
-        'param_scheduler.1.end': args.epochs,
-        'default_hooks.checkpoint.max_keep_ckpts': 1,
-    }
     print(f'{name}, seed {seed}: training', flush=True)
     command = [sys.executable, 'tools/train.py', str(CONFIGS[kind]), '--work-dir', str(work_dir), '--seed', str(seed)]
-    command += ['--data-root', args.data_root, *as_options({**options, **schedule})]
+    command += ['--data-root', args.data_root, *as_options({**options, **schedule(args.epochs)})]
     seconds = call(command, work_dir / 'train.log', args.threads)
     (work_dir / 'seconds.json').write_text(json.dumps(seconds), encoding='utf-8')
     return checkpoint
@@ -96,7 +121,7 @@ def analyse(name: str, seeds: list[int], checkpoints: list[Path], args: argparse
     The folder is the same for any seeds, so that with more of them only the new checkpoints are probed.
     """
     kind, options = settings()[name]
-    out_dir = Path(args.work_dir) / name / 'analysis'
+    out_dir = folder_of(name, args) / 'analysis'
     done = out_dir / 'seeds.json'
     if not done.is_file() or json.loads(done.read_text(encoding='utf-8')) != seeds:
         print(f'{name}: analysis of {len(checkpoints)} seeds', flush=True)
@@ -150,6 +175,7 @@ def main() -> None:
     args.threads = max(1, (os.cpu_count() or 1) // args.jobs) if args.jobs > 1 else None
     call([sys.executable, 'tools/misc/make_shapes.py', args.data_root], Path(args.work_dir) / 'shapes.log')
     record = json.loads(RECORD.read_text(encoding='utf-8')) if RECORD.is_file() else {'settings': {}}
+    drop_outdated(record, args.epochs)
     failed = []
     with ThreadPoolExecutor(args.jobs) as pool:
         measured = {pool.submit(measure, name, record['settings'].get(name), args): name for name in args.settings}
@@ -168,9 +194,18 @@ def main() -> None:
         raise SystemExit(f'failed: {", ".join(failed)}; the others are recorded')
 
 
+def drop_outdated(record: dict, epochs: int) -> None:
+    """Removes settings from the record that were measured with other configs, images or epochs, and says so."""
+    known = settings()
+    for name, setting in list(record['settings'].items()):
+        if name not in known or setting.get('fingerprint') != fingerprint(name, epochs):
+            print(f'{name}: recorded with another config, not kept', flush=True)
+            del record['settings'][name]
+
+
 def measure(name: str, old: dict | None, args: argparse.Namespace) -> tuple[dict, dict | None]:
     """Trains and analyses one setting, beside the seeds of its ``old`` record; returns its record and the versions."""
-    kept = [run['seed'] for run in old['runs']] if old and old['epochs'] == args.epochs else []
+    kept = [run['seed'] for run in old['runs']] if old else []
     seeds = sorted({*args.seeds, *kept})
     checkpoints = [train(name, seed, args) for seed in seeds]
     if name == 'dense':
@@ -182,7 +217,8 @@ def measure(name: str, old: dict | None, args: argparse.Namespace) -> tuple[dict
         versions = found[0]['provenance']['versions']
     for seed, run, checkpoint in zip(seeds, runs, checkpoints, strict=True):
         run |= {'seed': seed, 'train_seconds': json.loads((checkpoint.parent / 'seconds.json').read_text())}
-    return {'epochs': args.epochs, 'runs': runs, 'seeds': across}, versions
+    digest = fingerprint(name, args.epochs)
+    return {'fingerprint': digest, 'epochs': args.epochs, 'runs': runs, 'seeds': across}, versions
 
 
 def write(record: dict) -> None:

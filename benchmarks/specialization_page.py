@@ -102,7 +102,6 @@ def page(record: dict, order: list[str]) -> str:
         f'Command: `{record.get("command", "?")}`. Epochs: '
         + ', '.join(sorted({str(s['epochs']) for s in finished.values()}))
         + '.',
-        *(['', record['note']] if record.get('note') else []),
         '',
         '| setting | seeds | AP | AP_S | AP_M | AP_L | class: I(E;S given level), by seed | box: likewise |',
         '|---|---|---|---|---|---|---|---|',

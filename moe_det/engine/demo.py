@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from ..datasets.shapes import FORMAT
 from ..routing.metrics import Utilisation
 from .checkpoints import latest_checkpoint
 from .console import say
@@ -43,7 +44,7 @@ def run_demo(config: str, work_dir: str, data_root: str, train: int, val: int) -
     make_shapes_data(data_root, train=train, val=val, workers=os.cpu_count() or 1)
     cfg = load_config(config, data_root=data_root, work_dir=work_dir, seed=0)  # the same demo each time
     check_data(cfg, ('train', 'test'))
-    fingerprint = hashlib.sha256(f'{cfg.pretty_text} {train} {val}'.encode()).hexdigest()[:16]
+    fingerprint = hashlib.sha256(f'{cfg.pretty_text} {train} {val} {FORMAT}'.encode()).hexdigest()[:16]
     folder = Path(work_dir)
     trained = _trained(cfg, folder, fingerprint)
     summary = _evaluated(cfg, folder, fingerprint, trained)

@@ -2,7 +2,7 @@
 # pyramid are frozen, and a plain gate learns the attentive gate's decisions. Train that config first.
 _base_ = './retinanet_moe_attentive.py'
 
-load_from = 'work_dirs/retinanet_moe_attentive/epoch_6.pth'
+load_from = 'work_dirs/retinanet_moe_attentive/epoch_4.pth'
 
 model = dict(
     backbone=dict(frozen_stages=4, norm_eval=True),

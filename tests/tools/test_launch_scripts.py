@@ -72,6 +72,14 @@ def test_torchrun_gets_the_machines_and_the_script_its_arguments(tmp_path):
     assert lines[1:] == [*machines, script, 'my config.py', 'm.pth', '--launcher', 'pytorch', '--out', 'p.pkl']
 
 
+def test_without_torch_one_line_says_so(tmp_path):
+    (tmp_path / 'torch').mkdir()
+    (tmp_path / 'torch' / '__init__.py').write_text("raise ImportError('no torch here')\n")
+    done = run('dist_train.sh', 'config.py', 2, PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, '')
+    assert done.stderr == 'error: PyTorch cannot be imported: no torch here. Install torch and torchvision.\n'
+
+
 def test_two_processes_train_one_model(tiny_config, tiny_coco, tmp_path):
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))

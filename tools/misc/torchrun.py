@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import sys
 
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.run import main
+try:
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main
+except ImportError as missing:
+    print(f'error: PyTorch cannot be imported: {missing}. Install torch and torchvision.', file=sys.stderr)
+    sys.exit(2)
 
 EXPLAINED = (2, 130)
 

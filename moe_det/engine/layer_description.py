@@ -25,7 +25,7 @@ def layer_infos(model: nn.Module, chosen: Sequence[str] | None = None) -> list[L
             raise MoEConfigError(f'--layers {name}: the model has the MoE layers {", ".join(routers)}')
     grids = {}
     for path, module in model.named_modules():
-        settings = getattr(module, 'moe_settings', None) or getattr(module, 'settings', None)
+        settings = getattr(module, 'settings', None)
         if settings is not None and getattr(settings, 'unit', None) == 'patch':
             grids |= {name: settings.grid for name in routers if name == path or name.startswith(f'{path}.')}
     return [

@@ -11,26 +11,26 @@ from mmengine.model import bias_init_with_prob, normal_init
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from ..errors import MoEConfigError, unknown_name
-from ..layers.settings import MoESettings, check_choice, check_expert_norm, check_flag, split_settings
+from ..errors import MoEConfigError
+from ..layers.settings import check_expert_norm
 from ..routing.dispatch import plan_dispatch
 from ..routing.distributed import world
 from ..routing.experts import ExpertGroup, copy_dense_to_experts
-from ..routing.router import Router
 from ..routing.rows import rows_of
 from .box_sizes import supply_box_sizes
+from .dense_names import dense_name, replaced_keys
 from .head_branch import (
     BRANCHES,
-    PLACEMENTS,
     BranchShape,
     Decision,
     build_branch_experts,
     experts_in_branch,
     feature_channels,
 )
+from .head_settings import read_head_settings
 
 CLASS_PRIOR = 0.01  # RetinaNet, arXiv 1708.02002, section 4.1
-HEAD_KEYS = ('branches', 'placement', 'width', 'shared_gate')
+WHERE = 'bbox_head.moe'  # in messages
 
 
 class MoERetinaHead(RetinaHead):
@@ -64,31 +64,8 @@ class MoERetinaHead(RetinaHead):
     """
 
     def __init__(self, *args, moe: dict, init_cfg: dict | None = None, **kwargs) -> None:
-        where = 'bbox_head.moe'
-        if not isinstance(moe, dict):
-            raise MoEConfigError(f'{where}={moe!r}: expected a dict')
-        common, own = split_settings(dict(moe))
-        for key in own:
-            if key not in HEAD_KEYS:
-                known = (*MoESettings.__dataclass_fields__, *HEAD_KEYS)
-                raise MoEConfigError(f'{where}: {unknown_name("key", key, known)}')
-        self.moe_settings = MoESettings.from_config(common, where)
-        branches = own.get('branches', BRANCHES)
-        if not isinstance(branches, (str, list, tuple)):
-            raise MoEConfigError(f"{where}.branches={branches!r}: expected 'cls', 'reg' or a list of both")
-        self.moe_branches = (branches,) if isinstance(branches, str) else tuple(branches)
-        if not self.moe_branches:
-            raise MoEConfigError(f"{where}.branches is empty: without 'cls' or 'reg' there would be no MoE layer")
-        for branch in self.moe_branches:
-            check_choice(where, 'branches', branch, BRANCHES)
-        self.moe_placement = own.get('placement', 'branch')
-        check_choice(where, 'placement', self.moe_placement, PLACEMENTS)
-        self.moe_width = own.get('width', 1)
-        self.moe_shared_gate = own.get('shared_gate', False)
-        check_flag(where, 'shared_gate', self.moe_shared_gate)
-        if self.moe_shared_gate and set(self.moe_branches) != set(BRANCHES):
-            raise MoEConfigError(f'{where}.shared_gate: needs both branches, branches={self.moe_branches!r}')
-        check_expert_norm(where, kwargs.get('norm_cfg'))
+        self.settings, self.moe = read_head_settings(moe, WHERE)
+        check_expert_norm(WHERE, kwargs.get('norm_cfg'))
         super().__init__(*args, init_cfg=self._without_predictor_overrides(init_cfg), **kwargs)
 
     @staticmethod
@@ -123,7 +100,7 @@ class MoERetinaHead(RetinaHead):
 
     def _init_layers(self) -> None:
         """Builds both branches; parts that stay dense have RetinaHead's names."""
-        if not self.use_sigmoid_cls and self.moe_placement == 'branch' and 'cls' in self.moe_branches:
+        if not self.use_sigmoid_cls and self.moe.placement == 'branch' and 'cls' in self.moe.branches:
             raise MoEConfigError(
                 "bbox_head.moe.placement='branch' mixes class experts as sigmoid probabilities; "
                 'loss_cls must have use_sigmoid=True'
@@ -138,30 +115,30 @@ class MoERetinaHead(RetinaHead):
     def _init_branch(self, shape: BranchShape) -> None:
         convs = shape.tower(shape.feat_channels, shape.feat_channels)
         predictor = shape.predictor(shape.feat_channels if shape.stacked_convs else shape.in_channels)
-        if shape.name in self.moe_branches:
+        if shape.name in self.moe.branches:
             self.branch_experts[shape.name] = build_branch_experts(
-                shape, self.moe_settings, self.moe_placement, self.moe_width, 'bbox_head.moe'
+                shape, self.settings, self.moe.placement, self.moe.width, WHERE
             )
             # a placeholder keeps the numbers of the dense convolutions as in a plain head
-            if self.moe_placement == 'branch':
+            if self.moe.placement == 'branch':
                 convs, predictor = nn.ModuleList(), None
-            elif self.moe_placement == 'tower':
+            elif self.moe.placement == 'tower':
                 convs = nn.ModuleList()
             else:
-                convs[0 if self.moe_placement == 'first' else -1] = nn.Identity()
+                convs[0 if self.moe.placement == 'first' else -1] = nn.Identity()
         setattr(self, f'{shape.name}_convs', convs)
         if predictor is not None:
             setattr(self, f'retina_{shape.name}', predictor)
 
     def _init_routers(self) -> None:
-        names = ['both'] if self.moe_shared_gate else list(self.moe_branches)
+        names = ['both'] if self.moe.shared_gate else list(self.moe.branches)
         for name in names:
-            router = self.moe_settings.build_router(
+            router = self.settings.build_router(
                 self.in_channels,
-                'bbox_head.moe',
+                WHERE,
                 self.prior_generator.num_levels,
                 f'bbox_head.{name}',
-                feature_channels(self.branch_experts[self.moe_branches[0] if name == 'both' else name]),
+                feature_channels(self.branch_experts[self.moe.branches[0] if name == 'both' else name]),
             )
             if router is None:
                 continue
@@ -186,7 +163,7 @@ class MoERetinaHead(RetinaHead):
         for branch in BRANCHES:
             if hasattr(self, f'retina_{branch}'):
                 normal_init(getattr(self, f'retina_{branch}'), std=0.01, bias=prior[branch])
-        if self.moe_placement != 'branch':
+        if self.moe.placement != 'branch':
             return
         for branch, group in self.branch_experts.items():
             for expert in group.experts:
@@ -202,10 +179,6 @@ class MoERetinaHead(RetinaHead):
         """The groups of experts; what they are given depends on the pyramid alone, whatever any router decides."""
         return list(self.branch_experts.values())
 
-    def _router(self, branch: str) -> Router | None:
-        name = 'both' if self.moe_shared_gate else branch
-        return self.routers[name] if name in self.routers else None
-
     def forward(self, x: tuple[Tensor, ...]) -> tuple[list[Tensor], list[Tensor]]:
         """Predicts from the pyramid.
 
@@ -219,7 +192,7 @@ class MoERetinaHead(RetinaHead):
         decisions = self._decide(x)
         outputs = []
         for branch in BRANCHES:
-            name = 'both' if self.moe_shared_gate else branch
+            name = 'both' if self.moe.shared_gate else branch
             outputs.append(self._forward_branch(branch, list(x), decisions.get(name, Decision())))
         return outputs[0], outputs[1]
 
@@ -227,15 +200,15 @@ class MoERetinaHead(RetinaHead):
         """Each router's decision; gates that need the experts' features decide later, when these have run."""
         if not self.routers:
             return {}
-        grid = self.moe_settings.grid or 1
-        rows, layout = rows_of(x, self.moe_settings.unit, grid)
+        grid = self.settings.grid or 1
+        rows, layout = rows_of(x, self.settings.unit, grid)
         if any(router.needs_keys for router in self.routers.values()):
             return {
                 name: Decision(layout, grid, router=router, gate_rows=rows) for name, router in self.routers.items()
             }
         routings = {name: router(rows, layout) for name, router in self.routers.items()}
         plans = [None] * len(routings)
-        if self.moe_settings.dispatch == 'sorted':
+        if self.settings.dispatch == 'sorted':
             plans = plan_dispatch(list(routings.values()), layout.level_rows)
         return {
             name: Decision(layout, grid, routing, plan)
@@ -245,7 +218,7 @@ class MoERetinaHead(RetinaHead):
     def _forward_branch(self, branch: str, maps: list[Tensor], decision: Decision) -> list[Tensor]:
         experts = self.branch_experts[branch] if branch in self.branch_experts else None
         convs = getattr(self, f'{branch}_convs')
-        experts_first = self.moe_placement != 'last'
+        experts_first = self.moe.placement != 'last'
         if experts is not None and experts_first:
             maps = experts_in_branch(maps, experts, decision)
         for conv in convs:
@@ -281,7 +254,7 @@ class MoERetinaHead(RetinaHead):
         losses = super().loss_by_feat(cls_scores, bbox_preds, batch_gt_instances, *args, **kwargs)
         for name, router in self.routers.items():
             if 'box_sizes' in router.asked:
-                grid, strides = self.moe_settings.grid, self.prior_generator.strides
+                grid, strides = self.settings.grid, self.prior_generator.strides
                 supply_box_sizes(router, batch_gt_instances, cls_scores, grid, strides)
             for key, loss in router.collect().items():
                 losses[f'loss_moe_{key}_{name}'] = loss
@@ -291,15 +264,15 @@ class MoERetinaHead(RetinaHead):
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         for branch, group in self.branch_experts.items():
-            dense = self._dense_keys(state_dict, prefix, branch)
+            dense = replaced_keys(state_dict, prefix, branch, self.moe.placement, self.stacked_convs)
             if not dense:
                 continue
             target = f'{prefix}branch_experts.{branch}.experts.'
-            problems = copy_dense_to_experts(state_dict, dense, group, target, self.moe_settings.copy_noise)
+            problems = copy_dense_to_experts(state_dict, dense, group, target, self.settings.copy_noise)
             note = f'; not copied: {problems[0]}' + (', ...' if len(problems) > 1 else '') if problems else ''
             print_log(
                 f'{prefix}{branch}: {len(dense) - len(problems)} of {len(dense)} dense tensors copied into '
-                f'{len(group)} experts with relative noise {self.moe_settings.copy_noise:g}{note}',
+                f'{len(group)} experts with relative noise {self.settings.copy_noise:g}{note}',
                 logger='current',
                 level=logging.WARNING if problems else logging.INFO,
             )
@@ -307,23 +280,4 @@ class MoERetinaHead(RetinaHead):
 
     def dense_name(self, branch: str, name: str) -> str:
         """Name of an expert's tensor -> the name that a plain head gives the tensor in its place."""
-        if self.moe_placement in ('first', 'last'):
-            return f'{branch}_convs.{0 if self.moe_placement == "first" else self.stacked_convs - 1}.{name}'
-        part, rest = name.split('.', 1)
-        return f'retina_{branch}.{rest}' if part == 'predictor' else f'{branch}_convs.{rest}'
-
-    def _dense_keys(self, state_dict: dict, prefix: str, branch: str) -> dict[str, str]:
-        """Keys of a plain head that this branch's experts replace -> their names inside an expert."""
-        keys = {}
-        convs = f'{prefix}{branch}_convs.'
-        last = self.stacked_convs - 1
-        for key in state_dict:
-            if key.startswith(convs):
-                number, name = key[len(convs) :].split('.', 1)
-                if self.moe_placement in ('branch', 'tower'):
-                    keys[key] = f'convs.{number}.{name}'
-                elif int(number) == (0 if self.moe_placement == 'first' else last):
-                    keys[key] = name
-            elif key.startswith(f'{prefix}retina_{branch}.') and self.moe_placement == 'branch':
-                keys[key] = f'predictor.{key.rsplit(".", 1)[1]}'
-        return keys
+        return dense_name(branch, name, self.moe.placement, self.stacked_convs)

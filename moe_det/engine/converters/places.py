@@ -68,7 +68,7 @@ def _shared(group: ExpertGroup) -> str:
 
 def _in_head(head: MoERetinaHead, path: str, branch: str) -> ExpertPlace:
     dot = f'{path}.' if path else ''
-    name = 'both' if head.moe_shared_gate else branch
+    name = 'both' if head.moe.shared_gate else branch
     router = head.routers[name] if name in head.routers else None
     group = head.branch_experts[branch]
     return ExpertPlace(

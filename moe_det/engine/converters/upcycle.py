@@ -143,19 +143,16 @@ def fill_experts(model: nn.Module, dense: Mapping[str, Tensor], noise: float | N
 @contextmanager
 def _copy_noise(model: nn.Module, noise: float | None) -> Iterator[None]:
     """Gives every layer of experts another ``copy_noise`` meanwhile."""
-    before = [
-        (module, name, getattr(module, name))
-        for module in model.modules()
-        for name in ('settings', 'moe_settings')
-        if isinstance(getattr(module, name, None), MoESettings)
-    ]
-    for module, name, settings in before:
-        setattr(module, name, settings if noise is None else dataclasses.replace(settings, copy_noise=noise))
+    layers = [module for module in model.modules() if isinstance(getattr(module, 'settings', None), MoESettings)]
+    before = [layer.settings for layer in layers]
+    for layer in layers:
+        if noise is not None:
+            layer.settings = dataclasses.replace(layer.settings, copy_noise=noise)
     try:
         yield
     finally:
-        for module, name, settings in before:
-            setattr(module, name, settings)
+        for layer, settings in zip(layers, before, strict=True):
+            layer.settings = settings
 
 
 def _report(

@@ -1,0 +1,41 @@
+"""Names of a plain RetinaNet head's tensors, and of the same tensors in an expert that stands in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def _replaced_conv(placement: str, stacked_convs: int) -> int:
+    return 0 if placement == 'first' else stacked_convs - 1
+
+
+def dense_name(branch: str, name: str, placement: str, stacked_convs: int) -> str:
+    """Name of an expert's tensor -> the name that a plain head gives the tensor in its place."""
+    if placement in ('first', 'last'):
+        return f'{branch}_convs.{_replaced_conv(placement, stacked_convs)}.{name}'
+    part, rest = name.split('.', 1)
+    return f'retina_{branch}.{rest}' if part == 'predictor' else f'{branch}_convs.{rest}'
+
+
+def replaced_keys(keys: Iterable[str], prefix: str, branch: str, placement: str, stacked_convs: int) -> dict[str, str]:
+    """Keys of a plain head that a branch's experts replace -> their names inside an expert.
+
+    Args:
+        keys: of a checkpoint.
+        prefix: of the head in it, such as ``'bbox_head.'``.
+        branch: ``'cls'`` or ``'reg'``.
+        placement: what an expert replaces.
+        stacked_convs: convolutions of the plain tower.
+    """
+    found = {}
+    convs, predictor = f'{prefix}{branch}_convs.', f'{prefix}retina_{branch}.'
+    for key in keys:
+        if key.startswith(convs):
+            number, name = key[len(convs) :].split('.', 1)
+            if placement in ('branch', 'tower'):
+                found[key] = f'convs.{number}.{name}'
+            elif int(number) == _replaced_conv(placement, stacked_convs):
+                found[key] = name
+        elif key.startswith(predictor) and placement == 'branch':
+            found[key] = f'predictor.{key.rsplit(".", 1)[1]}'
+    return found

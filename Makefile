@@ -20,7 +20,8 @@ constraints := requirements/constraints.txt
 pip_install = $(python) -m pip install --disable-pip-version-check --constraint $(constraints)
 ready := $(VENV)/.moe_det-ready
 overlay := .stacks/openmmlab
-PYTEST_ARGS ?= --numprocesses=auto --dist=loadfile
+# a crashed worker is a failed test; xdist would hang on restarting it
+PYTEST_ARGS ?= --numprocesses=auto --dist=loadfile --max-worker-restart=0
 # one process per core and one thread per process: two of both, on two cores, wait for each other
 pytest = OMP_NUM_THREADS=1 $(python) -m pytest $(PYTEST_ARGS)
 

@@ -163,7 +163,7 @@ class Watch(Hook):
                 load = dataclasses.replace(routing).local_usage().load.sum(0)
                 self.results['loads'][key] = self.results['loads'].get(key, 0) + load
 
-            router.recorder = see
+            router.recorders.append(see)
         self.results.update(loads={}, losses=[], states=[])
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:

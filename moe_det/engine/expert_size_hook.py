@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-
 import numpy as np
-import torch
 from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -15,8 +11,7 @@ from ..analysis.ground_truth import SIZE_NAMES
 from ..analysis.specialization import size_bins
 from ..errors import MoEConfigError
 from ..routing.records import RoutingRecord, RoutingRecorder
-from ..routing.router import Router, find_routers
-from ..routing.routing import Routing
+from ..routing.router import find_routers
 from .moe_hook import MOST_LAYERS_LOGGED
 from .objects_by_size import (
     ImageObjects,
@@ -65,7 +60,7 @@ class ExpertSizeHook(Hook):
         self.levels: dict[str, np.ndarray] = {}
         self._objects: dict[int, ImageObjects] | None = None
         self._found: dict[int, dict] = {}
-        self._handles = []
+        self._recorder: RoutingRecorder | None = None
 
     def before_train(self, runner) -> None:
         """Reads the annotations, so that a wrong path ends a training before it starts."""
@@ -80,22 +75,15 @@ class ExpertSizeHook(Hook):
             DataError: the annotations cannot be used.
         """
         self._read(runner)
-        self._stop()  # a validation that was interrupted
+        if self._recorder is not None:
+            self._recorder.stop()  # of a validation that was interrupted
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        routers = find_routers(model)
-        if not routers:
+        if not find_routers(model):
             raise MoEConfigError('ExpertSizeHook is in the config, but the config builds no MoE layer; take it out')
         self._strides, self._scale = pyramid_of(model)
         self._classes = (getattr(runner.val_dataloader.dataset, 'metainfo', None) or {}).get('classes')
         self._found = {}
-        # forward hooks leave the routers' own slot for a recorder to MoEHook
-        self._recorder = RoutingRecorder(model)
-        for name, router in routers.items():
-            self._handles.append(router.register_forward_hook(functools.partial(self._listen, name)))
-
-    def _listen(self, name: str, router: Router, inputs: tuple, routing: Routing) -> None:
-        with torch.no_grad():
-            self._recorder.receive(name, dataclasses.replace(routing), inputs[1])
+        self._recorder = RoutingRecorder(model).start()
 
     def before_val_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Names the images of the batch."""
@@ -125,7 +113,7 @@ class ExpertSizeHook(Hook):
 
     def after_val_epoch(self, runner, metrics=None) -> None:
         """Joins the processes' images and logs table and scalars."""
-        self._stop()
+        self._recorder.stop()
         joined: dict[int, dict] = {}
         for part in all_gather_object(self._found):
             joined.update(part)  # samplers repeat images so that processes have equally many; each counts once
@@ -160,11 +148,6 @@ class ExpertSizeHook(Hook):
         # as LoggerHook does: a runner that only validates has no training loop, and asking for the iteration builds one
         training = runner._train_loop is not None and not isinstance(runner._train_loop, dict)
         runner.visualizer.add_scalars(values, step=runner.iter if training else 0)
-
-    def _stop(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
 
     def _read(self, runner) -> None:
         if self._objects is None:

@@ -175,11 +175,12 @@ class MoEHook(Hook):
     # -- validation and test -----------------------------------------------------------------------------------
 
     def _start_recording(self) -> None:
-        self._recorder = UsageRecorder(self._model)
-        self._recorder.__enter__()
+        if self._recorder is not None:
+            self._recorder.stop()  # of a validation that was interrupted
+        self._recorder = UsageRecorder(self._model).start()
 
     def _stop_recording(self, runner) -> None:
-        self._recorder.__exit__(None, None, None)
+        self._recorder.stop()
         self.utilisation = {}
         for name, router in self._recorder.routers.items():
             usage = self._recorder.usage.get(name)

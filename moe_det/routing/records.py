@@ -40,19 +40,29 @@ class RoutingRecord:
 
 
 class _Recorder:
-    """Attaches to every router of a model while used as a context manager."""
+    """Attaches to every router of a model, beside other recorders: from start to stop, or as a context manager."""
 
     def __init__(self, model: nn.Module) -> None:
         self.routers = find_routers(model)
+        self._receivers = {name: self._receiver(name) for name in self.routers}
 
-    def __enter__(self):
+    def start(self):
+        """Listens from now on; returns the recorder."""
         for name, router in self.routers.items():
-            router.recorder = self._receiver(name)
+            router.recorders.append(self._receivers[name])
         return self
 
+    def stop(self) -> None:
+        """Listens no longer."""
+        for name, router in self.routers.items():
+            if self._receivers[name] in router.recorders:
+                router.recorders.remove(self._receivers[name])
+
+    def __enter__(self):
+        return self.start()
+
     def __exit__(self, *exception) -> None:
-        for router in self.routers.values():
-            router.recorder = None
+        self.stop()
 
     def _receiver(self, name: str):
         def receive(router: Router, routing: Routing, layout: RowLayout) -> None:

@@ -76,7 +76,7 @@ class Router(nn.Module):
         self.recent: Usage | None = None
         self.step_follows = True  # set by who accumulates gradients: False in a forward that no optimizer step follows
         self.waiting: Usage | None = None  # of such forwards, for the next update of the constraints
-        self.recorder: Callable[[Router, Routing, RowLayout], None] | None = None
+        self.recorders: list[Callable[[Router, Routing, RowLayout], None]] = []  # told of every decision
         self.intervention: Intervention | None = None
         self._forget()
 
@@ -93,7 +93,7 @@ class Router(nn.Module):
     def __getstate__(self) -> dict:
         """Copies and pickles without the rows of an unfinished step, which hold graphs."""
         state = self.__dict__.copy()
-        state.update(_calls=[], _replay=[], _call_count=0, _supplied={}, recorder=None, intervention=None)
+        state.update(_calls=[], _replay=[], _call_count=0, _supplied={}, recorders=[], intervention=None)
         state.update(recent=None, waiting=None, step_follows=True)
         return state
 
@@ -128,8 +128,8 @@ class Router(nn.Module):
             routing = self._decide(logits, self._groups(layout, logits.device))[0]
         # stays 0 with one group: a compiled layer is traced anew for each value
         self._call_count = (self._call_count + 1) % self.num_groups
-        if self.recorder is not None:
-            self.recorder(self, routing, layout)
+        for recorder in self.recorders:
+            recorder(self, routing, layout)
         return routing
 
     def gate_logits(

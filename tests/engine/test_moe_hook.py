@@ -107,7 +107,7 @@ def test_validation_and_test_end_with_a_table(finished):
     for used in measured.values():
         assert sum(used.importance_share) == pytest.approx(1)
         assert sum(used.load_ratio) == pytest.approx(4)
-    assert all(router.recorder is None for router in find_routers(runner.model).values())
+    assert all(not router.recorders for router in find_routers(runner.model).values())
 
 
 def test_a_process_without_images_takes_part_in_the_sums(monkeypatch):

@@ -100,9 +100,20 @@ def test_an_image_without_a_name_is_refused():
 def test_recorders_detach_after_an_error():
     network = Network()
     with pytest.raises(KeyError), RoutingRecorder(network):
-        assert all(router.recorder is not None for router in find_routers(network).values())
+        assert all(router.recorders for router in find_routers(network).values())
         raise KeyError('elsewhere')
-    assert all(router.recorder is None for router in find_routers(network).values())
+    assert all(not router.recorders for router in find_routers(network).values())
+
+
+def test_recorders_do_not_get_into_each_others_way():
+    network = Network().eval()
+    with UsageRecorder(network) as outer:
+        with RoutingRecorder(network) as inner:
+            inner.start_batch([7, 8])
+            network(MAPS)
+        network(MAPS)
+    assert [len(record.weights) for record in inner.records] == [2, 2, 12]
+    assert {layer: int(used.rows) for layer, used in outer.usage.items()} == {'neck': 2 * 4, 'head.cls': 2 * 12}
 
 
 def test_usage_recorder_sums_batches():

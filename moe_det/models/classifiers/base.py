@@ -156,22 +156,16 @@ def decisions(model: torch.nn.Module) -> Iterator[dict[str, Tensor]]:
         By layer path, filled as the layers decide.
     """
     found: dict[str, Tensor] = {}
-    before = {}
+    names = {router: name for name, router in find_routers(model).items()}
 
-    def receiver(name: str, other):
-        def receive(router: Router, routing: Routing, layout) -> None:
-            if layout.unit != 'patch':
-                found[name] = routing.probs.detach()
-            if other is not None:
-                other(router, routing, layout)
+    def receive(router: Router, routing: Routing, layout) -> None:
+        if layout.unit != 'patch':
+            found[names[router]] = routing.probs.detach()
 
-        return receive
-
-    for name, router in find_routers(model).items():
-        before[name] = (router, router.recorder)
-        router.recorder = receiver(name, router.recorder)
+    for router in names:
+        router.recorders.append(receive)
     try:
         yield found
     finally:
-        for router, recorder in before.values():
-            router.recorder = recorder
+        for router in names:
+            router.recorders.remove(receive)

@@ -1,5 +1,5 @@
-# Experts that differ by object size beyond what the pyramid level tells: each quarter of a level's map has a decision
-# of its own, and balance is asked for inside levels, so that recognising the level does not satisfy it.
-_base_ = './retinanet_moe_soft.py'
+# Experts that differ by object size beyond what the pyramid level tells: one decision per image and branch for all
+# levels, so that recognising the level cannot satisfy the balance; with the hard constraint.
+_base_ = './retinanet_moe_hard.py'
 
-model = dict(bbox_head=dict(moe=dict(unit='patch', grid=2, balance_over='level')))
+model = dict(bbox_head=dict(moe=dict(unit='image')))

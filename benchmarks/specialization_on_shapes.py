@@ -110,8 +110,7 @@ def train(name: str, seed: int, args: argparse.Namespace) -> Path:
     print(f'{name}, seed {seed}: training', flush=True)
     command = [sys.executable, 'tools/train.py', str(CONFIGS[kind]), '--work-dir', str(work_dir), '--seed', str(seed)]
     command += ['--data-root', args.data_root, *as_options({**options, **schedule(args.epochs)})]
-    seconds = call(command, work_dir / 'train.log', args.threads)
-    (work_dir / 'seconds.json').write_text(json.dumps(seconds), encoding='utf-8')
+    call(command, work_dir / 'train.log', args.threads)
     return checkpoint
 
 
@@ -160,6 +159,11 @@ def summarise(results: dict) -> dict:
         kept |= {'living': layer['utilisation']['living'], 'n_objects': layer['n_objects']}
         layers[layer['name']] = kept
     return {'ap': results['ap']['natural'], 'layers': layers}
+
+
+def over_seeds(results: dict) -> dict | None:
+    """What the record keeps of the verdict over several seeds; the runs themselves stand beside it."""
+    return {'layers': results['seeds']['layers']} if results['seeds'] else None
 
 
 def main() -> None:
@@ -213,10 +217,10 @@ def measure(name: str, old: dict | None, args: argparse.Namespace) -> tuple[dict
         across = versions = None
     else:
         found = analyse(name, seeds, checkpoints, args)
-        runs, across = [summarise(results) for results in found], found[0]['seeds']
+        runs, across = [summarise(results) for results in found], over_seeds(found[0])
         versions = found[0]['provenance']['versions']
-    for seed, run, checkpoint in zip(seeds, runs, checkpoints, strict=True):
-        run |= {'seed': seed, 'train_seconds': json.loads((checkpoint.parent / 'seconds.json').read_text())}
+    for seed, run in zip(seeds, runs, strict=True):
+        run['seed'] = seed
     digest = fingerprint(name, args.epochs)
     return {'fingerprint': digest, 'epochs': args.epochs, 'runs': runs, 'seeds': across}, versions
 

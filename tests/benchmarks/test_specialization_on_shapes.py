@@ -37,3 +37,10 @@ def test_only_runs_of_the_present_config_stay_in_the_record(script, capsys):
     assert record == {'settings': {'dense': present}}
     said = capsys.readouterr().out
     assert 'soft-level-all' in said and 'hard-level-all' in said
+
+
+def test_the_record_over_seeds_has_verdicts_and_no_paths(script):
+    layers = {'bbox_head.cls': {'verdict': 'established'}}
+    found = {'seeds': {'checkpoints': [{'checkpoint': '/a/folder/epoch_4.pth'}], 'layers': layers}}
+    assert script.over_seeds(found) == {'layers': layers}
+    assert script.over_seeds({'seeds': None}) is None

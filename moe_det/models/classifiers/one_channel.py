@@ -9,21 +9,25 @@ from torch.autograd.function import once_differentiable
 
 
 class _LargestOfFour(torch.autograd.Function):
-    """max(0, the largest of four), whose gradient goes to the first of equals, as in max-pooling and ReLU."""
+    """The largest of four, whose gradient goes to the first of equals, as in max-pooling.
+
+    What was chosen is kept as 0 and 1 of the values' own type: a CPU multiplies by booleans three times as slowly.
+    """
 
     @staticmethod
     def forward(ctx, four: Tensor) -> Tensor:
         a, b, c, d = four.unbind(0)
         upper, lower = torch.maximum(a, b), torch.maximum(c, d)
-        largest = torch.maximum(upper, lower).relu_()
-        ctx.save_for_backward(a >= b, c >= d, upper >= lower, largest > 0)
-        return largest
+        chosen = four.new_empty((3, *a.shape))
+        for at, (first, second) in enumerate(((a, b), (c, d), (upper, lower))):
+            torch.ge(first, second, out=chosen[at])
+        ctx.save_for_backward(chosen)
+        return torch.maximum(upper, lower, out=upper)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> Tensor:
-        a_first, c_first, is_upper, positive = ctx.saved_tensors
-        gradient = gradient * positive
+        a_first, c_first, is_upper = ctx.saved_tensors[0]
         of_four = gradient.new_empty((4, *gradient.shape))
         upper = gradient * is_upper
         for at, value, first in ((0, upper, a_first), (2, gradient - upper, c_first)):
@@ -65,7 +69,7 @@ def conv_pool(x: Tensor, weight: Tensor, bias: Tensor, padding: int, norm: nn.Ba
         weight, bias = _normalised(weight, bias, norm, windows)
     kernels = torch.cat([F.pad(weight, (j, 1 - j, i, 1 - i)) for i in (0, 1) for j in (0, 1)])
     four = torch.addmm(bias.repeat(4)[:, None], kernels.flatten(1), windows).unflatten(0, (4, -1))
-    return _LargestOfFour.apply(four).unflatten(1, (len(x), height, width)).transpose(0, 1)
+    return _LargestOfFour.apply(four).relu_().unflatten(1, (len(x), height, width)).transpose(0, 1)
 
 
 def _normalised(weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, windows: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,16 +34,25 @@ def test_setting_with_most_information_that_costs_no_precision_is_named(made_pag
     text = made_page(
         dense=[(0.7,)],
         soft_level_all=[(0.62, 0.01, 0.00), (0.64, 0.00, 0.01)],  # mean AP 63.0
-        soft_image_all=[(0.628, 0.02, 0.03), (0.624, 0.05, 0.02)],  # 62.6; 0.060 bits on average
-        soft_patch2_all=[(0.62, 0.09, 0.09)],  # too much lost
-        hard_level_all=[(0.65, 0.02, 0.02)],
-        boxes_level_level=[(0.63, 0.1, 0.2)],
+        soft_image_all=[(0.628, 0.02, 0.03), (0.624, 0.05, 0.02), (0.626, 0.03, 0.03)],  # 62.6; 0.060 bits on average
+        soft_patch2_all=[(0.62, 0.09, 0.09)] * 3,  # too much lost
+        soft_patch2_level=[(0.65, 0.09, 0.08)] * 2,  # too few seeds
+        soft_patch3_level=[(0.65, 0.01, 0.01)],  # neither
+        hard_level_all=[(0.65, 0.02, 0.02)] * 3,
+        boxes_level_level=[(0.63, 0.1, 0.2)] * 3,
     )
     assert 'with no guidance `soft-image-all` (0.060 bits, AP 62.6)' in text
     assert 'with guidance `boxes-level-level` (0.300 bits, AP 63.0)' in text
     assert '`soft-level-all` (63.0)' in text
+    assert 'so undecided: `soft-patch2-level` (0.170 bits).\n' in text
     assert 'Not run yet: `soft-never-run`.' in text
     assert '| `soft-level-all` | 2 | 63.0 ± 1.4 |' in text
+
+
+def test_one_seed_decides_nothing(made_page):
+    text = made_page(soft_level_all=[(0.6, 0.0, 0.0)], hard_image_all=[(0.6, 0.1, 0.1)])
+    assert 'points of AP against `soft-level-all` (60.0): none.' in text
+    assert 'so undecided: `hard-image-all` (0.200 bits).' in text
 
 
 def test_nothing_is_named_before_the_baseline_is_measured(made_page):

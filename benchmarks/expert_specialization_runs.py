@@ -1,10 +1,11 @@
-"""Trains and measures one row of benchmarks/reproduce_expert_specialization.py in this process."""
+"""Trains and measures rows of benchmarks/reproduce_expert_specialization.py in this process."""
 
 from __future__ import annotations
 
 import gc
 import json
 import logging
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from mmengine.visualization import Visualizer
 
 from moe_det.engine import launch
 from moe_det.engine.atomic_file import write_atomically
-from moe_det.engine.software import machine, versions
+from moe_det.engine.software import cores, machine, versions
 from moe_det.models.classifiers.metric import ClassificationMetric
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'classification'
@@ -137,6 +138,17 @@ class Bench:
             torch.save({'state_dict': runner.model.state_dict()}, unfinished)
             unfinished.replace(folder / WEIGHTS)
         return found
+
+
+def start_worker(jobs: int) -> None:
+    """Readies a process that is one of ``jobs``: it takes its share of the cores, and Ctrl-C ends it silently."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    torch.set_num_threads(max(1, cores() // jobs))
+
+
+def train_chain(bench: Bench, data_set: str, rows: list[str], seed: int) -> list[dict]:
+    """Results of rows, one after the other."""
+    return [bench.row(data_set, row, seed) for row in rows]
 
 
 @torch.no_grad()

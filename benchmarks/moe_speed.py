@@ -66,6 +66,7 @@ def measure(args: argparse.Namespace, argv: list[str]) -> int:
 
     from benchmarks.speed import page, record, sections
     from moe_det.engine.console import say, warn
+    from moe_det.engine.software import cores
     from moe_det.errors import MoEConfigError
 
     if args.page:
@@ -78,7 +79,7 @@ def measure(args: argparse.Namespace, argv: list[str]) -> int:
     if busy is not None and not args.force:
         warn(f'{busy}: times would mean little. Wait, or add --force, and the record will say so')
         return 1
-    torch.set_num_threads(args.threads or record.cores())
+    torch.set_num_threads(args.threads or cores())
     default = record.record_path(args.device)
     out = args.out or (None if args.quick else default)
     values = dict(sections.quick_or_full(args.device, args.quick))

@@ -3,10 +3,10 @@
     python benchmarks/reproduce_expert_specialization.py --data-root DIR [--seeds 0 1 2 3 4]
     python benchmarks/reproduce_expert_specialization.py --data-root DIR --rows original attentive --data-sets mnist
 
-Works seed by seed over all rows, in one process. Every run that is finished is kept, so the command can be repeated
-after an interruption (Ctrl-C), also with more rows or seeds. The record, benchmarks/records/expert_specialization.json,
-and the page, docs/results/expert_specialization.md, hold whatever is finished; runs of another number of epochs than
-published stand apart.
+Works seed by seed over all rows, in one process or, with --jobs, in several that share the cores. Every run that is
+finished is kept, so the command can be repeated after an interruption (Ctrl-C), also with more rows or seeds. The
+record, benchmarks/records/expert_specialization.json, and the page, docs/results/expert_specialization.md, hold
+whatever is finished; runs of another number of epochs than published stand apart.
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
 
 from expert_specialization_page import DATA_SETS, EPOCHS, ROWS, by_row, page, targets  # beside this script
@@ -47,14 +51,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--rows', nargs='+', choices=names, default=names, metavar='ROW', help=', '.join(names))
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument('--epochs', type=int, default=EPOCHS, help='default: %(default)s, as published')
+    parser.add_argument('--jobs', type=int, default=1, metavar='N', help='processes that train at once (default: 1)')
     parser.add_argument('--work-dir', default='work_dirs/expert_specialization')
     parser.add_argument('--record', type=Path, default=RECORD)
     parser.add_argument('--page', type=Path, default=PAGE)
     args = parser.parse_args(argv)
     if args.epochs < 1:
         parser.error(f'--epochs {args.epochs}: expected a number >= 1')
+    if args.jobs < 1:
+        parser.error(f'--jobs {args.jobs}: expected a number >= 1')
     words = ['python', 'benchmarks/reproduce_expert_specialization.py', '--data-root', 'DIR']
-    for key in ('data_sets', 'rows', 'seeds', 'epochs'):  # what differs from the defaults, no folders of this machine
+    for key in ('data_sets', 'rows', 'seeds', 'epochs', 'jobs'):  # what differs from the defaults, and no folders
         value = getattr(args, key)
         if value != parser.get_default(key):
             words += [f'--{key.replace("_", "-")}', *map(str, value if isinstance(value, list) else [value])]
@@ -62,28 +69,69 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def chains(args: argparse.Namespace) -> list[tuple[str, list[str], int]]:
+    """Data set, rows and seed of what one process works through: rows that start from one another stay together."""
+    from expert_specialization_runs import SOURCES
+
+    found = []
+    for seed in args.seeds:
+        for data_set in args.data_sets:
+            for row in (row for row in ROWS if row in args.rows):
+                source, changes = SOURCES.get((data_set, row), (None, None))
+                before = [] if changes else [chain for chain in found if chain[::2] == (data_set, seed)]
+                chain = next((chain for chain in before if source in chain[1]), None)
+                if chain is None:
+                    found.append((data_set, [row], seed))
+                else:
+                    chain[1].append(row)
+    return found
+
+
+def trained(args: argparse.Namespace) -> Iterator[dict]:
+    """Results of all runs, each as soon as its chain is done.
+
+    Raises:
+        MoEDetError: a process died.
+    """
+    from expert_specialization_runs import Bench, start_worker, train_chain
+
+    from moe_det.errors import MoEDetError
+
+    bench = Bench(args.data_root, args.work_dir, args.epochs, args.command)
+    if args.jobs == 1:
+        for data_set, rows, seed in chains(args):
+            yield from (bench.row(data_set, row, seed) for row in rows)
+        return
+    pool = ProcessPoolExecutor(args.jobs, get_context('spawn'), start_worker, (args.jobs,))
+    try:
+        futures = [pool.submit(train_chain, bench, *chain) for chain in chains(args)]
+        for future in as_completed(futures):
+            yield from future.result()
+    except BrokenProcessPool:
+        raise MoEDetError(
+            f'a training process died, killed perhaps for want of memory: try fewer than --jobs {args.jobs}. '
+            'What is finished is kept, the same command goes on.'
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def work(args: argparse.Namespace) -> None:
     """Works through seeds, data sets and rows, and writes record and page after each run."""
-    from expert_specialization_runs import Bench
-
     runs: dict[tuple, dict] = {}
     if args.record.is_file():
         runs = {identity(run): run for run in json.loads(args.record.read_text(encoding='utf-8'))['runs']}
-    bench = Bench(args.data_root, args.work_dir, args.epochs, args.command)
     try:
-        for seed in args.seeds:
-            for data_set in args.data_sets:
-                for row in (row for row in ROWS if row in args.rows):
-                    run = bench.row(data_set, row, seed)
-                    runs[identity(run)] = run
-                    write(runs, args.record, args.page)
-                    measured = ', '.join(
-                        f'{key.removeprefix("test_")} {run[key]:.3f}'
-                        for key in ('train_error', 'test_error', 'test_I_EY', 'test_H_s', 'test_H_u')
-                        if run[key] is not None
-                    )
-                    took = f'{run["seconds"]:.0f} s, processor {run["cpu_seconds"]:.0f} s'
-                    print(f'{DATA_SETS[data_set]}, {row}, seed {seed}: {measured} ({took})', flush=True)
+        for run in trained(args):
+            runs[identity(run)] = run
+            write(runs, args.record, args.page)
+            measured = ', '.join(
+                f'{key.removeprefix("test_")} {run[key]:.3f}'
+                for key in ('train_error', 'test_error', 'test_I_EY', 'test_H_s', 'test_H_u')
+                if run[key] is not None
+            )
+            took = f'{run["seconds"]:.0f} s, processor {run["cpu_seconds"]:.0f} s'
+            print(f'{DATA_SETS[run["data_set"]]}, {run["row"]}, seed {run["seed"]}: {measured} ({took})', flush=True)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f'{len(runs)} runs are recorded in {args.record}; the same command goes on.') from None
     for text, verdict in targets(by_row([run for run in runs.values() if run['epochs'] == EPOCHS])):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from moe_det.engine.software import processor
+from moe_det.engine.software import cores, processor
 from moe_det.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,11 +24,6 @@ BUSY = 0.25  # of the cores
 def record_path(device: str) -> Path:
     """Where the record of ``'cpu'`` or ``'cuda'`` lies."""
     return ROOT / 'benchmarks' / 'records' / f'moe_speed_{device.partition(":")[0]}.json'
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def load_average() -> float | None:

@@ -33,6 +33,11 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
 def machine() -> str:
     """Processor, cores and accelerator."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'

@@ -209,3 +209,29 @@ def test_runs_in_one_process_leave_nothing_behind(load, tmp_path, monkeypatch):
     later = runs.Bench(str(tmp_path), str(tmp_path / 'again'), 1, 'python x').row('mnist', 'original_importance', 0)
     measures = [key for key in first if key.startswith(('train_', 'test_'))]
     assert [first[key] for key in measures] == [later[key] for key in measures] != [again[key] for key in measures]
+
+
+def test_rows_that_start_from_one_another_stay_in_one_process(load):
+    benchmark = load('reproduce_expert_specialization')
+    rows = ['attentive_similarity', 'distilled_similarity', 'distilled_importance']
+    # MNIST's distilled rows have sources of their own, Fashion-MNIST's second one starts from the row of the table
+    assert benchmark.chains(benchmark.parse_args(['--rows', *rows, '--seeds', '3'])) == [
+        *(('mnist', [row], 3) for row in ('attentive_similarity', 'distilled_importance', 'distilled_similarity')),
+        ('fashion_mnist', ['attentive_similarity', 'distilled_similarity'], 3),
+        ('fashion_mnist', ['distilled_importance'], 3),
+    ]
+
+
+def test_two_processes_find_what_one_finds(load, words, tmp_path, capsys):
+    benchmark = load('reproduce_expert_specialization')
+    words += ['--epochs', '1', '--rows', 'single', 'original']
+    assert benchmark.main([*words, '--seeds', '1', '--jobs', '2']) == 0
+    runs = json.loads((tmp_path / 'r.json').read_text())['runs']
+    assert [run['row'] for run in runs] == ['single', 'original']
+    bench = load('expert_specialization_runs').Bench(str(tmp_path), str(tmp_path / 'alone'), 1, 'python x')
+    for run in runs:
+        assert bench.row('mnist', run['row'], 1)['test_error'] == pytest.approx(run['test_error'], abs=0.05)
+        assert run['machine'].endswith(' thread') and '--jobs 2' in run['command']
+    words[1] = str(tmp_path / 'nowhere')
+    assert benchmark.main([*words, '--seeds', '2', '--jobs', '2']) == 2
+    assert 'error: train_dataloader.dataset' in capsys.readouterr().err

@@ -22,9 +22,15 @@ def flag_of_gradients(gradients: Iterable[Tensor | None]) -> Tensor:
     values = [g._values() if g.is_sparse else g for g in gradients if g is not None and g.numel()]
     if not values:
         return torch.tensor(True)
-    # one pass over all tensors; unlike the Euclidean norm, the largest value does not overflow
-    largest = torch._foreach_norm(values, float('inf'))
-    return torch.isfinite(torch.stack([value.to(largest[-1].device) for value in largest])).all()
+    if values[-1].device.type == 'cpu' and (flag := _all_finite(values, 2)):
+        return flag  # ten times as fast as the largest value on a CPU, which may still clear squares that overflowed
+    return _all_finite(values, float('inf'))
+
+
+def _all_finite(values: list[Tensor], order: float) -> Tensor:
+    """Whether the norms of tensors, made in one pass over all, are finite."""
+    norms = torch._foreach_norm(values, order)
+    return torch.isfinite(torch.stack([norm.to(norms[-1].device) for norm in norms])).all()
 
 
 def non_finite_parameters(model: nn.Module, gradients: bool) -> str:

@@ -146,10 +146,7 @@ def layer_results(
         'expert_by_size_by_level': _plain(_all_levels(result, levels)),
         'units': {
             **{name: _unit_numbers(value, made[name]) for name, value in measured.items()},
-            'image': {
-                'spearman': units.image_unit(layer, objects.image_ids, objects.areas),
-                'unavailable': None,
-            },
+            'image': {'spearman': units.image_unit(layer, objects.image_ids, objects.areas)},
         },
         'forced': forced,
         'knocked_out': _of_experts(precisions, info, 'knocked_out'),
@@ -224,8 +221,17 @@ def control_results(
 
 
 def make_units(findings, info: LayerInfo, matches: np.ndarray, ground_truth: GroundTruth) -> dict[str, units.Unit]:
-    """The detection and the training unit of a layer."""
+    """The detection and the training unit of a layer.
+
+    Raises:
+        DataError: the findings are about other objects.
+    """
     layer, objects = findings.layers[info.name], ground_truth.objects
+    if not np.array_equal(findings.truths, objects.ids):
+        raise DataError(
+            f'the detector was asked about {len(findings.truths)} objects, not the {len(objects.ids)} of the '
+            'annotations: was the file changed meanwhile?'
+        )
     return {
         'detection': units.detection_unit(layer, matches, objects.sizes),
         'training': units.training_unit(layer, findings.positives, objects.ids, objects.sizes),

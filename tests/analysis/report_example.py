@@ -172,7 +172,6 @@ def _layer(
                     for level in (range(levels) if levels else [None])
                     for e in range(experts)
                 ],
-                'unavailable': None,
             },
         },
         'forced': [{'expert': e, **_ap(rng, -0.03)} for e in range(experts) if experts > 1],

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import types
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
 from moe_det.analysis import units
+from moe_det.analysis.assembly import make_units
+from moe_det.errors import DataError
 
 
 def layer(**changes):
@@ -23,7 +25,7 @@ def layer(**changes):
         positive_rows=np.array([0, 0, 0, 2, 1, 3]),
         truth_rows=np.full(4, -1),
     )
-    return types.SimpleNamespace(**{**values, **changes})
+    return SimpleNamespace(**{**values, **changes})
 
 
 SIZES = np.array([0, 2, 1, 0])  # of objects 30, 10, 20, 40
@@ -122,3 +124,10 @@ def test_interval_of_the_lift_covers_the_truth():
         _, low, high = units.lift(simple_unit(images, experts, sizes), 2, 300, trial)
         covered += low[0, 0] <= truth <= high[0, 0]
     assert 88 <= covered <= 100
+
+
+def test_findings_about_other_objects_are_refused():
+    findings = SimpleNamespace(truths=np.array([1, 3]), positives=np.zeros((0, 2), int), layers={'head': None})
+    truth = SimpleNamespace(objects=SimpleNamespace(ids=np.array([1, 2]), sizes=np.zeros(2, int)))
+    with pytest.raises(DataError, match='2 objects, not the 2 of the annotations'):
+        make_units(findings, SimpleNamespace(name='head'), np.array([-1, -1]), truth)

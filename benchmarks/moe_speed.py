@@ -17,14 +17,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-CHOICES = ('whole', 'layer', 'patterns', 'memory')
+SECTIONS = ('whole', 'layer', 'patterns', 'memory', 'optimizer')
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--quick', action='store_true', help='few rounds, small sizes')
-    parser.add_argument('--only', nargs='+', choices=CHOICES, default=CHOICES, help='sections (default: all)')
+    parser.add_argument('--only', nargs='+', choices=SECTIONS, default=SECTIONS, help='sections (default: all)')
     parser.add_argument('--device', default='cpu', choices=('cpu', 'cuda'))
     parser.add_argument('--precision', nargs='+', choices=('fp32', 'tf32', 'bf16'), help='default: fp32, or tf32 bf16')
     parser.add_argument('--batch', nargs='+', type=int, metavar='B', help='batch sizes of the whole detector')
@@ -64,7 +64,9 @@ def measure(args: argparse.Namespace, argv: list[str]) -> int:
     """Measures what the command line asks for and writes the record, the page and the plots."""
     import torch
 
-    from benchmarks.speed import page, record, sections
+    from benchmarks.speed import page, record
+    from benchmarks.speed.plan import Plan, quick_or_full
+    from benchmarks.speed.sections import Measurement
     from moe_det.engine.console import say, warn
     from moe_det.engine.software import cores
     from moe_det.errors import MoEConfigError
@@ -82,16 +84,16 @@ def measure(args: argparse.Namespace, argv: list[str]) -> int:
     torch.set_num_threads(args.threads or cores())
     default = record.record_path(args.device)
     out = args.out or (None if args.quick else default)
-    values = dict(sections.quick_or_full(args.device, args.quick))
+    values = dict(quick_or_full(args.device, args.quick))
     given = {'precisions': args.precision, 'batches': args.batch, 'size': args.size, 'experts': args.experts}
     given.update(rounds=args.rounds, detector_rounds=args.rounds)
     values.update({key: tuple(v) if isinstance(v, list) else v for key, v in given.items() if v is not None})
-    plan = sections.Plan(device=args.device, **values)
+    plan = Plan(device=args.device, **values)
     command = ' '.join(['python', 'benchmarks/moe_speed.py', *argv])
     kept = record.Record(out, args.resume)
     for section in args.only:
         made = record.made_on(args.device, command, busy)
-        sections.Measurement(plan, kept, made).run(section)
+        Measurement(plan, kept, made).run(section)
         if out == default:
             page.write()
     say(page.tables(kept.sections))

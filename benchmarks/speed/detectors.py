@@ -28,7 +28,9 @@ DETECTORS = {
     'k=2': ('retinanet_moe_soft.py', {}),
     MATCHED: ('retinanet_moe_soft_matched.py', {}),
 }
-MANY = ('retinanet_moe_soft.py', {'model.bbox_head.moe.num_experts': 32})
+MANY = 'k=2, E=32'
+WITH_MANY = {**DETECTORS, MANY: ('retinanet_moe_soft.py', {'model.bbox_head.moe.num_experts': 32})}
+OPTIMIZERS = {'one by one': {'foreach': False}, 'foreach': {'foreach': True}, 'fused': {'fused': True}}
 LEVELS, ACTIVE = 5, 4
 OBJECTS = 8  # per image; COCO has 7.3
 
@@ -73,10 +75,17 @@ def precision_context(precision: str, device: str) -> Callable[[], contextlib.Ab
     return lambda: torch.autocast(device.partition(':')[0], dtype=torch.bfloat16)
 
 
-def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
-    """mmdet's optimizer, at a learning rate that leaves the weights as they are."""
+def make_optimizer(model: nn.Module, **kind: bool) -> torch.optim.Optimizer:
+    """mmdet's optimizer, with torch's ``foreach`` or ``fused``, at a learning rate that leaves the weights alone."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.SGD(parameters, lr=1e-12, momentum=0.9, weight_decay=1e-4)
+    return torch.optim.SGD(parameters, lr=1e-12, momentum=0.9, weight_decay=1e-4, **kind)
+
+
+def optimizer_steps(model: nn.Module) -> dict[str, Callable[[], None]]:
+    """Steps of the optimizer by the way it goes through the parameters, all with the same gradients."""
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter) if parameter.requires_grad else None
+    return {name: make_optimizer(model, **kind).step for name, kind in OPTIMIZERS.items()}
 
 
 def loss_of(model: nn.Module, data: dict) -> Tensor:

@@ -77,6 +77,7 @@ def _parts(sections: dict) -> Iterator[str]:
     yield _patterns(sections.get('patterns', {}))
     yield _layer_memory(sections.get('memory', {}))
     yield _detector_memory(sections.get('memory', {}))
+    yield _optimizer(sections.get('optimizer', {}))
 
 
 def _origins(sections: dict) -> list[str]:
@@ -232,3 +233,17 @@ def _detector_memory(entries: dict) -> str:
     heads = ['detector', 'precision', 'B', 'kept MiB', 'peak MiB', 'host copies of the head']
     heads += ['convolutions of the head', 'params M', 'active M', 'GMAC active', 'GMAC all experts']
     return _titled('**Memory and counts of the detector**, training step.', markdown_table(heads, rows))
+
+
+def _optimizer(entries: dict) -> str:
+    rows = []
+    for name, entry in entries.items():
+        if 'error' in (results := entry['results']):
+            rows.append([name, results['error'], *['–'] * 4])
+            continue
+        times, ratios = results['times']['one by one'], results['ratios']
+        cells = [_ratio(ratios.get(f'{kind} / one by one')) for kind in ('foreach', 'fused')]
+        rows.append([name, f'{results["params"] / 1e6:.2f}', f'{times["median_ms"]:.1f}', *cells, str(times['n'])])
+    heads = ['detector', 'params trained M', 'one by one ms', 'foreach / one by one', 'fused / one by one', 'n']
+    title = '**The optimizer alone**: SGD with momentum and weight decay over all parameters.'
+    return _titled(title, markdown_table(heads, rows))

@@ -16,7 +16,6 @@ from moe_det.engine.software import cores, processor
 from moe_det.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
-SECTIONS = ('whole', 'layer', 'patterns', 'memory')
 PACKAGES = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmdet', 'moe_det')
 BUSY = 0.25  # of the cores
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 
 import torch
 from torch import nn
@@ -17,44 +17,13 @@ from moe_det.engine.part_costs import WHOLE, model_cost
 from . import detectors
 from .clock import interleave, ratio, summary
 from .counters import count_macs, count_operators, count_synchronisations, cuda_memory, saved_bytes
-from .layers import OURS, LayerShape, layer_step, moe_layer, pattern_layers
+from .layers import OURS, layer_step, moe_layer, pattern_layers
+from .plan import Plan
 from .record import ROOT, Record
 
 DENSE_EXPERT = 'dense expert'
 PHASES = ('training', 'inference')
 ALL = 'E'
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to measure and how often.
-
-    Attributes:
-        device: ``'cpu'`` or ``'cuda'``.
-        precisions: of ``'fp32'``, ``'tf32'`` and ``'bf16'``.
-        batches: B of the whole detector.
-        size: height and width of its images.
-        detector_rounds: rounds of the whole detector.
-        layer: size of the layer alone.
-        experts: E of the layer alone.
-        rounds: rounds of the layer.
-        warm_up: rounds before the first that counts.
-    """
-
-    device: str
-    precisions: tuple[str, ...]
-    batches: tuple[int, ...]
-    size: tuple[int, int]
-    detector_rounds: int
-    layer: LayerShape
-    experts: tuple[int, ...] = (2, 4, 8, 16, 32)
-    rounds: int = 30
-    warm_up: int = 3
-
-    @property
-    def few_and_many(self) -> tuple[int, int] | None:
-        """E = 4 and the largest E, between which nothing should change with four experts in use."""
-        return (4, max(self.experts)) if 4 in self.experts and max(self.experts) > 4 else None
 
 
 class Measurement:
@@ -70,7 +39,7 @@ class Measurement:
         self.plan, self.record, self.made = plan, record, made
 
     def run(self, section: str) -> None:
-        """Measures one section: ``'whole'``, ``'layer'``, ``'patterns'`` or ``'memory'``."""
+        """Measures one section: ``'whole'``, ``'layer'``, ``'patterns'``, ``'memory'`` or ``'optimizer'``."""
         for precision in self.plan.precisions:
             set_precision(precision)
             getattr(self, f'_{section}')(precision)
@@ -220,6 +189,31 @@ class Measurement:
         ratios.update({f'{name} / {OURS}': ratio(of[name], of[OURS]) for name in layers if name != OURS})
         return {'times': {name: summary(seconds) for name, seconds in of.items()}, 'ratios': ratios}
 
+    # -- the optimizer ---------------------------------------------------------------------------------------------
+
+    def _optimizer(self, precision: str) -> None:
+        if precision != self.plan.precisions[0]:  # parameters are fp32 whatever the precision
+            return
+        for name in (detectors.DENSE, 'k=2', detectors.MANY):
+            settings = {'rounds': self.plan.rounds}
+
+            def measure(name: str = name) -> dict:
+                return self._optimizer_times(name)
+
+            self._keep('optimizer', name, settings, measure)
+
+    def _optimizer_times(self, name: str) -> dict:
+        config, options = detectors.WITH_MANY[name]
+        model = detectors.build(config, options, self.plan.device, 1)
+        times = self._time(detectors.optimizer_steps(model), self.plan.rounds)
+        of = {kind: phases['total'] for kind, phases in times.items()}
+        default = of['one by one']
+        return {
+            'params': sum(p.numel() for p in model.parameters() if p.requires_grad),
+            'times': {kind: summary(seconds) for kind, seconds in of.items()},
+            'ratios': {f'{kind} / one by one': ratio(of[kind], default) for kind in of if kind != 'one by one'},
+        }
+
     # -- memory and counts ---------------------------------------------------------------------------------------
 
     def _memory(self, precision: str) -> None:
@@ -236,7 +230,7 @@ class Measurement:
 
                 self._keep('memory', f'layer E={experts} k={top_k} {precision}', settings, measure)
         images = min(plan.batches)
-        for name, (config, options) in {**detectors.DETECTORS, 'k=2, E=32': detectors.MANY}.items():
+        for name, (config, options) in detectors.WITH_MANY.items():
             settings = {'batch': images, 'size': plan.size, 'precision': precision}
 
             def measure(config: str = config, options: dict = options) -> dict:
@@ -334,25 +328,3 @@ def set_precision(precision: str) -> None:
     torch.backends.cudnn.allow_tf32 = allowed
     # a search would time kernels in the middle of a round, for every new number of rows again
     torch.backends.cudnn.benchmark = False
-
-
-def quick_or_full(device: str, quick: bool) -> Iterator[tuple[str, object]]:
-    """Default values of a :class:`Plan`."""
-    cuda = device.startswith('cuda')
-    yield 'precisions', ('tf32', 'bf16') if cuda else ('fp32',)
-    if quick:
-        yield 'batches', (1, 16) if cuda else (1,)
-        yield 'size', (800, 1344) if cuda else (256, 256)
-        yield 'experts', (4, 32)
-        yield 'layer', LayerShape(16, 256, 25, 42) if cuda else LayerShape(8, 64, 20, 20)
-        yield 'rounds', 5
-        yield 'detector_rounds', 5 if cuda else 3
-        yield 'warm_up', 2 if cuda else 1
-    else:
-        yield 'batches', (1, 2, 8, 16) if cuda else (1, 4)
-        yield 'size', (800, 1344) if cuda else (320, 320)
-        yield 'experts', (2, 4, 8, 16, 32)
-        yield 'layer', LayerShape(16, 256, 50, 84) if cuda else LayerShape()
-        yield 'rounds', 30
-        yield 'detector_rounds', 30 if cuda else 15
-        yield 'warm_up', 10 if cuda else 3

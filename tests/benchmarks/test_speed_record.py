@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.moe_speed import SECTIONS
 from benchmarks.speed import detectors, page, plot, record
 from benchmarks.speed.clock import interleave, ratio, summary
 from benchmarks.speed.layers import LayerShape
+from benchmarks.speed.plan import Plan
 from benchmarks.speed.record import Record
-from benchmarks.speed.sections import Measurement, Plan, detector_ratios
+from benchmarks.speed.sections import Measurement, detector_ratios
 from moe_det.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,18 +122,19 @@ def measured() -> dict:
     with pytest.MonkeyPatch.context() as patch:
         small = {name: (config, {**options, **SMALL}) for name, (config, options) in detectors.DETECTORS.items()}
         patch.setattr(detectors, 'DETECTORS', small)
-        more = {**detectors.MANY[1], **SMALL, 'model.bbox_head.moe.num_experts': 7}
-        patch.setattr(detectors, 'MANY', (detectors.MANY[0], more))
+        config, options = detectors.WITH_MANY[detectors.MANY]
+        more = {detectors.MANY: (config, {**options, **SMALL, 'model.bbox_head.moe.num_experts': 7})}
+        patch.setattr(detectors, 'WITH_MANY', {**small, **more})
         kept = Record(None)
-        for section in record.SECTIONS:
+        for section in SECTIONS:
             if section == 'memory':
-                patch.delitem(detectors.DETECTORS, detectors.MATCHED)
+                patch.delitem(detectors.WITH_MANY, detectors.MATCHED)
             Measurement(PLAN, kept, MADE).run(section)
     return kept.sections
 
 
 def test_sections_measure_what_they_say(measured):
-    assert set(measured) == set(record.SECTIONS)
+    assert set(measured) == set(SECTIONS)
     whole = measured['whole']
     assert list(whole) == ['training B=1 fp32', 'inference B=1 fp32']
     times = whole['training B=1 fp32']['results']['times']
@@ -146,6 +149,12 @@ def test_sections_measure_what_they_say(measured):
     )
     assert len(measured['patterns']) == 2 * (1 + 2 + 2)  # k = 2 of E = 2 chooses nothing
     assert len(measured['memory']) == (1 + 2 + 2) + 4
+    steps = {name: entry['results'] for name, entry in measured['optimizer'].items()}
+    assert list(steps) == ['mmdet RetinaNet', 'k=2', 'k=2, E=32']
+    assert set(steps['k=2']['ratios']) == {'foreach / one by one', 'fused / one by one'}
+    # experts of equal size: from one to four adds three, to the seven of this test six
+    dense, few, many = (found['params'] for found in steps.values())
+    assert (many - dense) / (few - dense) == pytest.approx(2, rel=0.05)
 
 
 def test_memory_and_counts(measured):
@@ -185,6 +194,9 @@ def test_tables_hold_the_records_numbers(measured):
     (row,) = [line for line in text.splitlines() if line.startswith('| training | 8 | 2 |')]
     assert row.split('|')[6].strip() == f'{found["median"]:.3f} ({low:.3f} to {high:.3f})'
     assert text.count('| dense expert |') == 1 and '| k=2, E=32 | fp32 | 1 |' in text
+    fused = measured['optimizer']['k=2, E=32']['results']['ratios']['fused / one by one']
+    (row,) = [line for line in text.split('**The optimizer alone**')[1].splitlines() if line.startswith('| k=2, E=32 |')]
+    assert row.split('|')[5].strip().startswith(f'{fused["median"]:.3f} (')
     assert '`python x.py`' in text and 'busy' not in text
     busy = {'layer': {'a': {**measured['layer']['training k=1 fp32'], 'made': {**MADE, 'busy_machine': 'load'}}}}
     assert '**measured on a busy machine**: load' in page.tables(busy)

@@ -195,7 +195,8 @@ def test_tables_hold_the_records_numbers(measured):
     assert row.split('|')[6].strip() == f'{found["median"]:.3f} ({low:.3f} to {high:.3f})'
     assert text.count('| dense expert |') == 1 and '| k=2, E=32 | fp32 | 1 |' in text
     fused = measured['optimizer']['k=2, E=32']['results']['ratios']['fused / one by one']
-    (row,) = [line for line in text.split('**The optimizer alone**')[1].splitlines() if line.startswith('| k=2, E=32 |')]
+    lines = text.split('**The optimizer alone**')[1].splitlines()
+    (row,) = [line for line in lines if line.startswith('| k=2, E=32 |')]
     assert row.split('|')[5].strip().startswith(f'{fused["median"]:.3f} (')
     assert '`python x.py`' in text and 'busy' not in text
     busy = {'layer': {'a': {**measured['layer']['training k=1 fp32'], 'made': {**MADE, 'busy_machine': 'load'}}}}

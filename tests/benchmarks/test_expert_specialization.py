@@ -100,6 +100,19 @@ def test_disagreements_are_told_from_the_numbers(load):
     assert module.disagreements('mnist', found) == []
 
 
+def test_a_row_that_is_behind_has_the_run_that_the_paper_would_have_chosen(load):
+    module = load('expert_specialization_page')
+    # published .104 + .006; mean of ours .115
+    for best, word in ((0.1099, 'within'), (0.111, 'not within')):
+        runs = [run_of('original', 0, 0.23 - best, train_error=0.03), run_of('original', 1, best, train_error=0.02)]
+        (sentence,) = module.disagreements('fashion_mnist', module.by_row(runs))
+        start = 'original gate: test error .115, published .104 ± .006: higher.'
+        assert sentence == (
+            f'{start} The run with the lowest train error, as the '
+            f'published one was chosen, has {module.short(best)}: {word}.'
+        )
+
+
 def test_targets(load):
     module = load('expert_specialization_page')
     mnist, fashion, importance, similarity, mnist_used, used = (v for _, v in module.targets(module.by_row(RUNS[:-1])))

@@ -58,5 +58,5 @@ def quick_or_full(device: str, quick: bool) -> Iterator[tuple[str, object]]:
         yield 'experts', (2, 4, 8, 16, 32)
         yield 'layer', LayerShape(16, 256, 50, 84) if cuda else LayerShape()
         yield 'rounds', 30
-        yield 'detector_rounds', 30 if cuda else 15
+        yield 'detector_rounds', 30
         yield 'warm_up', 10 if cuda else 3

@@ -108,7 +108,8 @@ def run_sorted(
         indices = routing.indices.narrow(0, plan.first_row, plan.num_rows)
         spread = log_weights.new_full((plan.num_rows, routing.num_experts + 1), float('-inf'))
         spread = spread.scatter(1, indices, log_weights)
-        outputs = torch.stack([experts[expert](rows) for expert in active], dim=1)
+        outputs = [experts[expert](rows) for expert in active]
+        outputs = torch.stack(outputs, dim=1) if len(active) > 1 else outputs[0].unsqueeze(1)  # a stack is a copy
         return mixture(outputs, torch.stack([spread[:, expert] for expert in active], dim=1), routing.sums_to_one)
     lengths = [plan.counts[expert] for expert in active]
     # split, not one narrow per expert: the gradient of a narrow is as large as the whole

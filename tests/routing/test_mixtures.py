@@ -70,6 +70,25 @@ def test_extreme_logits_stay_finite_and_right(dtype):
         assert torch.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize('total', [1.0, 0.6])
+def test_without_gradient_it_is_the_same(dtype, total):
+    torch.manual_seed(0)
+    outputs = (12 * torch.randn(5, 3, 4, 6)).to(dtype)
+    outputs[0, :2], outputs[1], outputs[2, :2] = 300.0, 300.0, -300.0  # saturated, of one sign or mixed
+    log_weights = weights_with_gaps(5, 3, total).log()
+    slow = mix_probabilities(outputs.clone().requires_grad_(), log_weights, total == 1)
+    with torch.no_grad():
+        fast = mix_probabilities(outputs, log_weights, total == 1)
+    assert fast.dtype == slow.dtype and torch.isfinite(fast).all()
+    slow = slow.detach()
+    inside = slow.abs() < (85 if fast.dtype == torch.float32 else 700)
+    assert inside.any()
+    torch.testing.assert_close(fast[inside], slow[inside], rtol=1e-5, atol=1e-5)
+    assert (fast[~inside].abs() > 84).all() and torch.equal(fast[~inside] > 0, slow[~inside] > 0)
+    torch.testing.assert_close(fast.sigmoid(), slow.sigmoid(), rtol=1e-5, atol=1e-7)
+
+
 def test_a_saturated_gate_gives_finite_logits():
     # K = 1 and a weight that rounds to 1: nothing is left for "no object"
     outputs = torch.tensor([[80.0], [-80.0], [0.0]], requires_grad=True)

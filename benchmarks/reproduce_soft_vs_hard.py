@@ -15,12 +15,12 @@ import json
 import shlex
 import sys
 from datetime import datetime, timezone
+from itertools import product
 from pathlib import Path
 
-from soft_vs_hard_page import DATA_SETS, NAMES, page  # beside this script
-from specialization_on_shapes import as_options, call
+from command_runs import ROOT, as_options, call, finished, threads_of  # beside this script
+from soft_vs_hard_page import DATA_SETS, NAMES, page
 
-ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / 'benchmarks' / 'records' / 'soft_vs_hard.json'
 PAGE = ROOT / 'docs' / 'results' / 'soft_vs_hard.md'
 CONFIGS = {name: f'moe_{name}' for name in ('importance', 'relative', 'mean')} | {'kl': 'moe_soft', 'dense': 'dense'}
@@ -81,17 +81,19 @@ def error_of(metrics: dict) -> float:
     return error
 
 
-def test_errors(setting: str, config: Path, checkpoint: Path, shared: list[str], folder: Path) -> dict[str, float]:
+def test_errors(
+    setting: str, config: Path, checkpoint: Path, shared: list[str], folder: Path, threads: int | None
+) -> dict[str, float]:
     """Test error by number of active experts; under 0 of a network without experts."""
     if setting == 'dense':
         test_dir = folder / 'test'
         command = [sys.executable, 'tools/test.py', str(config), str(checkpoint), '--work-dir', str(test_dir), *shared]
-        call(command, folder / 'test.log')
+        call(command, folder / 'test.log', threads)
         written = max(test_dir.glob('*/*.json'), key=lambda path: path.stat().st_mtime)
         return {'0': error_of(json.loads(written.read_text(encoding='utf-8').splitlines()[-1]))}
     sweep = folder / 'sweep.json'
     command = [sys.executable, 'tools/analysis_tools/sweep_top_k.py', str(config), str(checkpoint)]
-    call([*command, '--json', str(sweep), *shared], folder / 'sweep.log')
+    call([*command, '--json', str(sweep), *shared], folder / 'sweep.log', threads)
     results = json.loads(sweep.read_text(encoding='utf-8'))['results']
     return {str(result['top_k']): error_of(result['metrics']) for result in results}
 
@@ -101,16 +103,17 @@ def run(dataset: str, setting: str, seed: int, args: argparse.Namespace) -> dict
     name = setting if setting == 'dense' else f'{setting}_e{args.num_experts}_stage{args.stage}'
     name += '_residual' if args.residual and setting != 'dense' else ''
     folder = Path(args.work_dir).resolve() / scale_key(scale_of(args)) / dataset / name / f'seed_{seed}'
-    finished = folder / 'run.json'
-    if finished.is_file():
-        return json.loads(finished.read_text(encoding='utf-8'))
+    done = folder / 'run.json'
+    if done.is_file():
+        return json.loads(done.read_text(encoding='utf-8'))
     print(f'{dataset}, {name}, seed {seed}: training ({scale_key(scale_of(args))})', flush=True)
     config = config_of(dataset, setting)
     shared = as_options(options_of(setting, args))
     shared += ['--data-root', str(Path(args.data_root).resolve())] if args.data_root is not None else []
     command = [sys.executable, 'tools/train.py', str(config), '--work-dir', str(folder), '--seed', str(seed)]
-    seconds = call([*command, '--resume', *shared], folder / 'train.log')
-    error = test_errors(setting, config, folder / f'epoch_{args.epochs}.pth', shared, folder)
+    threads = threads_of(args.jobs)
+    seconds = call([*command, '--resume', *shared], folder / 'train.log', threads)
+    error = test_errors(setting, config, folder / f'epoch_{args.epochs}.pth', shared, folder, threads)
     from moe_det.engine.software import machine, versions  # imports torch
 
     found = {
@@ -128,7 +131,7 @@ def run(dataset: str, setting: str, seed: int, args: argparse.Namespace) -> dict
         'date': datetime.now(timezone.utc).strftime('%Y-%m-%d'),
         'command': args.command,
     }
-    finished.write_text(json.dumps(found, indent=1) + '\n', encoding='utf-8')
+    done.write_text(json.dumps(found, indent=1) + '\n', encoding='utf-8')
     return found
 
 
@@ -182,6 +185,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--num-experts', type=int, default=10, help='E (default: %(default)s, as the published sweep)')
     parser.add_argument('--stage', type=int, choices=(1, 2, 3, 4), default=4, help='default: %(default)s')
     parser.add_argument('--residual', action='store_true', help='outer skip around the experts')
+    parser.add_argument('--jobs', type=int, default=1, metavar='N', help='runs at the same time, which share the cores')
     reduced = parser.add_argument_group('reduced runs, which are labelled as such')
     reduced.add_argument('--epochs', type=int, default=FULL['epochs'], help='schedule in proportion')
     reduced.add_argument('--limit-train', type=int, metavar='N', help='train on N images')
@@ -198,7 +202,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def command_of(args: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
     """The command for the record: what differs from the defaults, without the folders of this machine."""
     words = ['python', 'benchmarks/reproduce_soft_vs_hard.py', '--data-root', 'DIR']
-    for key in ('datasets', 'settings', 'seeds', 'num_experts', 'stage', 'residual', *FULL):
+    for key in ('datasets', 'settings', 'seeds', 'num_experts', 'stage', 'residual', 'jobs', *FULL):
         value = getattr(args, key)
         if value == parser.get_default(key):
             continue
@@ -214,14 +218,17 @@ def main(argv: list[str] | None = None) -> None:
     runs: dict[tuple, dict] = {}
     if args.record.is_file():
         runs = {identity(found): found for found in json.loads(args.record.read_text(encoding='utf-8'))['runs']}
-    for dataset in args.datasets:
-        for seed in args.seeds:  # whole rows late, but every setting early
-            for setting in args.settings:
-                found = run(dataset, setting, seed, args)
-                runs[identity(found)] = found
-                write(runs, args.record, args.page)
-                errors = ', '.join(f'k={k}: {100 * (1 - error):.2f}' for k, error in found['error'].items())
-                print(f'{dataset}, {setting}, seed {seed}: accuracy {errors}', flush=True)
+    # whole rows late, but every setting early
+    tasks = list(product(args.datasets, args.seeds, args.settings))
+
+    def trained(dataset: str, seed: int, setting: str) -> dict:
+        return run(dataset, setting, seed, args)
+
+    for (dataset, seed, setting), found in finished(trained, tasks, args.jobs):
+        runs[identity(found)] = found
+        write(runs, args.record, args.page)
+        errors = ', '.join(f'k={k}: {100 * (1 - error):.2f}' for k, error in found['error'].items())
+        print(f'{dataset}, {setting}, seed {seed}: accuracy {errors}', flush=True)
 
 
 if __name__ == '__main__':

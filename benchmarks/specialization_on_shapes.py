@@ -12,25 +12,18 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import subprocess
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from command_runs import ROOT, as_options, call, finished, threads_of  # beside this script
+
 RECORD = ROOT / 'benchmarks' / 'records' / 'specialization_on_shapes.json'
 PAGE = ROOT / 'docs' / 'results' / 'shapes.md'
 KINDS = ('dense', 'moe_soft', 'moe_hard', 'moe_similarity')
 CONFIGS = {kind: ROOT / 'configs' / 'shapes' / f'retinanet_{kind}.py' for kind in KINDS}
 HEAD = 'model.bbox_head.moe'
-
-
-class RunError(Exception):
-    """A training or an analysis failed."""
 
 
 def settings() -> dict[str, tuple[str, dict[str, object]]]:
@@ -53,23 +46,6 @@ def settings() -> dict[str, tuple[str, dict[str, object]]]:
             options[f'{HEAD}.constraint.distance'] = distance
             grid[f'{name}-{unit}-level'] = ('moe_similarity', options)
     return grid
-
-
-def call(command: list[str], log: Path, threads: int | None = None) -> float:
-    """Runs a command with its output in a file, on so many threads; returns its seconds."""
-    environment = {**os.environ, 'OMP_NUM_THREADS': str(threads)} if threads else None
-    begin = time.perf_counter()
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, 'w', encoding='utf-8') as file:
-        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=environment, check=False)
-    if done.returncode:
-        raise RunError(f'{" ".join(command)}\nended with {done.returncode}, see {log}')
-    return time.perf_counter() - begin
-
-
-def as_options(options: dict[str, object]) -> list[str]:
-    """``--cfg-options`` of the tools."""
-    return ['--cfg-options', *(f'{key}={value}' for key, value in options.items())] if options else []
 
 
 def schedule(epochs: int) -> dict[str, object]:
@@ -176,26 +152,20 @@ def main() -> None:
     parser.add_argument('--work-dir', default='work_dirs/specialization_on_shapes')
     parser.add_argument('--jobs', type=int, default=1, help='settings at the same time, which share the cores')
     args = parser.parse_args()
-    args.threads = max(1, (os.cpu_count() or 1) // args.jobs) if args.jobs > 1 else None
+    args.threads = threads_of(args.jobs)
     call([sys.executable, 'tools/misc/make_shapes.py', args.data_root], Path(args.work_dir) / 'shapes.log')
     record = json.loads(RECORD.read_text(encoding='utf-8')) if RECORD.is_file() else {'settings': {}}
     drop_outdated(record, args.epochs)
-    failed = []
-    with ThreadPoolExecutor(args.jobs) as pool:
-        measured = {pool.submit(measure, name, record['settings'].get(name), args): name for name in args.settings}
-        for future in as_completed(measured):
-            name = measured[future]
-            try:
-                record['settings'][name], versions = future.result()
-            except RunError as error:
-                failed.append(name)
-                print(f'{name}: {error}', file=sys.stderr, flush=True)
-                continue
-            record['versions'] = versions or record.get('versions')
-            write(record)
-            print(f'{name}: recorded in {RECORD.relative_to(ROOT)} and {PAGE.relative_to(ROOT)}', flush=True)
-    if failed:
-        raise SystemExit(f'failed: {", ".join(failed)}; the others are recorded')
+    recorded = dict(record['settings'])
+
+    def measured(name: str) -> tuple[dict, dict | None]:
+        return measure(name, recorded.get(name), args)
+
+    for (name,), (setting, versions) in finished(measured, [(name,) for name in args.settings], args.jobs):
+        record['settings'][name] = setting
+        record['versions'] = versions or record.get('versions')
+        write(record)
+        print(f'{name}: recorded in {RECORD.relative_to(ROOT)} and {PAGE.relative_to(ROOT)}', flush=True)
 
 
 def drop_outdated(record: dict, epochs: int) -> None:

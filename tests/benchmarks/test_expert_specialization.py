@@ -26,7 +26,7 @@ MODULES = (
     'expert_specialization_page',
     'reproduce_soft_vs_hard',
     'soft_vs_hard_page',
-    'specialization_on_shapes',
+    'command_runs',
 )
 
 

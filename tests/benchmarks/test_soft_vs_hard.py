@@ -15,7 +15,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / 'benchmarks'
 def benchmark(monkeypatch):
     """The script, imported as it imports its neighbours."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    for name in ('reproduce_soft_vs_hard', 'soft_vs_hard_page', 'specialization_on_shapes'):
+    for name in ('reproduce_soft_vs_hard', 'soft_vs_hard_page', 'command_runs'):
         monkeypatch.delitem(sys.modules, name, raising=False)
     import reproduce_soft_vs_hard
 

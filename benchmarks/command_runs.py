@@ -1,0 +1,70 @@
+"""Trainings and analyses that a benchmark runs as commands, one after the other or several at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class RunError(Exception):
+    """A training or an analysis failed."""
+
+
+def threads_of(jobs: int) -> int | None:
+    """Threads of each of so many commands that share the cores; None, the command's own choice, for one."""
+    return max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
+
+
+def call(command: list[str], log: Path, threads: int | None = None) -> float:
+    """Runs a command with its output in a file, on so many threads; returns its seconds.
+
+    Raises:
+        RunError: it ended with an error.
+    """
+    environment = {**os.environ, 'OMP_NUM_THREADS': str(threads)} if threads else None
+    begin = time.perf_counter()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, 'w', encoding='utf-8') as file:
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=environment, check=False)
+    if done.returncode:
+        raise RunError(f'{" ".join(command)}\nended with {done.returncode}, see {log}')
+    return time.perf_counter() - begin
+
+
+def as_options(options: dict[str, object]) -> list[str]:
+    """``--cfg-options`` of the tools."""
+    return ['--cfg-options', *(f'{key}={value}' for key, value in options.items())] if options else []
+
+
+def finished(function: Callable, tasks: Iterable[tuple], jobs: int) -> Iterator[tuple[tuple, object]]:
+    """Runs ``function(*task)`` for all tasks and yields task and result as they end, ``jobs`` of them at once.
+
+    A task that fails is printed and the others go on; after Ctrl-C no other begins.
+
+    Raises:
+        SystemExit: at the end, with the names of the tasks that failed.
+    """
+    failed = []
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        started = {pool.submit(function, *task): task for task in tasks}
+        for future in as_completed(started):
+            task = started[future]
+            try:
+                result = future.result()
+            except RunError as error:
+                failed.append(' '.join(map(str, task)))
+                print(f'{failed[-1]}: {error}', file=sys.stderr, flush=True)
+                continue
+            yield task, result
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if failed:
+        raise SystemExit(f'failed: {", ".join(failed)}; the others are recorded')

@@ -17,6 +17,7 @@ from moe_det.routing import (
     join_patches,
     mix_linear,
     mix_probabilities,
+    touch_idle,
 )
 
 EXACT = {'rtol': 1e-12, 'atol': 1e-12}
@@ -154,3 +155,24 @@ def test_another_k_at_test_time(run_layer, conv_group):
                 weights = torch.softmax(logits[kept], 0)
                 expected = sum(w * group.experts[e](x[row : row + 1])[0] for w, e in zip(weights, kept, strict=True))
                 torch.testing.assert_close(y[row], expected, **EXACT)
+
+
+def test_zero_gradients_of_idle_experts_are_their_own():
+    idle = [nn.Sequential(nn.Conv2d(2, 3, 3), nn.Linear(5, 1, dtype=dtype)) for dtype in (torch.float64, torch.float16)]
+    idle[0][0].bias.requires_grad_(False)
+    parameters = [p for expert in idle for p in expert.parameters() if p.requires_grad]
+    x = torch.ones(3, requires_grad=True)
+    for _ in range(2):  # the second step adds to what the first left
+        touch_idle(x * 2, idle).sum().backward()
+    assert x.grad.tolist() == [4.0] * 3 and idle[0][0].bias.grad is None
+    for number, parameter in enumerate(parameters):
+        gradient = parameter.grad
+        assert gradient.shape == parameter.shape and gradient.dtype == parameter.dtype and gradient.is_contiguous()
+        assert (gradient == 0).all()
+        gradient += 1 + number  # writes into no other's
+    for number, parameter in enumerate(parameters):
+        assert (parameter.grad == 1 + number).all()
+    assert len(parameters) == 7
+    torch.optim.SGD(parameters, lr=1.0).step()
+    with torch.no_grad():
+        assert touch_idle(x, idle) is x

@@ -6,11 +6,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from .cost_table import cost_table
 from .layers import OURS
 from .plot import draw, has_curves
 from .record import ROOT, Record, record_path
 
 PAGE = ROOT / 'docs' / 'performance.md'
+README = ROOT / 'README.md'
 IMAGES = ROOT / 'docs' / 'images'
 DEVICES = {'cpu': 'CPU', 'cuda': 'GPU'}
 EMPTY = 'Not measured yet.'
@@ -18,35 +20,38 @@ MIB = 2**20
 
 
 def write() -> list[Path]:
-    """Fills the page's tables and draws the plots from whatever records there are.
+    """Fills the tables of the page and of README and draws the plots from whatever records there are.
 
     Returns:
         The files written.
     """
-    written = [PAGE]
+    written = [PAGE, README]
     for device, machine in DEVICES.items():
         written += draw(Record(record_path(device)).sections, IMAGES / f'moe_speed_{device}', machine)
-    PAGE.write_text(filled(PAGE.read_text(encoding='utf-8')), encoding='utf-8')
+    for file, text in filled().items():
+        file.write_text(text, encoding='utf-8')
     return written
 
 
-def filled(text: str) -> str:
-    """The page's text with tables from the records."""
-    for device in DEVICES:
-        text = fill(text, device, block(Record(record_path(device)).sections, device))
-    return text
+def filled() -> dict[Path, str]:
+    """The texts of the page and of README with tables from the records."""
+    text = PAGE.read_text(encoding='utf-8')
+    records = {device: Record(record_path(device)).sections for device in DEVICES}
+    for device, sections in records.items():
+        text = fill(text, device, block(sections, device))
+    return {PAGE: text, README: fill(README.read_text(encoding='utf-8'), 'costs', cost_table(records))}
 
 
-def fill(text: str, device: str, content: str) -> str:
-    """Puts content between a page's two marks of a device.
+def fill(text: str, name: str, content: str) -> str:
+    """Puts content between a text's two marks of a name.
 
     Raises:
-        ValueError: the page does not have both marks, once each.
+        ValueError: the text does not have both marks, once each.
     """
-    begin, end = (f'<!-- moe_speed {device}: {word} -->' for word in ('begin', 'end'))
+    begin, end = (f'<!-- moe_speed {name}: {word} -->' for word in ('begin', 'end'))
     pattern = re.compile(f'{re.escape(begin)}.*?{re.escape(end)}', flags=re.DOTALL)
     if len(pattern.findall(text)) != 1:
-        raise ValueError(f'{PAGE}: expected once {begin} ... {end}')
+        raise ValueError(f'expected once {begin} ... {end}')
     return pattern.sub(lambda _: f'{begin}\n{content}\n{end}', text)
 
 

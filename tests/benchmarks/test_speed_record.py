@@ -13,6 +13,7 @@ import pytest
 from benchmarks.moe_speed import SECTIONS
 from benchmarks.speed import detectors, page, plot, record
 from benchmarks.speed.clock import interleave, ratio, summary
+from benchmarks.speed.cost_table import cost_table
 from benchmarks.speed.layers import LayerShape
 from benchmarks.speed.plan import Plan
 from benchmarks.speed.record import Record
@@ -212,6 +213,23 @@ def test_tables_hold_the_records_numbers(measured):
     assert {line.count('|') for line in lines if line.startswith('| training, ') or 'B=1' in line} == {10}
 
 
+def test_costs_are_set_against_the_plain_detector(measured):
+    assert cost_table({'cpu': {}, 'cuda': {}}) == 'Not measured yet.'
+    text = cost_table({'cpu': measured, 'cuda': {}})
+    rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in text.splitlines()[:6]]
+    cells = {row[0]: row[1:] for row in rows}
+    found = measured['whole']['inference B=1 fp32']['results']['ratios']['k=2 / dense']['median']
+    assert cells['`retinanet_moe_soft.py`: E=4, k=2'][-1] == f'{found:.2f}'
+    assert cells['`retinanet_moe_top1.py`: E=4, k=1'][0] == '1.00'
+    counts = {name: entry['results'].get('cost') for name, entry in measured['memory'].items()}
+    many, dense = counts['detector k=2, E=32 fp32'], counts['detector mmdet RetinaNet fp32']
+    times = f'{many["active_macs_per_image"] / dense["macs_per_image"]:.2f}'
+    params = [f'{many[key] / 1e6:.1f} M' for key in ('params', 'active_params')]
+    assert cells['`retinanet_moe_soft.py` with 32 experts, k=2'] == [times, *params, '–', '–']
+    assert 'CPU: 2 cores of a cpu, batch of 1, images of 64x64, fp32, torch 2, 2026-01-01; median of 2' in text
+    assert 'GPU' not in text
+
+
 def test_plot_shows_every_pattern(measured, tmp_path):
     files = plot.draw(measured, tmp_path / 'images' / 'speed', 'CPU')
     assert [file.suffix for file in files] == ['.png', '.svg'] and all(file.stat().st_size > 5000 for file in files)
@@ -232,8 +250,10 @@ def test_page_is_filled_between_its_marks(measured):
 
 
 def test_page_says_what_the_records_say():
-    text = (ROOT / 'docs' / 'performance.md').read_text(encoding='utf-8')
-    assert page.filled(text) == text, 'run python benchmarks/moe_speed.py --page'
+    for file, filled in page.filled().items():
+        text = file.read_text(encoding='utf-8')
+        assert filled == text, 'run python benchmarks/moe_speed.py --page'
+    text = page.PAGE.read_text(encoding='utf-8')
     for name in ('moe_speed_cpu.png', 'moe_speed_cuda.png'):
         assert f'images/{name}' not in text or (ROOT / 'docs' / 'images' / name).is_file()
 

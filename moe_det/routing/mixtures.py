@@ -55,34 +55,36 @@ def mix_probabilities(outputs: Tensor, log_weights: Tensor, sums_to_one: bool = 
         if sums_to_one and outputs.shape[1] == 1:
             # log w = 0; added, because data-parallel training needs the gate in every step's graph
             return outputs[:, 0] + shaped[:, 0]
-        if outputs.shape[1] > 1 and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return _mix_without_gradient(outputs, log_weights, sums_to_one)
+        # exported sigmoids and logaddexp are coarser than torch's: a graph keeps to the log domain
+        eager = not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+        largest = 1 - torch.finfo(dtype).eps / 2  # the number below 1: keeps log(1 - w) finite
+        total = None if sums_to_one else log_weights.exp().sum(1).clamp_max(largest).reshape(-1, *trailing)
+        if eager and outputs.shape[1] > 1 and not torch.is_grad_enabled():
+            return _mix_without_gradient(outputs, shaped.exp(), total)
         if sums_to_one:
             log_p, log_q = _log_probabilities(outputs, shaped)
             return log_p - log_q
-        largest = 1 - torch.finfo(dtype).eps / 2  # the number below 1: keeps log(1 - w) finite
-        log_rest = torch.log1p(-log_weights.exp().sum(1).clamp_max(largest)).reshape(-1, *trailing)
-        if outputs.shape[1] == 1:
+        log_rest = torch.log1p(-total)
+        if eager and outputs.shape[1] == 1:
             # p = w / (1 + exp(-z)): log(p / (1 - p)) = log w - log(exp(-z) + 1 - w), a quarter of the passes
             return shaped[:, 0] - torch.logaddexp(-outputs[:, 0], log_rest)
         log_p, log_q = _log_probabilities(outputs, shaped)
         return log_p - torch.logaddexp(log_q, log_rest)
 
 
-def _mix_without_gradient(outputs: Tensor, log_weights: Tensor, sums_to_one: bool) -> Tensor:
-    """:func:`mix_probabilities` from p and 1 - p themselves, in half the time.
+def _mix_without_gradient(outputs: Tensor, weights: Tensor, total: Tensor | None) -> Tensor:
+    """:func:`mix_probabilities` from p and 1 - p themselves, in half the time; ``weights`` sum to ``total``, or to 1.
 
     Logits are clamped to where both are normal numbers (fp32: 85); beyond, their sigmoid is 0 or 1 to every digit.
     Training takes the log domain: a clamped logit has no gradient.
     """
-    weights = log_weights.exp()
     limit = -math.log(torch.finfo(outputs.dtype).tiny) - 2
-    z = outputs.flatten(2).clamp(-limit, limit)
-    p = torch.bmm(weights[:, None], z.sigmoid())
-    q = torch.bmm(weights[:, None], z.neg_().sigmoid_())
-    if not sums_to_one:
-        q += (1 - weights.sum(1)).clamp_min(0)[:, None, None]
-    return p.div_(q).log_().reshape(outputs.shape[0], *outputs.shape[2:])
+    p, q = 0.0, 0.0 if total is None else 1 - total
+    for weight, output in zip(weights.unbind(1), outputs.unbind(1), strict=True):
+        z = output.clamp(-limit, limit)
+        p = z.sigmoid().mul_(weight).add_(p)
+        q = z.neg_().sigmoid_().mul_(weight).add_(q)
+    return p.div_(q).log_()
 
 
 def _log_probabilities(outputs: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -89,6 +89,16 @@ def test_without_gradient_it_is_the_same(dtype, total):
     torch.testing.assert_close(fast.sigmoid(), slow.sigmoid(), rtol=1e-5, atol=1e-7)
 
 
+def test_without_gradient_a_saturated_gate_is_the_same():
+    # two experts, one of them with a weight that rounds to 1, as when all experts run at the top-1 weights
+    outputs = torch.tensor([[[19.0], [0.0]], [[-19.0], [3.0]], [[0.0], [1.0]]])
+    log_weights = torch.tensor([[0.0, -INF]]).repeat(3, 1)
+    with torch.no_grad():
+        fast = mix_probabilities(outputs, log_weights, sums_to_one=False)
+    slow = mix_probabilities(outputs.clone().requires_grad_(), log_weights, sums_to_one=False)
+    torch.testing.assert_close(fast, slow.detach())
+
+
 def test_a_saturated_gate_gives_finite_logits():
     # K = 1 and a weight that rounds to 1: nothing is left for "no object"
     outputs = torch.tensor([[80.0], [-80.0], [0.0]], requires_grad=True)

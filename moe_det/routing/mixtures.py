@@ -55,7 +55,7 @@ def mix_probabilities(outputs: Tensor, log_weights: Tensor, sums_to_one: bool = 
         if sums_to_one and outputs.shape[1] == 1:
             # log w = 0; added, because data-parallel training needs the gate in every step's graph
             return outputs[:, 0] + shaped[:, 0]
-        # exported sigmoids and logaddexp are coarser than torch's: a graph keeps to the log domain
+        # a graph has one form, the log domain, whether or not gradients were on when it was made
         eager = not (torch.compiler.is_compiling() or torch.jit.is_tracing())
         largest = 1 - torch.finfo(dtype).eps / 2  # the number below 1: keeps log(1 - w) finite
         total = None if sums_to_one else log_weights.exp().sum(1).clamp_max(largest).reshape(-1, *trailing)

@@ -59,6 +59,7 @@ def test_a_norm_sees_every_pixel():
         nn.init.uniform_(norm.weight, -1, 1, generator=torch.Generator().manual_seed(0))
     ours, theirs = conv_pool(x, weight, bias, 0, norms[0]), reference(x, weight, bias, 0, norms[1])
     torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(norms[0].running_mean, norms[1].running_mean)
     torch.testing.assert_close(norms[0].running_var, norms[1].running_var)
     assert int(norms[0].num_batches_tracked) == 1
     for a, b in zip(
@@ -67,6 +68,17 @@ def test_a_norm_sees_every_pixel():
         strict=True,
     ):
         torch.testing.assert_close(a, b)
+
+
+def test_a_norm_in_evaluation_takes_its_running_statistics():
+    x = torch.randn(6, 1, 10, 8, dtype=torch.float64)
+    weight, bias = parameters(3)
+    norm = nn.BatchNorm2d(3).double().eval()
+    for name, low in (('running_mean', -1), ('running_var', 0.5), ('weight', -1), ('bias', -1)):
+        nn.init.uniform_(getattr(norm, name), low, 2)
+    before = norm.running_mean.clone()
+    torch.testing.assert_close(conv_pool(x, weight, bias, 0, norm), reference(x, weight, bias, 0, norm))
+    assert torch.equal(norm.running_mean, before) and int(norm.num_batches_tracked) == 0
 
 
 def test_mixed_precision_is_that_of_the_convolution():

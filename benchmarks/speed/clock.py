@@ -1,4 +1,4 @@
-"""Interleaved timing: A, B, C, A, B, C, ... in one process, and ratios of neighbours in time."""
+"""Interleaved timing: A, B, C, B, A, C, ... in one process, and ratios of neighbours in time."""
 
 from __future__ import annotations
 
@@ -65,10 +65,18 @@ class CudaClock:
         return {**seconds, 'total': self._begin.elapsed_time(end) / 1e3}
 
 
+def order_of(names: list[str], round_number: int) -> list[str]:
+    """The names in random order, another in each round, the same in every run of the benchmark.
+
+    A run finds the caches and the heap as its predecessor left them; with a fixed order that would always be the same.
+    """
+    return [str(name) for name in np.random.default_rng(round_number).permutation(names)]
+
+
 def interleave(
     runs: Mapping[str, Run], rounds: int, warm_up: int, device: str, marks: bool = False
 ) -> dict[str, dict[str, list[float]]]:
-    """Times several runs in turn.
+    """Times several runs in turn, in another order in each round.
 
     Args:
         runs: name -> function; with ``marks`` it takes a function that ends a phase.
@@ -88,12 +96,12 @@ def interleave(
     try:
         for number in range(warm_up + rounds):
             gc.collect()
-            for name, run in runs.items():
+            for name in order_of(list(runs), number):
                 clock.start()
                 if marks:
-                    run(clock.mark)
+                    runs[name](clock.mark)
                 else:
-                    run()
+                    runs[name]()
                 for phase, seconds in clock.stop().items():
                     if number >= warm_up:
                         times[name].setdefault(phase, []).append(seconds)

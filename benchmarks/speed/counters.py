@@ -143,3 +143,11 @@ def cuda_memory(forward: Callable[[], Tensor], backward: Callable[[Tensor], None
     torch.cuda.synchronize()
     peak = torch.cuda.max_memory_allocated()
     return {'activations': kept, 'peak_beyond_state': peak - before, 'peak': peak}
+
+
+def kept_memory(device: str, forward: Callable[[], Tensor], beside: Iterable[Tensor]) -> dict:
+    """Memory that a training step takes beyond parameters: on a CPU what is saved, on a GPU also what is allocated."""
+    kept = {'saved_bytes': saved_bytes(forward, beside)}
+    if device.startswith('cuda'):
+        kept.update(cuda_memory(forward, lambda loss: loss.backward()))
+    return kept

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .cost_table import cost_table
+from .detectors import DENSE, MATCHED
 from .layers import OURS
 from .plot import draw, has_curves
 from .record import ROOT, Record, record_path
@@ -17,6 +18,8 @@ IMAGES = ROOT / 'docs' / 'images'
 DEVICES = {'cpu': 'CPU', 'cuda': 'GPU'}
 EMPTY = 'Not measured yet.'
 MIB = 2**20
+PROFILED = ('k=1', MATCHED)  # what should cost as much as a dense detector
+WORTH_A_ROW = 1.0  # ms
 
 
 def write() -> list[Path]:
@@ -77,6 +80,7 @@ def _parts(sections: dict) -> Iterator[str]:
         return
     yield '\n'.join(f'- {line}' for line in _origins(sections))
     yield _whole(sections.get('whole', {}))
+    yield _profile(sections.get('profile', {}))
     yield _layer(sections.get('layer', {}))
     yield _flat(sections.get('layer', {}))
     yield _patterns(sections.get('patterns', {}))
@@ -96,6 +100,8 @@ def _origins(sections: dict) -> list[str]:
                 f'`{made["command"]}`, {made["date"]}: {gpu}{made["cpu"]}, {made["cores"]} cores, {made["threads"]} '
                 f'threads, Python {made["python"]}, torch {made["torch"]}, mmcv {made["mmcv"]}, mmdet {made["mmdet"]}'
             )
+            if made.get('order') is None and section != 'memory':
+                line += ', same order in all rounds'
             if made['busy_machine']:
                 line += f'; **measured on a busy machine**: {made["busy_machine"]}'
             lines.setdefault(line, [])
@@ -147,6 +153,23 @@ def _whole(entries: dict) -> str:
     sizes = sorted({'{}x{}'.format(*entry['settings']['size']) for entry in entries.values()})
     title = f'**Whole RetinaNet R50-FPN**, 80 classes, E=4, images of {", ".join(sizes)} (height x width).'
     return _titled(title, markdown_table(['batch', 'step', 'dense ms', *names, 'n'], rows))
+
+
+def _profile(entries: dict) -> str:
+    rows: list[list[str]] = []
+    for settings, results in _done(entries):
+        first = [f'B={settings["batch"]}, {settings["precision"]}']
+        found = results['by_kind']
+        for phase, kinds in found[DENSE].items():
+            for kind, dense_ms in kinds.items():
+                more = [found[name][phase][kind] - dense_ms for name in PROFILED]
+                if max(dense_ms, *map(abs, more)) >= WORTH_A_ROW:
+                    label = phase if settings['phase'] == phase else f'training, {phase}'
+                    cells = [f'{ms:+.1f}' for ms in more]
+                    rows.append([*first, label, kind, f'{dense_ms:.1f}', *cells, str(settings['rounds'])])
+    title = '**Where the time goes**: milliseconds of plain RetinaNet, and how many more (or less) with experts.'
+    heads = ['batch', 'step', 'spent in', 'dense', *PROFILED, 'n']
+    return _titled(title, markdown_table(heads, rows))
 
 
 def _shape(entries: dict) -> str:

@@ -21,6 +21,7 @@ class Plan:
         layer: size of the layer alone.
         experts: E of the layer alone.
         rounds: rounds of the layer.
+        profile_rounds: rounds of the whole detector under the profiler.
         warm_up: rounds before the first that counts.
     """
 
@@ -32,6 +33,7 @@ class Plan:
     layer: LayerShape
     experts: tuple[int, ...] = (2, 4, 8, 16, 32)
     rounds: int = 30
+    profile_rounds: int = 10
     warm_up: int = 3
 
     @property
@@ -50,6 +52,7 @@ def quick_or_full(device: str, quick: bool) -> Iterator[tuple[str, object]]:
         yield 'experts', (4, 32)
         yield 'layer', LayerShape(16, 256, 25, 42) if cuda else LayerShape(8, 64, 20, 20)
         yield 'rounds', 5
+        yield 'profile_rounds', 2
         yield 'detector_rounds', 5 if cuda else 3
         yield 'warm_up', 2 if cuda else 1
     else:

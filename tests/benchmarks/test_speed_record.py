@@ -14,14 +14,16 @@ from benchmarks.moe_speed import SECTIONS
 from benchmarks.speed import detectors, page, plot, record
 from benchmarks.speed.clock import interleave, ratio, summary
 from benchmarks.speed.cost_table import cost_table
+from benchmarks.speed.detector_sections import detector_ratios
 from benchmarks.speed.layers import LayerShape
 from benchmarks.speed.plan import Plan
 from benchmarks.speed.record import Record
-from benchmarks.speed.sections import Measurement, detector_ratios
+from benchmarks.speed.sections import Measurement
 from moe_det.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
-PLAN = Plan('cpu', ('fp32',), (1,), (64, 64), 2, LayerShape(4, 4, 5, 5, 1), experts=(2, 4, 8), rounds=2, warm_up=1)
+FEW = dict(detector_rounds=2, rounds=2, profile_rounds=2, warm_up=1)
+PLAN = Plan('cpu', ('fp32',), (1,), (64, 64), layer=LayerShape(4, 4, 5, 5, 1), experts=(2, 4, 8), **FEW)
 MADE = dict(
     command='python x.py', date='2026-01-01', cpu='a cpu', cores=2, threads=1, python='3', torch='2', mmcv='2',
     mmdet='3', busy_machine=None, load_before=0.1,
@@ -44,7 +46,9 @@ def test_runs_take_turns_and_warm_up_does_not_count():
     order = []
     runs = {name: lambda name=name: order.append(name) for name in 'ABC'}
     times = interleave(runs, rounds=4, warm_up=2, device='cpu')
-    assert ''.join(order) == 'ABC' * 6
+    rounds = [''.join(order[i : i + 3]) for i in range(0, len(order), 3)]
+    assert len(rounds) == 6 and all(sorted(names) == ['A', 'B', 'C'] for names in rounds)
+    assert len(set(rounds)) > 1  # nobody always follows the same
     assert list(times) == ['A', 'B', 'C'] and all(len(t['total']) == 4 for t in times.values())
 
 
@@ -153,6 +157,10 @@ def test_sections_measure_what_they_say(measured):
     steps = {name: entry['results'] for name, entry in measured['optimizer'].items()}
     assert list(steps) == ['mmdet RetinaNet', 'k=2', 'k=2, E=32']
     assert set(steps['k=2']['ratios']) == {'foreach / one by one', 'fused / one by one'}
+    profile = measured['profile']['training B=1 fp32']['results']
+    assert set(profile['by_kind']) == {'mmdet RetinaNet', 'k=1', 'k=2', 'k=2 matched'}
+    assert set(profile['by_kind']['k=1']) == {'forward', 'backward', 'optimizer'}
+    assert set(profile['largest_differences']) == {'k=1', 'k=2', 'k=2 matched'}
     # experts of equal size: from one to four adds three, to the seven of this test six
     dense, few, many = (found['params'] for found in steps.values())
     assert (many - dense) / (few - dense) == pytest.approx(2, rel=0.05)
@@ -199,6 +207,11 @@ def test_tables_hold_the_records_numbers(measured):
     lines = text.split('**The optimizer alone**')[1].splitlines()
     (row,) = [line for line in lines if line.startswith('| k=2, E=32 |')]
     assert row.split('|')[5].strip().startswith(f'{fused["median"]:.3f} (')
+    differences = text.split('**Where the time goes**')[1].splitlines()
+    (row,) = [line for line in differences if 'training, backward | between operators' in line]
+    kinds = measured['profile']['training B=1 fp32']['results']['by_kind']
+    dense, more = (kinds[name]['backward']['between operators'] for name in ('mmdet RetinaNet', 'k=1'))
+    assert row.split('|')[4:6] == [f' {dense:.1f} ', f' {more - dense:+.1f} ']
     assert '`python x.py`' in text and 'busy' not in text
     busy = {'layer': {'a': {**measured['layer']['training k=1 fp32'], 'made': {**MADE, 'busy_machine': 'load'}}}}
     assert '**measured on a busy machine**: load' in page.tables(busy)
@@ -210,7 +223,7 @@ def test_tables_hold_the_records_numbers(measured):
             columns = line.count('|')
         elif line.startswith('|---'):
             assert line.count('|') == columns
-    assert {line.count('|') for line in lines if line.startswith('| training, ') or 'B=1' in line} == {10}
+    assert {line.count('|') for line in lines if line.startswith('| B=1')} == {8, 10}
 
 
 def test_costs_are_set_against_the_plain_detector(measured):

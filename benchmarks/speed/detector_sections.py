@@ -1,0 +1,186 @@
+"""Measurements of whole detectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from moe_det.engine.launch import load_config
+from moe_det.engine.model_cost import parameter_counts
+from moe_det.engine.part_costs import WHOLE, model_cost
+
+from . import detectors
+from .clock import ratio, summary
+from .counters import count_operators, count_synchronisations, kept_memory
+from .measurement import PHASES, Sections
+from .profiles import by_kind, largest_differences, profile_in_turn
+from .record import ROOT
+
+
+class DetectorSections(Sections):
+    """Ours against plain RetinaNet, as a whole."""
+
+    # -- the whole detector --------------------------------------------------------------------------------------
+
+    def _whole(self, precision: str) -> None:
+        plan, models = self.plan, self._detectors(max(self.plan.batches))
+        for images in plan.batches:
+            for phase in PHASES:
+                settings = {'batch': images, 'size': plan.size, 'phase': phase, 'precision': precision}
+                settings['rounds'] = plan.detector_rounds
+
+                def measure(images: int = images, training: bool = phase == PHASES[0]) -> dict:
+                    return self._detector_times(models, images, precision, training)
+
+                self._keep('whole', f'{phase} B={images} {precision}', settings, measure)
+
+    def _detectors(self, images: int) -> dict[str, nn.Module]:
+        return {
+            name: detectors.build(config, options, self.plan.device, images)
+            for name, (config, options) in detectors.DETECTORS.items()
+        }
+
+    def _detector_runs(
+        self, models: dict[str, nn.Module], images: int, precision: str, training: bool
+    ) -> dict[str, Callable]:
+        plan, runs = self.plan, {}
+        make = detectors.train_step if training else detectors.inference
+        for name, model in models.items():
+            model.train(training)
+            runs[name] = make(model, detectors.batch(model, images, plan.size, training), precision, plan.device)
+        return runs
+
+    def _detector_times(self, models: dict[str, nn.Module], images: int, precision: str, training: bool) -> dict:
+        plan, runs = self.plan, self._detector_runs(models, images, precision, training)
+        dense = models[detectors.DENSE]
+        data = detectors.batch(dense, images, plan.size, training)
+        runs['branch alone'] = detectors.branch_alone(dense, data, precision, plan.device, training)
+        times = self._time(runs, plan.detector_rounds, marks=True)
+        of = {name: phases['total'] for name, phases in times.items()}
+        results = {'times': {name: {p: summary(s) for p, s in phases.items()} for name, phases in times.items()}}
+        results['ratios'] = detector_ratios(of)
+        if training:
+            steps = {
+                name: [total - last for total, last in zip(p['total'], p['optimizer'], strict=True)]
+                for name, p in times.items()
+                if 'optimizer' in p
+            }
+            results['ratios_without_optimizer'] = detector_ratios({**steps, 'branch alone': of['branch alone']})
+        return results
+
+    # -- where the difference comes from -------------------------------------------------------------------------
+
+    def _profile(self, precision: str) -> None:
+        plan, models = self.plan, self._detectors(max(self.plan.batches))
+        for images in plan.batches:
+            for phase in PHASES:
+                settings = {'batch': images, 'size': plan.size, 'precision': precision, 'rounds': plan.profile_rounds}
+
+                def measure(images: int = images, training: bool = phase == PHASES[0]) -> dict:
+                    return self._detector_profiles(models, images, precision, training)
+
+                self._keep('profile', f'{phase} B={images} {precision}', {**settings, 'phase': phase}, measure)
+
+    def _detector_profiles(self, models: dict[str, nn.Module], images: int, precision: str, training: bool) -> dict:
+        runs = self._detector_runs(models, images, precision, training)
+        found = profile_in_turn(runs, self.plan.profile_rounds, min(2, self.plan.warm_up), self.plan.device)
+        dense = found[detectors.DENSE]
+        return {
+            'by_kind': {name: by_kind(spent) for name, spent in found.items()},
+            'largest_differences': {
+                name: largest_differences(spent, dense) for name, spent in found.items() if name != detectors.DENSE
+            },
+        }
+
+    # -- the optimizer ---------------------------------------------------------------------------------------------
+
+    def _optimizer(self, precision: str) -> None:
+        if precision != self.plan.precisions[0]:  # parameters are fp32 whatever the precision
+            return
+        for name in (detectors.DENSE, 'k=2', detectors.MANY):
+            settings = {'rounds': self.plan.rounds}
+
+            def measure(name: str = name) -> dict:
+                return self._optimizer_times(name)
+
+            self._keep('optimizer', name, settings, measure)
+
+    def _optimizer_times(self, name: str) -> dict:
+        config, options = detectors.WITH_MANY[name]
+        model = detectors.build(config, options, self.plan.device, 1)
+        times = self._time(detectors.optimizer_steps(model), self.plan.rounds)
+        of = {kind: phases['total'] for kind, phases in times.items()}
+        default = of['one by one']
+        return {
+            'params': sum(p.numel() for p in model.parameters() if p.requires_grad),
+            'times': {kind: summary(seconds) for kind, seconds in of.items()},
+            'ratios': {f'{kind} / one by one': ratio(of[kind], default) for kind in of if kind != 'one by one'},
+        }
+
+    # -- memory and counts ---------------------------------------------------------------------------------------
+
+    def _detectors_memory(self, precision: str) -> None:
+        plan = self.plan
+        images = min(plan.batches)
+        for name, (config, options) in detectors.WITH_MANY.items():
+            settings = {'batch': images, 'size': plan.size, 'precision': precision}
+
+            def measure(config: str = config, options: dict = options) -> dict:
+                return self._detector_memory(config, options, images, precision)
+
+            self._keep('memory', f'detector {name} {precision}', settings, measure)
+
+    def _detector_memory(self, config: str, options: dict, images: int, precision: str) -> dict:
+        plan = self.plan
+        model = detectors.build(config, options, plan.device, images).train()
+        data = detectors.batch(model, images, plan.size, True)
+        context = detectors.precision_context(precision, plan.device)
+
+        def forward() -> torch.Tensor:
+            with context():
+                return detectors.loss_of(model, data)
+
+        with torch.no_grad(), context():
+            maps = tuple(x.detach() for x in model.extract_feat(data['inputs']))
+        model.eval()
+
+        def head() -> None:
+            with torch.no_grad(), context():
+                model.bbox_head(maps)
+
+        results = {'head': count_operators(head)}
+        if plan.device.startswith('cuda'):
+            results['head']['synchronisations'] = count_synchronisations(head)
+        model.train()
+        if plan.device.startswith('cuda'):
+            # the optimizer's state exists before its memory is measured
+            optimizer = detectors.make_optimizer(model)
+            forward().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        results['kept'] = kept_memory(plan.device, forward, [data['inputs'], *model.parameters(), *model.buffers()])
+        params, active = parameter_counts(model)
+        path = config if '::' in config else str(ROOT / 'configs' / config)
+        cost = model_cost(load_config(path, options).model, plan.size).parts[WHOLE]
+        results['cost'] = {
+            'params': params,
+            'active_params': active,
+            'macs_per_image': cost.macs,
+            'active_macs_per_image': cost.active_macs,
+        }
+        return results
+
+
+def detector_ratios(of: dict[str, list[float]]) -> dict[str, dict]:
+    """Ratios to the dense detector and to the FLOP-ideal: its time and, for each expert beyond one, a branch's."""
+    dense, branch = of[detectors.DENSE], of['branch alone']
+    ideal = [whole + part for whole, part in zip(dense, branch, strict=True)]
+    return {
+        'k=1 / dense': ratio(of['k=1'], dense),
+        'k=2 / dense': ratio(of['k=2'], dense),
+        'k=2 / FLOP-ideal': ratio(of['k=2'], ideal),
+        f'{detectors.MATCHED} / dense': ratio(of[detectors.MATCHED], dense),
+        'FLOP-ideal of k=2 / dense': ratio(ideal, dense),
+    }

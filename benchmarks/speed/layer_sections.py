@@ -1,0 +1,145 @@
+"""Measurements of the mixture layer alone: against one dense expert, and against other ways to run experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+
+import torch
+from torch import nn
+
+from . import detectors
+from .clock import ratio, summary
+from .counters import count_macs, count_operators, kept_memory
+from .layers import OURS, layer_step, moe_layer, pattern_layers
+from .measurement import PHASES, Sections
+
+DENSE_EXPERT = 'dense expert'
+ALL = 'E'
+
+
+class LayerSections(Sections):
+    """One layer of experts."""
+
+    # -- the layer alone -----------------------------------------------------------------------------------------
+
+    def _layer(self, precision: str) -> None:
+        plan = self.plan
+        for top_k in (1, 2, ALL):
+            for phase in PHASES:
+                settings = self._layer_settings(precision, phase, experts=plan.experts, top_k=top_k)
+
+                def measure(top_k: int | str = top_k, training: bool = phase == PHASES[0]) -> dict:
+                    return self._layer_times(precision, top_k, training)
+
+                self._keep('layer', f'{phase} k={top_k} {precision}', settings, measure)
+        if plan.few_and_many is None:
+            return
+        for top_k in (1, 2):
+            for phase in PHASES:
+                settings = self._layer_settings(precision, phase, experts=plan.few_and_many, top_k=top_k, active=4)
+
+                def measure(top_k: int = top_k, training: bool = phase == PHASES[0]) -> dict:
+                    return self._flat_times(precision, top_k, training)
+
+                self._keep('layer', f'{phase} k={top_k} {precision}, four in use', settings, measure)
+
+    def _layer_settings(self, precision: str, phase: str, **more: object) -> dict:
+        plan = self.plan
+        return {'layer': asdict(plan.layer), 'phase': phase, 'precision': precision, 'rounds': plan.rounds, **more}
+
+    def _layer_runs(self, layers: dict[str, nn.Module], precision: str, training: bool) -> dict[str, Callable]:
+        torch.manual_seed(0)
+        x = self.plan.layer.maps().to(self.plan.device)
+        context = detectors.precision_context(precision, self.plan.device)
+        dense = self.plan.layer.expert().to(self.plan.device)
+        layers = {DENSE_EXPERT: dense, **layers}
+        return {name: layer_step(layer, x, training, context) for name, layer in layers.items()}
+
+    def _layer_times(self, precision: str, top_k: int | str, training: bool) -> dict:
+        plan = self.plan
+        layers = {
+            f'E={experts}': moe_layer(plan.layer, experts, experts if top_k == ALL else top_k, plan.device)
+            for experts in plan.experts
+        }
+        times = self._time(self._layer_runs(layers, precision, training), plan.rounds)
+        of = {name: phases['total'] for name, phases in times.items()}
+        dense = of[DENSE_EXPERT]
+        ratios = {}
+        for experts in plan.experts:
+            chosen = experts if top_k == ALL else top_k
+            ratios[f'E={experts} / {DENSE_EXPERT}'] = ratio(of[f'E={experts}'], dense)
+            ideal = [chosen * seconds for seconds in dense]
+            ratios[f'E={experts} / k dense experts'] = ratio(of[f'E={experts}'], ideal)
+        return {'times': {name: summary(seconds) for name, seconds in of.items()}, 'ratios': ratios}
+
+    def _flat_times(self, precision: str, top_k: int, training: bool) -> dict:
+        few, many = self.plan.few_and_many
+        layers = {f'E={e}': moe_layer(self.plan.layer, e, top_k, self.plan.device, active=4) for e in (few, many)}
+        times = self._time(self._layer_runs(layers, precision, training), self.plan.rounds)
+        of = {name: phases['total'] for name, phases in times.items()}
+        ratios = {f'E={many} / E={few}': ratio(of[f'E={many}'], of[f'E={few}'])}
+        return {'times': {name: summary(seconds) for name, seconds in of.items()}, 'ratios': ratios}
+
+    # -- other patterns ------------------------------------------------------------------------------------------
+
+    def _patterns(self, precision: str) -> None:
+        for experts in self.plan.experts:
+            for top_k in (1, 2):
+                if top_k == experts:
+                    continue
+                for phase in PHASES:
+                    settings = self._layer_settings(precision, phase, experts=experts, top_k=top_k)
+
+                    def measure(
+                        experts: int = experts, top_k: int = top_k, training: bool = phase == PHASES[0]
+                    ) -> dict:
+                        return self._pattern_times(precision, experts, top_k, training)
+
+                    self._keep('patterns', f'{phase} E={experts} k={top_k} {precision}', settings, measure)
+
+    def _pattern_times(self, precision: str, experts: int, top_k: int, training: bool) -> dict:
+        layers = pattern_layers(moe_layer(self.plan.layer, experts, top_k, self.plan.device))
+        times = self._time(self._layer_runs(layers, precision, training), self.plan.rounds)
+        of = {name: phases['total'] for name, phases in times.items()}
+        ratios = {f'{name} / {DENSE_EXPERT}': ratio(of[name], of[DENSE_EXPERT]) for name in layers}
+        ratios.update({f'{name} / {OURS}': ratio(of[name], of[OURS]) for name in layers if name != OURS})
+        return {'times': {name: summary(seconds) for name, seconds in of.items()}, 'ratios': ratios}
+
+    # -- memory and counts ---------------------------------------------------------------------------------------
+
+    def _layers_memory(self, precision: str) -> None:
+        plan = self.plan
+        for experts in plan.experts:
+            for top_k in (1, 2):
+                if top_k == experts:
+                    continue
+                settings = self._layer_settings(precision, PHASES[0], experts=experts, top_k=top_k, active=4)
+                del settings['rounds']
+
+                def measure(experts: int = experts, top_k: int = top_k) -> dict:
+                    return self._layer_memory(precision, experts, top_k)
+
+                self._keep('memory', f'layer E={experts} k={top_k} {precision}', settings, measure)
+
+    def _layer_memory(self, precision: str, experts: int, top_k: int) -> dict:
+        plan, found = self.plan, {}
+        layers = pattern_layers(moe_layer(plan.layer, experts, top_k, plan.device, active=4))
+        context = detectors.precision_context(precision, plan.device)
+        for name, layer in {DENSE_EXPERT: plan.layer.expert().to(plan.device), **layers}.items():
+            x = plan.layer.maps().to(plan.device).requires_grad_()
+            router = getattr(layer, 'router', None)
+
+            def forward(layer: nn.Module = layer, x: torch.Tensor = x, router: nn.Module | None = router):
+                with context():
+                    output = layer(x).float().mean()
+                return output if router is None else output + sum(router.collect().values())
+
+            layer.train()
+            counted = count_operators(lambda forward=forward: forward().backward())
+            with torch.no_grad():
+                counted['macs'] = count_macs(lambda layer=layer, x=x: layer.eval()(x))
+            layer.train().zero_grad(set_to_none=True)
+            x.grad = None
+            found[name] = {**counted, **kept_memory(plan.device, forward, [x, *layer.parameters(), *layer.buffers()])}
+        return {'patterns': found}

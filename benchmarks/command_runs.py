@@ -19,7 +19,9 @@ class RunError(Exception):
 
 def threads_of(jobs: int) -> int | None:
     """Threads of each of so many commands that share the cores; None, the command's own choice, for one."""
-    return max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
+    from moe_det.engine.software import cores  # imports torch
+
+    return max(1, cores() // jobs) if jobs > 1 else None
 
 
 def call(command: list[str], log: Path, threads: int | None = None) -> float:

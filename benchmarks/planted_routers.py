@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import sys
 import time
@@ -347,11 +346,11 @@ def coverage(strengths: dict[str, tuple[float, float]], simulations: int, seed: 
 
 def machine() -> dict:
     """What the numbers were made on."""
-    from moe_det.engine.software import processor
+    from moe_det.engine.software import cores, processor
 
     return {
         'cpu': processor(),
-        'cores': os.cpu_count(),
+        'cores': cores(),
         'python': platform.python_version(),
         'numpy': np.__version__,
         'scipy': scipy.__version__,

@@ -15,6 +15,7 @@ from .config_file import merge_options, read_config
 from .console import say, warn
 from .data_check import check_paths, dataset_class, is_local, reading_of, reads_plain_coco
 from .dataset_check import ImageEntry, Reading, Report, check_images
+from .software import cores
 
 CLEAN, PROBLEMS = 0, 1
 
@@ -47,7 +48,7 @@ def check_dataset(
     data_root: str | None = None,
     cfg_options: list[str] | None = None,
     decode: bool = False,
-    workers: int = 0,
+    workers: int | None = 0,
     strict: bool = False,
     examples: int = 3,
     json_file: str | None = None,
@@ -60,7 +61,7 @@ def check_dataset(
         data_root: see :func:`.launch.load_config`; for an annotation file, the folder that it and ``images`` lie in.
         cfg_options: ``key=value`` changes of the config.
         decode: decode every image; else headers, and what looks suspicious.
-        workers: processes for the images.
+        workers: processes for the images; one per core, at most eight, when None.
         strict: notes count as problems too.
         examples: entries printed of each kind.
         json_file: file for the full report.
@@ -80,7 +81,7 @@ def check_dataset(
             raise MoEConfigError(f'--images {images}: {source} is a config, which names its own folders')
         targets = _of_config(source, data_root, cfg_options)
     for target in targets:
-        _check(target, None if json_file else max(examples, 1), decode, workers)
+        _check(target, None if json_file else max(examples, 1), decode, min(cores(), 8) if workers is None else workers)
         _print(target, examples)
     errors = sum(target.report.total(errors=True) for target in targets)
     notes = sum(target.report.total(errors=False) for target in targets)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from pathlib import Path
 
@@ -41,7 +40,7 @@ def run_demo(config: str, work_dir: str, data_root: str, train: int, val: int) -
         MoEDetError: the data cannot be made, or the config does not fit.
     """
     say(f'1/4 data: {data_root}')
-    make_shapes_data(data_root, train=train, val=val, workers=os.cpu_count() or 1)
+    make_shapes_data(data_root, train=train, val=val)
     cfg = load_config(config, data_root=data_root, work_dir=work_dir, seed=0)  # the same demo each time
     check_data(cfg, ('train', 'test'))
     fingerprint = hashlib.sha256(f'{cfg.pretty_text} {train} {val} {FORMAT}'.encode()).hexdigest()[:16]

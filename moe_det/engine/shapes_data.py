@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from ..datasets.shapes import ShapesSettings, make_shapes
 from .console import say
+from .software import cores
 
 
-def make_shapes_data(out: str, *, workers: int, overwrite: bool = False, **settings: float) -> None:
+def make_shapes_data(out: str, *, workers: int | None = None, overwrite: bool = False, **settings: float) -> None:
     """Makes a data set of shapes unless it is there.
 
     Args:
         out: folder to make.
-        workers: processes.
+        workers: processes; one per core when None.
         overwrite: replaces shapes of other settings.
         **settings: of :class:`~moe_det.datasets.shapes.ShapesSettings`.
 
@@ -21,7 +22,7 @@ def make_shapes_data(out: str, *, workers: int, overwrite: bool = False, **setti
     """
     made_of = ShapesSettings(**settings)
     try:
-        made = make_shapes(out, made_of, overwrite=overwrite, workers=workers, progress=_tell)
+        made = make_shapes(out, made_of, overwrite=overwrite, workers=workers or cores(), progress=_tell)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f'run the same command again to complete {out}') from None
     what = f'{made_of.train} training and {made_of.val} validation images of {made_of.size}x{made_of.size}'

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -36,7 +35,7 @@ from .launch import Options, load_config
 from .layer_description import layer_infos, pyramid_levels
 from .ranks import ranks_with_files
 from .size_pictures import add_pictures
-from .software import versions
+from .software import machine, versions
 from .trained_model import TestBatches, analysis_device, annotation_file, load_trained_model, test_batches
 
 RESULTS_FORMAT = 1
@@ -233,7 +232,7 @@ def analyse_checkpoint(
             'area_ranges': list(ground_truth.limits),
             'versions': versions(),
             'device': str(next(model.parameters()).device),
-            'machine': f'{platform.machine()}, {os.cpu_count()} cores',
+            'machine': machine(),
             'command': options.command,
             'date': datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC'),
             'seconds': round(time.perf_counter() - begin, 1),

@@ -41,7 +41,7 @@ def cores() -> int:
 def machine() -> str:
     """Processor, cores and accelerator."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
-    return f'{processor()}, {os.cpu_count()} cores, {device}'
+    return f'{processor()}, {cores()} cores, {device}'
 
 
 def versions() -> dict[str, str | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -26,9 +25,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--decode', action='store_true', help='decode every image (default: headers, and whatever looks suspicious)'
     )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     parser.add_argument(
-        '--workers', type=int, default=min(cores, 8), help='processes that look at images (default: %(default)s)'
+        '--workers', type=int, metavar='N', help='processes that look at images (default: one per core, at most 8)'
     )
     parser.add_argument('--strict', action='store_true', help='notes, which mmdet copes with, count as problems too')
     parser.add_argument(
@@ -37,7 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--json', dest='json_file', metavar='FILE', help='write the full report, with every entry')
     args = parser.parse_args(argv)
     for name in ('workers', 'examples'):
-        if getattr(args, name) < 0:
+        if (getattr(args, name) or 0) < 0:
             parser.error(f'--{name} {getattr(args, name)}: expected a number >= 0')
     return args
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -26,13 +25,10 @@ def main(argv: list[str] | None = None) -> int:
         metavar='X',
         help='how much object sizes depend on the image, from 0 to 1 (default: %(default)s, as in photographs)',
     )
-    cores = os.cpu_count() or 1
-    parser.add_argument(
-        '--workers', type=int, default=cores, metavar='N', help='processes (default: one per core, here %(default)s)'
-    )
+    parser.add_argument('--workers', type=int, metavar='N', help='processes (default: one per core)')
     parser.add_argument('--overwrite', action='store_true', help='replace shapes of other settings')
     args = parser.parse_args(argv)
-    if args.workers < 1:
+    if args.workers is not None and args.workers < 1:
         parser.error(f'argument --workers: expected an integer >= 1, got {args.workers}')
     return _start.run('moe_det.engine.shapes_data:make_shapes_data', **vars(args))
 

@@ -27,16 +27,25 @@ from moe_det.models.classifiers.metric import ClassificationMetric
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'classification'
 CONSTRAINT = 'model.moe.constraint'
 PAIRS = {f'{CONSTRAINT}.normalisation': 'pairs'}
+TWENTY_EXPERTS = {'model.moe.num_experts': 20}
 # what differs from the row's config; a distilled row starts from a run of its own where the published setting differs
 CHANGES = {
     'original_similarity_pairs': ('original_similarity', PAIRS),
     'attentive_similarity_pairs': ('attentive_similarity', PAIRS),
+    'twenty_attentive': ('attentive_importance', TWENTY_EXPERTS),
+    'twenty_distilled': ('distilled_importance', TWENTY_EXPERTS),
+    'twenty_distilled_kl': ('distilled_importance', {**TWENTY_EXPERTS, 'model.moe.gate.kl_weight': 1.0}),
 }
 SOURCES = {
     ('mnist', 'distilled_importance'): ('attentive_importance', {f'{CONSTRAINT}.weight': 0.4}),
     ('mnist', 'distilled_similarity'): ('attentive_similarity', {f'{CONSTRAINT}.beta_d': 1e-3}),
     ('fashion_mnist', 'distilled_importance'): ('attentive_importance', {f'{CONSTRAINT}.weight': 1.0}),
     ('fashion_mnist', 'distilled_similarity'): ('attentive_similarity', {}),
+}
+SOURCES |= {
+    (data_set, row): ('twenty_attentive', {})
+    for data_set in DATA_SETS
+    for row in ('twenty_distilled', 'twenty_distilled_kl')
 }
 WEIGHTS = 'weights.pth'
 MEASURES = ('error', 'I_EY', 'H_s', 'H_u')
@@ -70,7 +79,9 @@ class Bench:
         load_from = None
         if source is not None:
             name, changes = source
-            load_from = self._run(data_set, name, name, seed, changes, keep_weights=True)[0] / WEIGHTS
+            config, of_row = CHANGES.get(name, (name, {}))
+            folder, _ = self._run(data_set, name, config, seed, {**of_row, **changes}, keep_weights=True)
+            load_from = folder / WEIGHTS
         config, changes = CHANGES.get(row, (row, {}))
         is_source = any(key[0] == data_set and of == (row, {}) for key, of in SOURCES.items())
         return self._run(data_set, row, config, seed, changes, is_source, load_from)[1]

@@ -21,16 +21,17 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 
-from expert_specialization_page import DATA_SETS, EPOCHS, ROWS, by_row, page, targets  # beside this script
+from expert_specialization_page import DATA_SETS, EPOCHS, ROWS, TWENTY, by_row, page, targets  # beside this script
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / 'benchmarks' / 'records' / 'expert_specialization.json'
+ALL_ROWS = [*ROWS, *TWENTY]
 PAGE = ROOT / 'docs' / 'results' / 'expert_specialization.md'
 
 
 def identity(run: dict) -> tuple:
     """What tells a run from the others, in the order of the tables."""
-    return run['epochs'], list(DATA_SETS).index(run['data_set']), list(ROWS).index(run['row']), run['seed']
+    return run['epochs'], list(DATA_SETS).index(run['data_set']), ALL_ROWS.index(run['row']), run['seed']
 
 
 def write(runs: dict[tuple, dict], record: Path, page_file: Path) -> None:
@@ -47,8 +48,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data-root', metavar='DIR', help="folder of the data sets (default: the configs' own)")
     parser.add_argument('--data-sets', nargs='+', choices=list(DATA_SETS), default=list(DATA_SETS))
-    names = list(ROWS)
-    parser.add_argument('--rows', nargs='+', choices=names, default=names, metavar='ROW', help=', '.join(names))
+    rows = ', '.join(ALL_ROWS)
+    parser.add_argument('--rows', nargs='+', choices=ALL_ROWS, default=ALL_ROWS, metavar='ROW', help=rows)
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument('--epochs', type=int, default=EPOCHS, help='default: %(default)s, as published')
     parser.add_argument('--jobs', type=int, default=1, metavar='N', help='processes that train at once (default: 1)')
@@ -76,7 +77,7 @@ def chains(args: argparse.Namespace) -> list[tuple[str, list[str], int]]:
     found = []
     for seed in args.seeds:
         for data_set in args.data_sets:
-            for row in (row for row in ROWS if row in args.rows):
+            for row in (row for row in ALL_ROWS if row in args.rows):
                 source, changes = SOURCES.get((data_set, row), (None, None))
                 before = [] if changes else [chain for chain in found if chain[::2] == (data_set, seed)]
                 chain = next((chain for chain in before if source in chain[1]), None)

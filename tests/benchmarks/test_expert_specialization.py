@@ -144,7 +144,7 @@ def test_targets(load):
 def test_changes_fit_the_configs(load):
     runs, page = load('expert_specialization_runs'), load('expert_specialization_page')
     for data_set in page.DATA_SETS:
-        for row in page.ROWS:
+        for row in [*page.ROWS, *page.TWENTY]:
             config, changes = runs.CHANGES.get(row, (row, {}))
             constraint = load_config(runs.CONFIGS / f'{data_set}_{config}.py', changes).model.moe.get('constraint')
             if row.endswith('_pairs'):
@@ -195,6 +195,23 @@ def test_rows_are_trained_once_seed_by_seed(load, words, tmp_path, capsys, monke
     assert benchmark.main([*words, '0', '1']) == 130
     assert '3 runs are recorded in' in capsys.readouterr().err
     assert json.loads((tmp_path / 'r.json').read_text())['runs'] == runs
+
+
+def test_twenty_experts_are_distilled_twice_from_one_run(load, words, tmp_path, capsys, monkeypatch):
+    benchmark, page = load('reproduce_expert_specialization'), load('expert_specialization_page')
+    runs = load('expert_specialization_runs')
+    made, build = [], runs.launch.build_runner
+    monkeypatch.setattr(runs.launch, 'build_runner', lambda cfg: made.append(cfg) or build(cfg))
+    args = benchmark.parse_args([*words, '--rows', *page.TWENTY, '--seeds', '0', '--epochs', '1'])
+    assert benchmark.chains(args) == [('mnist', list(page.TWENTY), 0)]
+    benchmark.work(args)
+    lines = [line for line in capsys.readouterr().out.splitlines() if 'training' in line]
+    assert [line.split(', ')[1] for line in lines] == list(page.TWENTY)
+    assert [cfg.model.moe.num_experts for cfg in made] == [20] * 3
+    assert [cfg.model.moe.gate.get('kl_weight') for cfg in made] == [None, 0.0, 1.0]
+    assert len({str(cfg.load_from) for cfg in made[1:]}) == 1 and 'twenty_attentive' in made[1].load_from
+    text = (tmp_path / 'p.md').read_text().split('### MNIST with 20 experts')[1]
+    assert [line.split(' | ')[1] for line in text.splitlines() if line.startswith('| ')][1:] == ['1'] * 3
 
 
 def test_missing_data_are_one_message(load, words, tmp_path, capsys):

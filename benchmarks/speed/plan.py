@@ -56,7 +56,7 @@ def quick_or_full(device: str, quick: bool) -> Iterator[tuple[str, object]]:
         yield 'detector_rounds', 5 if cuda else 3
         yield 'warm_up', 2 if cuda else 1
     else:
-        yield 'batches', (1, 2, 8, 16) if cuda else (1, 4)
+        yield 'batches', (1, 2, 8, 16) if cuda else (1, 2)
         yield 'size', (800, 1344) if cuda else (320, 320)
         yield 'experts', (2, 4, 8, 16, 32)
         yield 'layer', LayerShape(16, 256, 50, 84) if cuda else LayerShape()

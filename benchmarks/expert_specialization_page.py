@@ -89,10 +89,10 @@ REASONS = {
     ('fashion_mnist', 'distilled_importance'): UNKNOWN,
     ('fashion_mnist', 'distilled_similarity'): UNKNOWN,
 }
-USED_UNEVENLY = """H_u of the similarity rows: at the published factors the regulariser is small. At the end of training (seed 0) it is 0.009
-beside a class loss of 0.12 and 0.11 on MNIST (original and attentive gate), 0.0007 beside 0.16 and 0.008 beside 0.14
-on Fashion-MNIST. Rows with and without it accordingly have about the same H_u, and so have the gates distilled from
-them. The published rows are the lowest of ten runs at each of several factors."""
+USED_UNEVENLY = """H_u of the similarity rows: at the published factors the regulariser is small. At the end of training
+(seed 0) it is 0.009 beside a class loss of 0.12 and 0.11 on MNIST (original and attentive gate), 0.0007 beside 0.16 and
+0.008 beside 0.14 on Fashion-MNIST. Rows with and without it accordingly have about the same H_u, and so have the gates
+distilled from them. The published rows are the lowest of ten runs at each of several factors."""
 
 INTRODUCTION = """# Mixtures of small classifiers: errors and who does what
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from statistics import median
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -74,15 +75,19 @@ def profiled(run: Callable[[Mark], None], device: str) -> dict[tuple[str, str], 
 def profile_in_turn(
     runs: Mapping[str, Callable[[Mark], None]], rounds: int, warm_up: int, device: str
 ) -> dict[str, dict[tuple[str, str], float]]:
-    """Profiles several runs in turn; returns the mean milliseconds by name, then phase and operator."""
-    sums: dict[str, dict[tuple[str, str], float]] = {name: defaultdict(float) for name in runs}
+    """Profiles several runs in turn; returns the median milliseconds by name, then phase and operator."""
+    found: dict[str, list[dict[tuple[str, str], float]]] = {name: [] for name in runs}
     for number in range(warm_up + rounds):
         for name in order_of(list(runs), number):
             spent = profiled(runs[name], device)
             if number >= warm_up:
-                for key, ms in spent.items():
-                    sums[name][key] += ms / rounds
-    return {name: dict(found) for name, found in sums.items()}
+                found[name].append(spent)
+    return {name: _medians(of_rounds) for name, of_rounds in found.items()}
+
+
+def _medians(rounds: list[dict[tuple[str, str], float]]) -> dict[tuple[str, str], float]:
+    keys = dict.fromkeys(key for spent in rounds for key in spent)
+    return {key: median(spent.get(key, 0.0) for spent in rounds) for key in keys}
 
 
 def by_kind(spent: Mapping[tuple[str, str], float]) -> dict[str, dict[str, float]]:

@@ -77,7 +77,7 @@ def test_kinds_add_up_and_differences_are_sorted():
     ]  # fmt: skip
 
 
-def test_profiles_are_means_without_warm_up():
-    waits = iter([0.5, 0.02, 0.04])  # the first is the warm-up
-    found = profile_in_turn({'run': lambda mark: time.sleep(next(waits))}, rounds=2, warm_up=1, device='cpu')
-    assert 30 <= found['run']['inference', BETWEEN] < 60
+def test_profiles_are_medians_without_warm_up():
+    waits = iter([0.5, 0.02, 0.3, 0.04])  # the first is the warm-up, the third round was disturbed
+    found = profile_in_turn({'run': lambda mark: time.sleep(next(waits))}, rounds=3, warm_up=1, device='cpu')
+    assert 40 <= found['run']['inference', BETWEEN] < 300

@@ -66,8 +66,7 @@ def mix_probabilities(outputs: Tensor, log_weights: Tensor, sums_to_one: bool = 
             return log_p - log_q
         log_rest = torch.log1p(-total)
         if eager and outputs.shape[1] == 1:
-            # p = w / (1 + exp(-z)): log(p / (1 - p)) = log w - log(exp(-z) + 1 - w), a quarter of the passes
-            return shaped[:, 0] - torch.logaddexp(-outputs[:, 0], log_rest)
+            return _SingleLogit.apply(outputs[:, 0], shaped[:, 0], log_rest)
         log_p, log_q = _log_probabilities(outputs, shaped)
         return log_p - torch.logaddexp(log_q, log_rest)
 
@@ -85,6 +84,27 @@ def _mix_without_gradient(outputs: Tensor, weights: Tensor, total: Tensor | None
         p = z.sigmoid().mul_(weight).add_(p)
         q = z.neg_().sigmoid_().mul_(weight).add_(q)
     return p.div_(q).log_()
+
+
+class _SingleLogit(torch.autograd.Function):
+    """The mixture of one expert: with p = w / (1 + exp(-z)), log(p / (1 - p)) = log w - log(exp(-z) + 1 - w).
+
+    A quarter of the general form's passes. The gradient by hand: with t = sigmoid(z + log(1 - w)) it is 1 - t for z, 1
+    for log w and -t for log(1 - w). Of tensors of this size only the logits are kept.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, log_weight: Tensor, log_rest: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, log_rest)
+        return log_weight - torch.logaddexp(-logits, log_rest)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits, log_rest = ctx.saved_tensors
+        to_rest = (logits + log_rest).sigmoid_().mul_(gradient)
+        shape = log_rest.shape
+        return gradient - to_rest, gradient.sum_to_size(shape), -to_rest.sum_to_size(shape)
 
 
 def _log_probabilities(outputs: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -138,6 +138,19 @@ def test_gradients_by_finite_differences(mixture, sums_to_one, experts):
     assert gradcheck(mix, (outputs, logits))
 
 
+def test_training_one_expert_keeps_its_logits_alone():
+    outputs, kept = torch.randn(2, 1, 3, 50, requires_grad=True), {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        mixed = mix_probabilities(outputs, torch.tensor([[-0.1], [-2.0]], requires_grad=True), False)
+    assert mixed.requires_grad and outputs.untyped_storage().data_ptr() in kept
+    assert [numel for numel in kept.values() if numel > 2] == [outputs.numel()]
+
+
 @pytest.mark.parametrize('mixture', [mix_linear, mix_probabilities])
 @pytest.mark.parametrize('sums_to_one', [True, False])
 def test_experts_that_were_not_chosen_pass_nothing_on(mixture, sums_to_one):

@@ -87,8 +87,9 @@ REASONS = {
     ('fashion_mnist', 'attentive_similarity'): WEAK.format('0.008', '0.14'),
 }
 USED_UNEVENLY = """H_u of the similarity rows: at the published factors the regulariser is small. At the end of training
-(seed 0) it is 0.0007 to 0.009 beside class losses of 0.11 to 0.16. Rows with and without it accordingly have about the same H_u, and so have the gates
-distilled from them. The published rows are the lowest of ten runs at each of several factors."""
+(seed 0) it is 0.0007 to 0.009 beside class losses of 0.11 to 0.16. Rows with and without it accordingly have about the
+same H_u, and so have the gates distilled from them. The published rows are the lowest of ten runs at each of several
+factors."""
 
 INTRODUCTION = """# Mixtures of small classifiers: errors and who does what
 

@@ -1,11 +1,13 @@
 """Dispatch: runs each chosen expert once per level on a contiguous slice of its rows and puts the outputs back.
 
 Rows are sorted by expert, so that time and activation memory grow with K, not with E: no buffer has an expert axis.
-The host learns the slice lengths from one copy per head call. Shape letters: R rows, E experts, K chosen, L levels.
+The host learns the choices from one copy per head call. Shape letters: R rows, E experts, K chosen, L levels.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -26,29 +28,50 @@ class LevelPlan:
         first_row: position of the level's first row in the routing.
         num_rows: R_l.
         counts: rows of each expert; the last entry counts choices of *no expert*.
-        rows: (R_l * K,) row of each sorted assignment, within the level.
-        places: (R_l * K,) sorted position of each assignment, in (row, k) order.
+        slices: with one choice per row, the experts in the order in which their rows follow each other; empty where
+            an expert's rows lie apart.
+        order: (R_l * K,) assignment in (row, k) order of each sorted one; None where nothing is rearranged.
+        rows: (R_l * K,) row of each sorted assignment, within the level; None likewise.
+        places: (R_l * K,) sorted position of each assignment, in (row, k) order; None likewise.
     """
 
     first_row: int
     num_rows: int
     counts: tuple[int, ...]
-    rows: Tensor
-    places: Tensor
+    slices: tuple[int, ...] = ()
+    order: Tensor | None = None
+    rows: Tensor | None = None
+    places: Tensor | None = None
 
     @property
     def active(self) -> list[int]:
         """Experts that have rows."""
         return [expert for expert, count in enumerate(self.counts[:-1]) if count]
 
+    @property
+    def agrees(self) -> bool:
+        """Whether every row chose the same experts (one row, collapsed routing, K = E)."""
+        return all(self.counts[expert] == self.num_rows for expert in self.active)
 
-def copy_to_host(counts: Tensor) -> list[int]:
+    @property
+    def in_place(self) -> bool:
+        """Whether each expert's rows lie together as they are."""
+        return bool(self.slices) or self.agrees
+
+    def with_indices(self, order: Tensor, rows: Tensor, places: Tensor) -> LevelPlan:
+        """The same plan with its index tensors."""
+        return dataclasses.replace(self, order=order, rows=rows, places=places)
+
+
+def copy_to_host(indices: Tensor) -> np.ndarray:
     """The one place where dispatch waits for the device."""
-    return counts.tolist()
+    return indices.cpu().numpy()
 
 
 def plan_dispatch(routings: Sequence[Routing], level_rows: Sequence[int]) -> list[list[LevelPlan]]:
     """Sorts the rows of several routings by expert, with one copy to the host for all of them.
+
+    There are few rows, so the host sorts them; what it must send back goes in one piece.
 
     Args:
         routings: routings over the same rows, for example of the class and of the box branch.
@@ -57,69 +80,118 @@ def plan_dispatch(routings: Sequence[Routing], level_rows: Sequence[int]) -> lis
     Returns:
         For each routing the plan of each level.
     """
-    sorted_rows, all_counts = [], []
+    chosen = copy_to_host(torch.cat([routing.indices.flatten() for routing in routings]))
+    plans, orders, position = [], [], 0
     for routing in routings:
-        top_k = routing.indices.shape[1]
-        slots = routing.num_experts + 1
-        device = routing.indices.device
-        lengths = torch.tensor(level_rows)
-        level = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(device, non_blocking=True)
-        keys = (level[:, None] * slots + routing.indices).flatten()
-        order = torch.argsort(keys, stable=True)
-        places = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=device))
-        counts = torch.zeros(len(level_rows) * slots, dtype=torch.long, device=device)
-        all_counts.append(counts.scatter_add_(0, keys, torch.ones_like(keys)))
-        sorted_rows.append((order.div(top_k, rounding_mode='floor'), places))
-    numbers = copy_to_host(torch.cat(all_counts))
-
-    plans, position = [], 0
-    for routing, (rows, places) in zip(routings, sorted_rows, strict=True):
-        top_k, slots = routing.indices.shape[1], routing.num_experts + 1
-        levels, first = [], 0
+        levels, first, top_k = [], 0, routing.indices.shape[1]
         for length in level_rows:
-            part = slice(first * top_k, (first + length) * top_k)
-            counts = tuple(numbers[position : position + slots])
-            levels.append(LevelPlan(first, length, counts, rows[part] - first, places[part] - first * top_k))
-            first, position = first + length, position + slots
+            experts = chosen[position : position + length * top_k]
+            levels.append(_plan_level(experts, first, length, routing.num_experts))
+            if not levels[-1].in_place:
+                order = np.argsort(experts, kind='stable')
+                orders.append(np.stack([order, order // top_k, np.argsort(order)]))
+            first, position = first + length, position + length * top_k
         plans.append(levels)
-    return plans
+    if not orders:
+        return plans
+    numbers = torch.from_numpy(np.concatenate(orders, axis=1)).to(routings[0].indices.device, non_blocking=True)
+    parts = iter(numbers.split([order.shape[1] for order in orders], dim=1))
+    return [[plan if plan.in_place else plan.with_indices(*next(parts)) for plan in levels] for levels in plans]
+
+
+def _plan_level(experts: np.ndarray, first: int, length: int, num_experts: int) -> LevelPlan:
+    """The plan of one level, from its choices in (row, k) order, without index tensors."""
+    counts = tuple(np.bincount(experts, minlength=num_experts + 1).tolist())
+    slices: list[int] = []
+    if len(experts) == length:  # K = 1
+        slices = [expert for expert, _ in itertools.groupby(experts.tolist())]
+    return LevelPlan(first, length, counts, tuple(slices) if len(slices) == len(set(slices)) else ())
+
+
+class _Rearranged(torch.autograd.Function):
+    """Rows in another order, each ``copies`` times. Its gradient is gathered as well.
+
+    Autograd's own would fill zeros and add to them, on a GPU in an order that varies.
+    """
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, indices: Tensor, back: Tensor, copies: int) -> Tensor:
+        ctx.save_for_backward(back)
+        ctx.copies = copies
+        return rows.index_select(0, indices)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        gradient = gradient.index_select(0, ctx.saved_tensors[0])
+        return gradient if ctx.copies == 1 else gradient.unflatten(0, (-1, ctx.copies)).sum(1), None, None, None
 
 
 def run_sorted(
-    rows: Tensor, routing: Routing, plan: LevelPlan, experts: Sequence[nn.Module], mixture: Mixture
-) -> Tensor:
-    """Runs the chosen experts of one level, each once, and mixes their outputs.
+    rows: Sequence[Tensor],
+    routing: Routing,
+    plans: Sequence[LevelPlan],
+    experts: Sequence[nn.Module],
+    mixture: Mixture,
+) -> list[Tensor]:
+    """Runs the chosen experts of all levels, each once per level, and mixes their outputs.
+
+    An expert runs on all levels before the next one does: its weights are still near for the small levels.
 
     Args:
-        rows: (R_l, C, H, W).
-        routing: holds this level's rows from ``plan.first_row`` on.
-        plan: the level's plan.
+        rows: L tensors (R_l, C, h_l, w_l).
+        routing: holds the levels' rows.
+        plans: per level.
         experts: E modules.
         mixture: a function of :mod:`moe_det.routing.mixtures`.
 
     Returns:
-        (R_l, C', H', W').
+        L tensors (R_l, C', h'_l, w'_l).
     """
-    log_weights = routing.log_weights.narrow(0, plan.first_row, plan.num_rows)
-    active = plan.active
+    parts = [_parts_by_expert(x, plan) for x, plan in zip(rows, plans, strict=True)]
+    outputs: list[dict[int, Tensor]] = [{} for _ in parts]
+    for number, expert in enumerate(experts):
+        for level, by_expert in enumerate(parts):
+            if number in by_expert:
+                outputs[level][number] = expert(by_expert.pop(number))
+    return [_joined(found, routing, plan, mixture) for found, plan in zip(outputs, plans, strict=True)]
+
+
+def _parts_by_expert(rows: Tensor, plan: LevelPlan) -> dict[int, Tensor]:
+    """The rows of each expert; nothing is copied where they are the whole level, or follow each other."""
+    none = len(plan.counts) - 1
     if not plan.num_rows:  # no image, or no region of interest: any expert tells the shape of the output
-        return experts[0](rows)
-    if all(plan.counts[expert] == plan.num_rows for expert in active):
-        # every row chose the same experts (one row, collapsed routing, k = E): no copy of the input is needed
+        return {0: rows}
+    if plan.agrees:
+        return dict.fromkeys(plan.active, rows)
+    experts = plan.slices
+    if not experts:
+        experts = [expert for expert, count in enumerate(plan.counts) if count]
+        rows = _Rearranged.apply(rows, plan.rows, plan.places, len(plan.rows) // plan.num_rows)
+    # split, not one narrow per expert: the gradient of a narrow is as large as the whole
+    parts = rows.split([plan.counts[expert] for expert in experts])
+    return {expert: part for expert, part in zip(experts, parts, strict=True) if expert != none}
+
+
+def _joined(outputs: dict[int, Tensor], routing: Routing, plan: LevelPlan, mixture: Mixture) -> Tensor:
+    """Puts the experts' outputs back into the order of the rows and mixes them."""
+    if not plan.num_rows:
+        return outputs[0]
+    log_weights = routing.log_weights.narrow(0, plan.first_row, plan.num_rows)
+    active, none = plan.active, len(plan.counts) - 1
+    if plan.agrees:
         indices = routing.indices.narrow(0, plan.first_row, plan.num_rows)
         spread = log_weights.new_full((plan.num_rows, routing.num_experts + 1), float('-inf'))
         spread = spread.scatter(1, indices, log_weights)
-        outputs = [experts[expert](rows) for expert in active]
-        outputs = torch.stack(outputs, dim=1) if len(active) > 1 else outputs[0].unsqueeze(1)  # a stack is a copy
-        return mixture(outputs, torch.stack([spread[:, expert] for expert in active], dim=1), routing.sums_to_one)
-    lengths = [plan.counts[expert] for expert in active]
-    # split, not one narrow per expert: the gradient of a narrow is as large as the whole
-    parts = rows.index_select(0, plan.rows[: sum(lengths)]).split(lengths)
-    outputs = [experts[expert](part) for expert, part in zip(active, parts, strict=True)]
-    if plan.counts[-1]:  # choices of no expert: weight 0, and a zero instead of any expert's output
-        outputs.append(outputs[0].new_zeros(plan.counts[-1], *outputs[0].shape[1:]))
-    outputs = torch.cat(outputs).index_select(0, plan.places)
-    return mixture(outputs.unflatten(0, log_weights.shape), log_weights, routing.sums_to_one)
+        found = [outputs[expert] for expert in active]
+        stacked = torch.stack(found, dim=1) if len(found) > 1 else found[0].unsqueeze(1)  # a stack is a copy
+        return mixture(stacked, torch.stack([spread[:, expert] for expert in active], dim=1), routing.sums_to_one)
+    if plan.counts[none]:  # choices of no expert: weight 0, and a zero instead of any expert's output
+        like = outputs[active[0]]
+        outputs = {**outputs, none: like.new_zeros(plan.counts[none], *like.shape[1:])}
+    joined = torch.cat([outputs[expert] for expert in plan.slices or sorted(outputs)])
+    if not plan.slices:
+        joined = _Rearranged.apply(joined, plan.places, plan.order, 1)
+    return mixture(joined.unflatten(0, log_weights.shape), log_weights, routing.sums_to_one)
 
 
 def run_dense(rows: Tensor, routing: Routing, first_row: int, experts: Sequence[nn.Module], mixture: Mixture) -> Tensor:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 def global_average(feature: Tensor) -> Tensor:
     """(R, C, H, W) -> (R, C) spatial mean, accumulated in at least fp32."""
-    return feature.mean(dim=(2, 3), dtype=torch.promote_types(feature.dtype, torch.float32))
+    total = feature.sum(dim=(2, 3), dtype=torch.promote_types(feature.dtype, torch.float32))
+    # not mean(), whose gradient divides every pixel: this one divides (R, C) and expands
+    return total / (feature.shape[2] * feature.shape[3])
 
 
 class Gate(nn.Module):

@@ -142,7 +142,7 @@ def check_routing(num_experts: int, top_k: int, choices: list[list[int]], split:
     plans = plan_dispatch([routing], counts)[0]
     first = [0, split]
     for outputs in (
-        [run_sorted(x, routing, plan, experts, mixture) for x, plan in zip(levels, plans, strict=True)],
+        run_sorted(levels, routing, plans, experts, mixture),
         [run_dense(x, routing, at, experts, mixture) for x, at in zip(levels, first, strict=True)],
     ):
         flat = [row for level in outputs for row in level]
@@ -184,6 +184,8 @@ def test_any_routing_equals_the_loop(case, mixture):
         (4, 2, [[0], [1], [0, 1], [3]], 3),  # some *no expert*
         (3, 3, [[0, 1, 2], [2, 1, 0], [1]], 2),  # K = E
         (5, 2, [[4, 0]], 0),  # one row
+        (4, 1, [[3], [0], [0], [2], [1]], 3),  # slices in another order than the experts'
+        (4, 1, [[3], [0], [3], [1], [2], [1]], 3),  # rows of an expert lie apart
     ],
 )
 def test_special_routings_equal_the_loop(num_experts, top_k, choices, split, mixture):
@@ -199,6 +201,29 @@ def test_plans_of_two_routings_over_the_same_rows():
     assert [plan.active for plan in plans[0]] == [[0, 1, 2], [1]]
     assert [plan.counts for plan in plans[1]] == [(0, 2, 0, 0), (1, 0, 0, 0)]
     # sorted assignments of level 0: expert 0 has rows 0 and 1, expert 1 row 1, expert 2 row 0
+    assert plans[0][0].order.tolist() == [1, 2, 3, 0]
     assert plans[0][0].rows.tolist() == [0, 1, 1, 0]
     assert plans[0][0].places.tolist() == [3, 0, 1, 2]
     assert [plan.first_row for plan in plans[0]] == [0, 2]
+    # everywhere else the rows of a level agree
+    assert [plan.places is None for plan in (plans[0][1], *plans[1])] == [True, True, True]
+
+
+@pytest.mark.parametrize(
+    ('choices', 'slices'),
+    [
+        ([[1], [0], [2]], (1, 0, 2)),
+        ([[2], [2], [0], [1], [1]], (2, 0, 1)),
+        ([[1], [1]], (1,)),
+        ([[1], [0], [1]], ()),  # rows of expert 1 lie apart
+        ([[0, 1], [2, 1]], ()),  # two choices per row
+        ([[0], [], [2]], (0, 3, 2)),  # the second row has no expert
+    ],
+)
+def test_rows_that_follow_each_other_are_slices(choices, slices):
+    top_k = max(map(len, choices))
+    routing = routing_with(choices, 3, top_k, torch.zeros(len(choices), top_k, dtype=torch.float64))
+    (plan,) = plan_dispatch([routing], (len(choices),))[0]
+    assert plan.slices == slices
+    assert plan.in_place == bool(slices)
+    assert (plan.order is None) == plan.in_place

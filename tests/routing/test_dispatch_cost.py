@@ -18,6 +18,7 @@ from moe_det.routing import (
     Router,
     mix_linear,
     plan_dispatch,
+    run_sorted,
 )
 
 # operators whose result the host must wait for, or whose shape depends on values
@@ -63,9 +64,9 @@ def host_copies(monkeypatch) -> list[int]:
     sizes = []
     original = dispatch_module.copy_to_host
 
-    def counted(counts):
-        sizes.append(counts.numel())
-        return original(counts)
+    def counted(indices):
+        sizes.append(indices.numel())
+        return original(indices)
 
     monkeypatch.setattr(dispatch_module, 'copy_to_host', counted)
     return sizes
@@ -74,9 +75,9 @@ def host_copies(monkeypatch) -> list[int]:
 def test_a_plan_copies_once_whatever_it_plans(host_copies, routing_from):
     first, second = (routing_from(torch.randn(12, 4), k) for k in (1, 2))
     plan_dispatch([first], (12,))
-    assert host_copies == [5]
+    assert host_copies == [12]
     plan_dispatch([first, second], (4, 5, 3))
-    assert host_copies == [5, 2 * 3 * 5]  # two routings, three levels, E + 1 counts
+    assert host_copies == [12, 12 + 24]  # what every row chose, once and twice
 
 
 @pytest.mark.parametrize('constraint', [None, KLConstraint, RelativeImportanceConstraint])
@@ -178,6 +179,46 @@ def test_rows_that_agree_are_not_copied(rows, top_k, conv_group, run_layer):
     run_layer(router, group, [maps], 'level')
     assert len(seen) == top_k
     assert all(x is maps for x in seen)
+
+
+def test_rows_that_follow_each_other_are_not_copied(routing_from, conv_group):
+    logits = torch.full((4, 3), -5.0, dtype=torch.float64)
+    logits[[0, 1, 2, 3], [2, 2, 0, 1]] = 5.0  # expert 2 has the first two rows, then expert 0, then expert 1
+    routing, group = routing_from(logits, 1), conv_group(3, 3, 2)
+    maps = torch.randn(4, 3, 4, 4, dtype=torch.float64)
+    seen = {}
+    for number, expert in enumerate(group.experts):
+        expert.register_forward_pre_hook(lambda module, args, number=number: seen.update({number: args[0]}))
+    run_sorted([maps], routing, plan_dispatch([routing], (4,))[0], group.experts, mix_linear)
+    rows = {number: (part.data_ptr() - maps.data_ptr()) // maps[0].nbytes for number, part in seen.items()}
+    assert rows == {2: 0, 0: 2, 1: 3}
+    assert {number: len(part) for number, part in seen.items()} == {2: 2, 0: 1, 1: 1}
+
+
+def filled_in_backward(choices: list[int], routing_from, conv_group) -> set[int]:
+    """Sizes of the tensors that a backward through dispatch fills with zeros."""
+    logits = torch.zeros(len(choices), 3, dtype=torch.float64)
+    logits[torch.arange(len(choices)), torch.tensor(choices)] = 5.0
+    routing, group = routing_from(logits, 1), conv_group(3, 3, 2)
+    maps = torch.randn(len(choices), 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    (output,) = run_sorted([maps], routing, plan_dispatch([routing], (len(choices),))[0], group.experts, mix_linear)
+    sizes = set()
+
+    class Zeros(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            if func.overloadpacket.__name__ in ('zeros', 'zero_', 'new_zeros', 'zeros_like', 'fill_', 'index_add_'):
+                sizes.add(result.numel())
+            return result
+
+    with Zeros():
+        output.sum().backward()
+    return sizes
+
+
+@pytest.mark.parametrize('choices', [[2, 0, 1], [2, 0, 2]])  # slices, and rows that lie apart
+def test_no_gradient_is_filled_with_zeros_first(choices, routing_from, conv_group):
+    assert not {size for size in filled_in_backward(choices, routing_from, conv_group) if size >= 2 * 16}
 
 
 def test_a_linear_mixture_keeps_no_product_of_weights_and_outputs():

@@ -152,8 +152,8 @@ class MixtureClassifier(MoEClassifier):
                 return mix(outputs, routing.log_weights, routing.sums_to_one), best[0]
             return mix_all(outputs, routing, 0, mix), best[0]
         experts = self.expert_group.experts
-        plan = plan_dispatch([routing], [len(inputs)])[0][0]
-        mixed = run_sorted(inputs, routing, plan, experts, mix)
+        (plan,) = plan_dispatch([routing], [len(inputs)])[0]
+        (mixed,) = run_sorted([inputs], routing, [plan], experts, mix)
         if self.training:
             mixed = touch_idle(mixed, [expert for i, expert in enumerate(experts) if i not in plan.active])
         return mixed, best[0] if best else mixed.argmax(1)

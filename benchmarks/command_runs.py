@@ -1,7 +1,9 @@
-"""Trainings and analyses that a benchmark runs as commands, one after the other or several at once."""
+"""Trainings and analyses that a benchmark runs as commands, and what tells the configs behind its results apart."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +13,29 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+# the parts of a config that decide what a training gives
+DECISIVE = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'custom_hooks')
+
+
+def fingerprint(config: Path, changes: dict[str, object], *more: object) -> str:
+    """Digest of what a config trains and of anything else that decides the result.
+
+    Results of other settings must not stand beside those of today's configs. Changes of the code are not seen.
+
+    Args:
+        config: the file.
+        changes: as of ``--cfg-options``.
+        more: plain values.
+    """
+    from mmengine.config import Config
+
+    resolved = Config.fromfile(config, import_custom_modules=False)
+    resolved.merge_from_dict(dict(changes))
+    parts = resolved.to_dict()
+    text = json.dumps([[parts.get(key) for key in DECISIVE], *more], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 class RunError(Exception):

@@ -13,7 +13,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
-from expert_specialization_page import DATA_SETS  # beside this script
+from command_runs import fingerprint  # beside this script
+from expert_specialization_published import DATA_SETS
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
@@ -26,7 +27,7 @@ from moe_det.models.classifiers.metric import ClassificationMetric
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'classification'
 CONSTRAINT = 'model.moe.constraint'
-PAIRS = {f'{CONSTRAINT}.normalisation': 'pairs'}
+PAIRS = {f'{CONSTRAINT}.normalisation': 'pairs', f'{CONSTRAINT}.distance_scale': 'largest'}
 TWENTY_EXPERTS = {'model.moe.num_experts': 20}
 # what differs from the row's config; a distilled row starts from a run of its own where the published setting differs
 CHANGES = {
@@ -49,6 +50,28 @@ SOURCES |= {
 }
 WEIGHTS = 'weights.pth'
 MEASURES = ('error', 'I_EY', 'H_s', 'H_u')
+
+
+def config_of(name: str) -> tuple[str, dict[str, object]]:
+    """Config of a row, without the data set's name, and what is changed in it."""
+    return CHANGES.get(name, (name, {}))
+
+
+def source_of(data_set: str, row: str) -> tuple[str, str, dict[str, object]] | None:
+    """Name, config and changes of the run that a row starts from."""
+    if (data_set, row) not in SOURCES:
+        return None
+    name, more = SOURCES[data_set, row]
+    config, changes = config_of(name)
+    return name, config, {**changes, **more}
+
+
+def settings_of(data_set: str, row: str) -> str:
+    """Digest of a row's config and, where it starts from another run, of that one's."""
+    config, changes = config_of(row)
+    source = source_of(data_set, row)
+    before = [fingerprint(CONFIGS / f'{data_set}_{source[1]}.py', source[2])] if source else []
+    return fingerprint(CONFIGS / f'{data_set}_{config}.py', changes, *before)
 
 
 class Bench:
@@ -75,16 +98,15 @@ class Bench:
         Raises:
             MoEDetError: the data are missing or damaged.
         """
-        source = SOURCES.get((data_set, row))
-        load_from = None
+        source, load_from = source_of(data_set, row), None
         if source is not None:
-            name, changes = source
-            config, of_row = CHANGES.get(name, (name, {}))
-            folder, _ = self._run(data_set, name, config, seed, {**of_row, **changes}, keep_weights=True)
+            name, config, changes = source
+            settings = fingerprint(CONFIGS / f'{data_set}_{config}.py', changes)
+            folder, _ = self._run(data_set, name, config, seed, changes, settings, keep_weights=True)
             load_from = folder / WEIGHTS
-        config, changes = CHANGES.get(row, (row, {}))
+        config, changes = config_of(row)
         is_source = any(key[0] == data_set and of == (row, {}) for key, of in SOURCES.items())
-        return self._run(data_set, row, config, seed, changes, is_source, load_from)[1]
+        return self._run(data_set, row, config, seed, changes, settings_of(data_set, row), is_source, load_from)[1]
 
     def _run(
         self,
@@ -93,13 +115,14 @@ class Bench:
         config: str,
         seed: int,
         changes: dict[str, object],
+        settings: str,
         keep_weights: bool = False,
         load_from: Path | None = None,
     ) -> tuple[Path, dict]:
-        """Folder and result of a run."""
+        """Folder and result of a run; ``settings`` tells it from runs of the same name with other configs."""
         changed = ''.join(f'_{key.rpartition(".")[2]}_{value}' for key, value in changes.items())
         name = row if row in CHANGES else f'{row}{changed}'
-        folder = self.folder / data_set / name / f'seed_{seed}'
+        folder = self.folder / data_set / name / settings / f'seed_{seed}'
         finished = folder / 'run.json'
         if finished.is_file() and ((folder / WEIGHTS).is_file() or not keep_weights):
             return folder, json.loads(finished.read_text(encoding='utf-8'))
@@ -114,6 +137,7 @@ class Bench:
             'seed': seed,
             'epochs': self.epochs,
             'changes': changes,
+            'settings': settings,
             **found,
             'seconds': round(time.perf_counter() - begin, 1),
             'cpu_seconds': round(time.process_time() - begin_cpu, 1),

@@ -3,10 +3,11 @@
     python benchmarks/reproduce_expert_specialization.py --data-root DIR [--seeds 0 1 2 3 4]
     python benchmarks/reproduce_expert_specialization.py --data-root DIR --rows original attentive --data-sets mnist
 
-Works seed by seed over all rows, in one process or, with --jobs, in several that share the cores. Every run that is
-finished is kept, so the command can be repeated after an interruption (Ctrl-C), also with more rows or seeds. The
-record, benchmarks/records/expert_specialization.json, and the page, docs/results/expert_specialization.md, hold
-whatever is finished; runs of another number of epochs than published stand apart.
+Works seed by seed over all rows, in one process or, with --jobs, in several that share the cores. What the record has
+is not trained again, unless the row's config has changed: the command can be repeated after an interruption (Ctrl-C),
+also with more rows or seeds. The record, benchmarks/records/expert_specialization.json, and the page,
+docs/results/expert_specialization.md, hold whatever is finished; runs of another number of epochs than published stand
+apart.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 
-from expert_specialization_page import DATA_SETS, EPOCHS, ROWS, TWENTY, by_row, page, targets  # beside this script
+from expert_specialization_page import EPOCHS, ROWS, TWENTY, by_row, page, targets  # beside this script
+from expert_specialization_published import DATA_SETS
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / 'benchmarks' / 'records' / 'expert_specialization.json'
@@ -32,6 +34,23 @@ PAGE = ROOT / 'docs' / 'results' / 'expert_specialization.md'
 def identity(run: dict) -> tuple:
     """What tells a run from the others, in the order of the tables."""
     return run['epochs'], list(DATA_SETS).index(run['data_set']), ALL_ROWS.index(run['row']), run['seed']
+
+
+def recorded(record: Path) -> dict[tuple, dict]:
+    """The runs of a record whose configs are still the same; tells which are not."""
+    from expert_specialization_runs import settings_of
+
+    if not record.is_file():
+        return {}
+    found, outdated = {}, set()
+    for run in json.loads(record.read_text(encoding='utf-8'))['runs']:
+        if run.get('settings') == settings_of(run['data_set'], run['row']):
+            found[identity(run)] = run
+        else:
+            outdated.add(f'{DATA_SETS[run["data_set"]]}, {run["row"]}')
+    for name in sorted(outdated):
+        print(f'{name}: recorded with another config, not kept', flush=True)
+    return found
 
 
 def write(runs: dict[tuple, dict], record: Path, page_file: Path) -> None:
@@ -70,7 +89,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def chains(args: argparse.Namespace) -> list[tuple[str, list[str], int]]:
+def chains(args: argparse.Namespace, finished: Collection[tuple] = ()) -> list[tuple[str, list[str], int]]:
     """Data set, rows and seed of what one process works through: rows that start from one another stay together."""
     from expert_specialization_runs import SOURCES
 
@@ -78,6 +97,8 @@ def chains(args: argparse.Namespace) -> list[tuple[str, list[str], int]]:
     for seed in args.seeds:
         for data_set in args.data_sets:
             for row in (row for row in ALL_ROWS if row in args.rows):
+                if identity({'epochs': args.epochs, 'data_set': data_set, 'row': row, 'seed': seed}) in finished:
+                    continue
                 source, changes = SOURCES.get((data_set, row), (None, None))
                 before = [] if changes else [chain for chain in found if chain[::2] == (data_set, seed)]
                 chain = next((chain for chain in before if source in chain[1]), None)
@@ -88,8 +109,8 @@ def chains(args: argparse.Namespace) -> list[tuple[str, list[str], int]]:
     return found
 
 
-def trained(args: argparse.Namespace) -> Iterator[dict]:
-    """Results of all runs, each as soon as its chain is done.
+def trained(args: argparse.Namespace, finished: Collection[tuple]) -> Iterator[dict]:
+    """Results of all runs that are not finished, each as soon as its chain is done.
 
     Raises:
         MoEDetError: a process died.
@@ -100,12 +121,12 @@ def trained(args: argparse.Namespace) -> Iterator[dict]:
 
     bench = Bench(args.data_root, args.work_dir, args.epochs, args.command)
     if args.jobs == 1:
-        for data_set, rows, seed in chains(args):
+        for data_set, rows, seed in chains(args, finished):
             yield from (bench.row(data_set, row, seed) for row in rows)
         return
     pool = ProcessPoolExecutor(args.jobs, get_context('spawn'), start_worker, (args.jobs,))
     try:
-        futures = [pool.submit(train_chain, bench, *chain) for chain in chains(args)]
+        futures = [pool.submit(train_chain, bench, *chain) for chain in chains(args, finished)]
         for future in as_completed(futures):
             yield from future.result()
     except BrokenProcessPool:
@@ -119,11 +140,9 @@ def trained(args: argparse.Namespace) -> Iterator[dict]:
 
 def work(args: argparse.Namespace) -> None:
     """Works through seeds, data sets and rows, and writes record and page after each run."""
-    runs: dict[tuple, dict] = {}
-    if args.record.is_file():
-        runs = {identity(run): run for run in json.loads(args.record.read_text(encoding='utf-8'))['runs']}
+    runs = recorded(args.record)
     try:
-        for run in trained(args):
+        for run in trained(args, set(runs)):
             runs[identity(run)] = run
             write(runs, args.record, args.page)
             measured = ', '.join(

@@ -9,6 +9,7 @@ model = dict(
             beta_s=1e-6,
             beta_d=1e-6,
             normalisation='published',  # 'pairs' divides both terms by N^2; beta_s is then to be N^2 times larger
+            distance_scale='none',  # pixels' distances as they are: what the published numbers were made with
         )
     )
 )

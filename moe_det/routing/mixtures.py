@@ -96,7 +96,9 @@ class _SingleLogit(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, log_weight: Tensor, log_rest: Tensor) -> Tensor:
         ctx.save_for_backward(logits, log_rest)
-        return log_weight - torch.logaddexp(-logits, log_rest)
+        mixed = logits.neg()  # the only new tensor: a large one costs as much to come by as a pass over it
+        torch.logaddexp(mixed, log_rest, out=mixed)
+        return torch.sub(log_weight, mixed, out=mixed)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

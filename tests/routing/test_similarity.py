@@ -14,14 +14,14 @@ from moe_det.routing.similarity import pairwise_distances
 NAMED = {'beta_s': 0.3, 'beta_d': 0.7}
 
 
-def reference(probs, points, groups, num_groups, beta_s, beta_d, normalisation) -> float:
+def reference(probs, points, groups, num_groups, beta_s, beta_d, normalisation, distance_scale='largest') -> float:
     """The mean over groups with rows of L_s, pair by pair and expert by expert, in plain Python."""
     experts, values = len(probs[0]), []
     for group in range(num_groups):
         rows = [r for r, of in enumerate(groups) if of == group]
         if not rows:
             continue
-        largest = max(math.dist(points[a], points[b]) for a in rows for b in rows)
+        largest = max(math.dist(points[a], points[b]) for a in rows for b in rows) if distance_scale == 'largest' else 1
         same = different = 0.0
         for a in rows:
             for b in rows:
@@ -44,16 +44,16 @@ def with_points(routing, points: torch.Tensor):
     return routing
 
 
+@pytest.mark.parametrize('distance_scale', ['largest', 'none'])
 @pytest.mark.parametrize('normalisation', ['pairs', 'published'])
 @pytest.mark.parametrize(('experts', 'groups', 'num_groups'), [(3, [0] * 9, 1), (4, [0, 2, 2, 0, 2, 0, 2, 2, 3], 5)])
-def test_equals_the_double_loop(experts, groups, num_groups, normalisation, routing_from):
+def test_equals_the_double_loop(experts, groups, num_groups, normalisation, distance_scale, routing_from):
     logits = torch.randn(9, experts, dtype=torch.float64)
     points = 3 * torch.randn(9, 5, dtype=torch.float64)
     routing = with_points(routing_from(logits, 2, groups, num_groups), points)
-    constraint = SampleSimilarityConstraint(**NAMED, normalisation=normalisation, weight=1.5)
-    expected = reference(
-        routing.probs.tolist(), points.tolist(), groups, num_groups, **NAMED, normalisation=normalisation
-    )
+    named = {**NAMED, 'normalisation': normalisation, 'distance_scale': distance_scale}
+    constraint = SampleSimilarityConstraint(**named, weight=1.5)
+    expected = reference(routing.probs.tolist(), points.tolist(), groups, num_groups, **named)
     assert abs(expected) > 1e-3
     assert constraint.loss(routing).item() == pytest.approx(1.5 * expected, rel=1e-9)
 
@@ -67,6 +67,9 @@ def test_by_hand(routing_from):
     assert SampleSimilarityConstraint(0, 1).loss(routing).item() == pytest.approx(-33 / 32 / 9)
     published = SampleSimilarityConstraint(1, 1, normalisation='published', weight=2)
     assert published.loss(routing).item() == pytest.approx(2 * (31 / 32 - 33 / 32 / 9))
+    # the largest distance is 4
+    as_they_are = SampleSimilarityConstraint(1, 0, distance_scale='none')
+    assert as_they_are.loss(routing).item() == pytest.approx(4 * 31 / 32 / 9)
 
 
 def test_separating_distant_rows_is_better_than_mixing_them(routing_from):
@@ -215,6 +218,7 @@ def test_nothing_is_computed_or_kept_for_constraints_that_do_not_ask(echo_gate, 
         ({'beta_d': float('nan')}, 'beta_d=nan'),
         ({'distance': 'pixels'}, "distance='pixels': expected one of features, inputs, box_sizes"),
         ({'normalisation': 'sum'}, "normalisation='sum': expected one of pairs, published"),
+        ({'distance_scale': 1.0}, 'distance_scale=1.0: expected one of largest, none'),
         ({'weight': -1}, 'weight=-1'),
     ],
 )

@@ -66,7 +66,7 @@ def source_of(data_set: str, row: str) -> tuple[str, str, dict[str, object]] | N
     return name, config, {**changes, **more}
 
 
-def settings_of(data_set: str, row: str) -> str:
+def fingerprint_of(data_set: str, row: str) -> str:
     """Digest of a row's config and, where it starts from another run, of that one's."""
     config, changes = config_of(row)
     source = source_of(data_set, row)
@@ -101,12 +101,12 @@ class Bench:
         source, load_from = source_of(data_set, row), None
         if source is not None:
             name, config, changes = source
-            settings = fingerprint(CONFIGS / f'{data_set}_{config}.py', changes)
-            folder, _ = self._run(data_set, name, config, seed, changes, settings, keep_weights=True)
+            digest = fingerprint(CONFIGS / f'{data_set}_{config}.py', changes)
+            folder, _ = self._run(data_set, name, config, seed, changes, digest, keep_weights=True)
             load_from = folder / WEIGHTS
         config, changes = config_of(row)
         is_source = any(key[0] == data_set and of == (row, {}) for key, of in SOURCES.items())
-        return self._run(data_set, row, config, seed, changes, settings_of(data_set, row), is_source, load_from)[1]
+        return self._run(data_set, row, config, seed, changes, fingerprint_of(data_set, row), is_source, load_from)[1]
 
     def _run(
         self,
@@ -115,14 +115,14 @@ class Bench:
         config: str,
         seed: int,
         changes: dict[str, object],
-        settings: str,
+        digest: str,
         keep_weights: bool = False,
         load_from: Path | None = None,
     ) -> tuple[Path, dict]:
-        """Folder and result of a run; ``settings`` tells it from runs of the same name with other configs."""
+        """Folder and result of a run; ``digest`` tells it from runs of the same name with other configs."""
         changed = ''.join(f'_{key.rpartition(".")[2]}_{value}' for key, value in changes.items())
         name = row if row in CHANGES else f'{row}{changed}'
-        folder = self.folder / data_set / name / settings / f'seed_{seed}'
+        folder = self.folder / data_set / name / digest / f'seed_{seed}'
         finished = folder / 'run.json'
         if finished.is_file() and ((folder / WEIGHTS).is_file() or not keep_weights):
             return folder, json.loads(finished.read_text(encoding='utf-8'))
@@ -137,7 +137,7 @@ class Bench:
             'seed': seed,
             'epochs': self.epochs,
             'changes': changes,
-            'settings': settings,
+            'fingerprint': digest,
             **found,
             'seconds': round(time.perf_counter() - begin, 1),
             'cpu_seconds': round(time.process_time() - begin_cpu, 1),

@@ -38,13 +38,13 @@ def identity(run: dict) -> tuple:
 
 def recorded(record: Path) -> dict[tuple, dict]:
     """The runs of a record whose configs are still the same; tells which are not."""
-    from expert_specialization_runs import settings_of
+    from expert_specialization_runs import fingerprint_of
 
     if not record.is_file():
         return {}
     found, outdated = {}, set()
     for run in json.loads(record.read_text(encoding='utf-8'))['runs']:
-        if run.get('settings') == settings_of(run['data_set'], run['row']):
+        if run.get('fingerprint') == fingerprint_of(run['data_set'], run['row']):
             found[identity(run)] = run
         else:
             outdated.add(f'{DATA_SETS[run["data_set"]]}, {run["row"]}')

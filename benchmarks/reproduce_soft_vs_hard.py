@@ -3,9 +3,10 @@
     python benchmarks/reproduce_soft_vs_hard.py --data-root DIR [--datasets cifar10 cifar100] [--seeds 0 1 2]
     python benchmarks/reproduce_soft_vs_hard.py --data-root DIR --epochs 20 --limit-train 5000 --width 16   # reduced
 
-Every run that is finished is kept and one that was interrupted goes on from its last checkpoint, so the command can be
-repeated, also with more settings or seeds. The record (benchmarks/records/soft_vs_hard.json) and the page
-(docs/results/soft_vs_hard.md) hold whatever is finished, the full schedule and each reduced one apart.
+What the record has is not trained again, unless its config has changed, and a run that was interrupted goes on from its
+last checkpoint, so the command can be repeated, also with more settings or seeds. The record
+(benchmarks/records/soft_vs_hard.json) and the page (docs/results/soft_vs_hard.md) hold whatever is finished, the full
+schedule and each reduced one apart.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from datetime import datetime, timezone
 from itertools import product
 from pathlib import Path
 
-from command_runs import ROOT, as_options, call, finished, threads_of  # beside this script
+from command_runs import ROOT, as_options, call, fingerprint, finished, threads_of  # beside this script
 from soft_vs_hard_page import DATA_SETS, NAMES, page
 
 RECORD = ROOT / 'benchmarks' / 'records' / 'soft_vs_hard.json'
@@ -75,6 +76,13 @@ def options_of(setting: str, args: argparse.Namespace) -> dict[str, object]:
     return options
 
 
+def fingerprint_of(found: dict) -> str:
+    """Digest of the config that a recorded run would be trained with today."""
+    layer = {key: found[key] for key in ('num_experts', 'stage', 'residual')}
+    options = options_of(found['setting'], argparse.Namespace(**found['scale'], **layer))
+    return fingerprint(config_of(found['dataset'], found['setting']), options)
+
+
 def error_of(metrics: dict) -> float:
     """The test error among the metrics of an evaluation."""
     (error,) = (value for key, value in metrics.items() if key.rpartition('/')[2] == 'error')
@@ -99,13 +107,10 @@ def test_errors(
 
 
 def run(dataset: str, setting: str, seed: int, args: argparse.Namespace) -> dict:
-    """Trains and tests one run unless it is finished; returns what the record keeps of it."""
+    """Trains and tests one run, from its last checkpoint on; returns what the record keeps of it."""
     name = setting if setting == 'dense' else f'{setting}_e{args.num_experts}_stage{args.stage}'
     name += '_residual' if args.residual and setting != 'dense' else ''
     folder = Path(args.work_dir).resolve() / scale_key(scale_of(args)) / dataset / name / f'seed_{seed}'
-    done = folder / 'run.json'
-    if done.is_file():
-        return json.loads(done.read_text(encoding='utf-8'))
     print(f'{dataset}, {name}, seed {seed}: training ({scale_key(scale_of(args))})', flush=True)
     config = config_of(dataset, setting)
     shared = as_options(options_of(setting, args))
@@ -116,14 +121,9 @@ def run(dataset: str, setting: str, seed: int, args: argparse.Namespace) -> dict
     error = test_errors(setting, config, folder / f'epoch_{args.epochs}.pth', shared, folder, threads)
     from moe_det.engine.software import machine, versions  # imports torch
 
-    found = {
-        'dataset': dataset,
-        'setting': setting,
-        'num_experts': None if setting == 'dense' else args.num_experts,
-        'stage': None if setting == 'dense' else args.stage,
-        'residual': None if setting == 'dense' else args.residual,
-        'seed': seed,
-        'scale': scale_of(args),
+    found = begun(dataset, setting, seed, args)
+    found |= {
+        'fingerprint': fingerprint_of(found),
         'error': error,
         'train_seconds': seconds,  # of the last piece, where training was interrupted
         'machine': machine(),
@@ -131,8 +131,24 @@ def run(dataset: str, setting: str, seed: int, args: argparse.Namespace) -> dict
         'date': datetime.now(timezone.utc).strftime('%Y-%m-%d'),
         'command': args.command,
     }
-    done.write_text(json.dumps(found, indent=1) + '\n', encoding='utf-8')
     return found
+
+
+def begun(dataset: str, setting: str, seed: int, args: argparse.Namespace) -> dict:
+    """What is known of a run before it is trained."""
+    layer = {key: None if setting == 'dense' else getattr(args, key) for key in ('num_experts', 'stage', 'residual')}
+    return {'dataset': dataset, 'setting': setting, **layer, 'seed': seed, 'scale': scale_of(args)}
+
+
+def recorded(record: Path) -> dict[tuple, dict]:
+    """The runs of a record whose configs are still the same; tells which are not."""
+    runs = json.loads(record.read_text(encoding='utf-8'))['runs'] if record.is_file() else []
+    kept = {identity(found): found for found in runs if found.get('fingerprint') == fingerprint_of(found)}
+    for found in runs:
+        if identity(found) not in kept:
+            name = f'{found["dataset"]}, {found["setting"]}, seed {found["seed"]}, {scale_key(found["scale"])}'
+            print(f'{name}: recorded with another config, not kept', flush=True)
+    return kept
 
 
 def identity(found: dict) -> tuple:
@@ -215,11 +231,14 @@ def command_of(args: argparse.Namespace, parser: argparse.ArgumentParser) -> str
 def main(argv: list[str] | None = None) -> None:
     """Works through the settings, seed by seed, and writes record and page after each run."""
     args = parse_args(argv)
-    runs: dict[tuple, dict] = {}
-    if args.record.is_file():
-        runs = {identity(found): found for found in json.loads(args.record.read_text(encoding='utf-8'))['runs']}
+    runs = recorded(args.record)
+    write(runs, args.record, args.page)
     # whole rows late, but every setting early
-    tasks = list(product(args.datasets, args.seeds, args.settings))
+    tasks = [
+        (dataset, seed, setting)
+        for dataset, seed, setting in product(args.datasets, args.seeds, args.settings)
+        if identity(begun(dataset, setting, seed, args)) not in runs
+    ]
 
     def trained(dataset: str, seed: int, setting: str) -> dict:
         return run(dataset, setting, seed, args)

@@ -10,14 +10,13 @@ Runs of configs or images that have changed since then are left aside.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
 
-from command_runs import ROOT, as_options, call, finished, threads_of  # beside this script
+from command_runs import ROOT, as_options, call, fingerprint, finished, threads_of  # beside this script
 
 RECORD = ROOT / 'benchmarks' / 'records' / 'specialization_on_shapes.json'
 PAGE = ROOT / 'docs' / 'results' / 'shapes.md'
@@ -59,21 +58,17 @@ def schedule(epochs: int) -> dict[str, object]:
 
 
 @cache
-def fingerprint(name: str, epochs: int) -> str:
-    """Digest of a setting's whole config and of the way the images are drawn."""
-    from mmengine.config import Config
-
+def fingerprint_of(name: str, epochs: int) -> str:
+    """Digest of a setting's config and of the way the images are drawn."""
     from moe_det.datasets.shapes import FORMAT
 
     kind, options = settings()[name]
-    config = Config.fromfile(CONFIGS[kind], import_custom_modules=False)
-    config.merge_from_dict({**options, **schedule(epochs)})
-    return hashlib.sha256(f'{config.pretty_text} shapes {FORMAT}'.encode()).hexdigest()[:12]
+    return fingerprint(CONFIGS[kind], {**options, **schedule(epochs)}, f'shapes {FORMAT}')
 
 
 def folder_of(name: str, args: argparse.Namespace) -> Path:
     """Where the runs and the analysis of a setting lie, as it is configured now."""
-    return Path(args.work_dir) / name / fingerprint(name, args.epochs)
+    return Path(args.work_dir) / name / fingerprint_of(name, args.epochs)
 
 
 def train(name: str, seed: int, args: argparse.Namespace) -> Path:
@@ -172,7 +167,7 @@ def drop_outdated(record: dict, epochs: int) -> None:
     """Removes settings from the record that were measured with other configs, images or epochs, and says so."""
     known = settings()
     for name, setting in list(record['settings'].items()):
-        if name not in known or setting.get('fingerprint') != fingerprint(name, epochs):
+        if name not in known or setting.get('fingerprint') != fingerprint_of(name, epochs):
             print(f'{name}: recorded with another config, not kept', flush=True)
             del record['settings'][name]
 
@@ -191,7 +186,7 @@ def measure(name: str, old: dict | None, args: argparse.Namespace) -> tuple[dict
         versions = found[0]['provenance']['versions']
     for seed, run in zip(seeds, runs, strict=True):
         run['seed'] = seed
-    digest = fingerprint(name, args.epochs)
+    digest = fingerprint_of(name, args.epochs)
     return {'fingerprint': digest, 'epochs': args.epochs, 'runs': runs, 'seeds': across}, versions
 
 

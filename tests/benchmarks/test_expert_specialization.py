@@ -208,7 +208,7 @@ def test_runs_of_another_config_are_dropped(load, words, tmp_path, capsys):
     words += ['--epochs', '1', '--rows', 'single', '--seeds', '0']
     assert benchmark.main(words) == 0
     record = json.loads((tmp_path / 'r.json').read_text())
-    other = {**record['runs'][0], 'row': 'original', 'settings': 'of another day'}
+    other = {**record['runs'][0], 'row': 'original', 'fingerprint': 'of another day'}
     (tmp_path / 'r.json').write_text(json.dumps({'runs': [*record['runs'], other]}))
     capsys.readouterr()
     assert benchmark.main([*words[:-1], '1']) == 0
@@ -220,10 +220,10 @@ def test_runs_of_another_config_are_dropped(load, words, tmp_path, capsys):
 def test_settings_follow_the_config_its_changes_and_the_source(load, monkeypatch):
     runs = load('expert_specialization_runs')
     rows = ['attentive_similarity', 'attentive_similarity_pairs', 'distilled_similarity', 'twenty_distilled']
-    first = [runs.settings_of('mnist', row) for row in rows]
-    assert len(set(first)) == len(rows) and first == [runs.settings_of('mnist', row) for row in rows]
+    first = [runs.fingerprint_of('mnist', row) for row in rows]
+    assert len(set(first)) == len(rows) and first == [runs.fingerprint_of('mnist', row) for row in rows]
     monkeypatch.setitem(runs.SOURCES, ('mnist', 'distilled_similarity'), ('attentive_similarity', {}))
-    assert [runs.settings_of('mnist', row) == old for row, old in zip(rows, first, strict=True)] == [
+    assert [runs.fingerprint_of('mnist', row) == old for row, old in zip(rows, first, strict=True)] == [
         True, True, False, True
     ]  # fmt: skip
 

@@ -127,16 +127,23 @@ def test_options_scale_the_schedule_and_fit_the_configs(benchmark):
     assert cfg.param_scheduler[0].milestones == [80, 120]
 
 
-def test_a_finished_run_is_not_run_again(benchmark, tmp_path, monkeypatch, capsys):
-    def call(*_, **__):
-        raise AssertionError('a finished run was started')
+def test_a_recorded_run_is_not_run_again_unless_its_config_has_changed(benchmark, tmp_path, monkeypatch, capsys):
+    started = []
 
-    monkeypatch.setattr(benchmark, 'call', call)
-    words = f'--seeds 0 --settings kl --num-experts 3 --work-dir {tmp_path} --record {tmp_path}/r.json'.split()
-    folder = tmp_path / 'full' / 'cifar10' / 'kl_e3_stage4' / 'seed_0'
-    folder.mkdir(parents=True)
-    (folder / 'run.json').write_text(json.dumps(RUNS[0]))
-    benchmark.main([*words, '--page', f'{tmp_path}/p.md'])
-    (kept,) = json.loads((tmp_path / 'r.json').read_text())['runs']
-    assert kept == RUNS[0] and '80.00' in (tmp_path / 'p.md').read_text()
-    assert 'k=1: 80.00, k=2: 85.00' in capsys.readouterr().out
+    def run(dataset, setting, seed, args):
+        started.append((setting, seed))
+        return benchmark.begun(dataset, setting, seed, args) | RUNS[0]
+
+    monkeypatch.setattr(benchmark, 'run', run)
+    kept = RUNS[0] | {'fingerprint': benchmark.fingerprint_of(RUNS[0])}
+    other = RUNS[1] | {'fingerprint': 'of another day'}
+    assert benchmark.fingerprint_of(RUNS[2]) != kept['fingerprint'] != benchmark.fingerprint_of(RUNS[0] | {'stage': 3})
+    (tmp_path / 'r.json').write_text(json.dumps({'runs': [kept, other]}))
+    words = f'--seeds 0 --settings kl --num-experts 3 --record {tmp_path}/r.json --page {tmp_path}/p.md'.split()
+    benchmark.main(words)
+    assert json.loads((tmp_path / 'r.json').read_text())['runs'] == [kept] and not started
+    assert '80.00' in (tmp_path / 'p.md').read_text()
+    assert capsys.readouterr().out == 'cifar10, kl, seed 1, full: recorded with another config, not kept\n'
+    words[1] = '1'
+    benchmark.main(words)
+    assert started == [('kl', 1)]

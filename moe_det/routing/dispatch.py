@@ -127,40 +127,29 @@ class _Rearranged(torch.autograd.Function):
 
 
 def run_sorted(
-    rows: Sequence[Tensor],
-    routing: Routing,
-    plans: Sequence[LevelPlan],
-    experts: Sequence[nn.Module],
-    mixture: Mixture,
-) -> list[Tensor]:
-    """Runs the chosen experts of all levels, each once per level, and mixes their outputs.
-
-    An expert runs on all levels before the next one does: its weights are still near for the small levels.
+    rows: Tensor, routing: Routing, plan: LevelPlan, experts: Sequence[nn.Module], mixture: Mixture
+) -> Tensor:
+    """Runs the chosen experts of one level, each once, and mixes their outputs.
 
     Args:
-        rows: L tensors (R_l, C, h_l, w_l).
-        routing: holds the levels' rows.
-        plans: per level.
+        rows: (R_l, C, H, W).
+        routing: holds this level's rows from ``plan.first_row`` on.
+        plan: the level's plan.
         experts: E modules.
         mixture: a function of :mod:`moe_det.routing.mixtures`.
 
     Returns:
-        L tensors (R_l, C', h'_l, w'_l).
+        (R_l, C', H', W').
     """
-    parts = [_parts_by_expert(x, plan) for x, plan in zip(rows, plans, strict=True)]
-    outputs: list[dict[int, Tensor]] = [{} for _ in parts]
-    for number, expert in enumerate(experts):
-        for level, by_expert in enumerate(parts):
-            if number in by_expert:
-                outputs[level][number] = expert(by_expert.pop(number))
-    return [_joined(found, routing, plan, mixture) for found, plan in zip(outputs, plans, strict=True)]
+    if not plan.num_rows:  # no image, or no region of interest: any expert tells the shape of the output
+        return experts[0](rows)
+    outputs = {expert: experts[expert](part) for expert, part in _parts_by_expert(rows, plan).items()}
+    return _joined(outputs, routing, plan, mixture)
 
 
 def _parts_by_expert(rows: Tensor, plan: LevelPlan) -> dict[int, Tensor]:
     """The rows of each expert; nothing is copied where they are the whole level, or follow each other."""
     none = len(plan.counts) - 1
-    if not plan.num_rows:  # no image, or no region of interest: any expert tells the shape of the output
-        return {0: rows}
     if plan.agrees:
         return dict.fromkeys(plan.active, rows)
     experts = plan.slices
@@ -174,8 +163,6 @@ def _parts_by_expert(rows: Tensor, plan: LevelPlan) -> dict[int, Tensor]:
 
 def _joined(outputs: dict[int, Tensor], routing: Routing, plan: LevelPlan, mixture: Mixture) -> Tensor:
     """Puts the experts' outputs back into the order of the rows and mixes them."""
-    if not plan.num_rows:
-        return outputs[0]
     log_weights = routing.log_weights.narrow(0, plan.first_row, plan.num_rows)
     active, none = plan.active, len(plan.counts) - 1
     if plan.agrees:

@@ -187,7 +187,9 @@ class ExpertGroup(nn.Module):
         self, rows: Sequence[Tensor], routing: Routing, layout: RowLayout, plan: Sequence[LevelPlan]
     ) -> list[Tensor]:
         plans = [plan[0]] * len(rows) if layout.unit == 'image' else plan
-        outputs = run_sorted(rows, routing, plans, self.experts, self.mixture)
+        outputs = [
+            run_sorted(x, routing, level, self.experts, self.mixture) for x, level in zip(rows, plans, strict=True)
+        ]
         if self.training:
             used = {expert for level in plans for expert in level.active}
             idle = [expert for i, expert in enumerate(self.experts) if i not in used]

@@ -142,7 +142,7 @@ def check_routing(num_experts: int, top_k: int, choices: list[list[int]], split:
     plans = plan_dispatch([routing], counts)[0]
     first = [0, split]
     for outputs in (
-        run_sorted(levels, routing, plans, experts, mixture),
+        [run_sorted(x, routing, plan, experts, mixture) for x, plan in zip(levels, plans, strict=True)],
         [run_dense(x, routing, at, experts, mixture) for x, at in zip(levels, first, strict=True)],
     ):
         flat = [row for level in outputs for row in level]

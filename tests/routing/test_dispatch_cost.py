@@ -189,7 +189,7 @@ def test_rows_that_follow_each_other_are_not_copied(routing_from, conv_group):
     seen = {}
     for number, expert in enumerate(group.experts):
         expert.register_forward_pre_hook(lambda module, args, number=number: seen.update({number: args[0]}))
-    run_sorted([maps], routing, plan_dispatch([routing], (4,))[0], group.experts, mix_linear)
+    run_sorted(maps, routing, plan_dispatch([routing], (4,))[0][0], group.experts, mix_linear)
     rows = {number: (part.data_ptr() - maps.data_ptr()) // maps[0].nbytes for number, part in seen.items()}
     assert rows == {2: 0, 0: 2, 1: 3}
     assert {number: len(part) for number, part in seen.items()} == {2: 2, 0: 1, 1: 1}
@@ -201,7 +201,7 @@ def filled_in_backward(choices: list[int], routing_from, conv_group) -> set[int]
     logits[torch.arange(len(choices)), torch.tensor(choices)] = 5.0
     routing, group = routing_from(logits, 1), conv_group(3, 3, 2)
     maps = torch.randn(len(choices), 3, 4, 4, dtype=torch.float64, requires_grad=True)
-    (output,) = run_sorted([maps], routing, plan_dispatch([routing], (len(choices),))[0], group.experts, mix_linear)
+    output = run_sorted(maps, routing, plan_dispatch([routing], (len(choices),))[0][0], group.experts, mix_linear)
     sizes = set()
 
     class Zeros(TorchDispatchMode):

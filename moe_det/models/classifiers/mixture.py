@@ -153,7 +153,7 @@ class MixtureClassifier(MoEClassifier):
             return mix_all(outputs, routing, 0, mix), best[0]
         experts = self.expert_group.experts
         (plan,) = plan_dispatch([routing], [len(inputs)])[0]
-        (mixed,) = run_sorted([inputs], routing, [plan], experts, mix)
+        mixed = run_sorted(inputs, routing, plan, experts, mix)
         if self.training:
             mixed = touch_idle(mixed, [expert for i, expert in enumerate(experts) if i not in plan.active])
         return mixed, best[0] if best else mixed.argmax(1)

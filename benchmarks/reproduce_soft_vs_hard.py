@@ -20,12 +20,13 @@ from itertools import product
 from pathlib import Path
 
 from command_runs import ROOT, as_options, call, fingerprint, finished, threads_of  # beside this script
-from soft_vs_hard_page import DATA_SETS, NAMES, page
+from soft_vs_hard_page import DATA_SETS, GATES, NAMES, page
 
 RECORD = ROOT / 'benchmarks' / 'records' / 'soft_vs_hard.json'
 PAGE = ROOT / 'docs' / 'results' / 'soft_vs_hard.md'
 CONFIGS = {name: f'moe_{name}' for name in ('importance', 'relative', 'mean')} | {'kl': 'moe_soft', 'dense': 'dense'}
 FULL = {'epochs': 150, 'limit_train': None, 'limit_test': None, 'width': 64}
+TRAINED_K = 2
 DROPS = {'dense': (60, 100)}  # of 150 epochs
 DROPS_MOE = (80, 120)
 
@@ -89,21 +90,30 @@ def error_of(metrics: dict) -> float:
     return error
 
 
-def test_errors(
+def tested(
     setting: str, config: Path, checkpoint: Path, shared: list[str], folder: Path, threads: int | None
-) -> dict[str, float]:
-    """Test error by number of active experts; under 0 of a network without experts."""
+) -> tuple[dict[str, float], dict[str, float] | None]:
+    """Test error by number of active experts, and ``I_EY``, ``H_s`` and ``H_u`` with the number trained with.
+
+    The error of a network without experts stands under 0, and it has no gates.
+    """
     if setting == 'dense':
         test_dir = folder / 'test'
         command = [sys.executable, 'tools/test.py', str(config), str(checkpoint), '--work-dir', str(test_dir), *shared]
         call(command, folder / 'test.log', threads)
         written = max(test_dir.glob('*/*.json'), key=lambda path: path.stat().st_mtime)
-        return {'0': error_of(json.loads(written.read_text(encoding='utf-8').splitlines()[-1]))}
+        return {'0': error_of(json.loads(written.read_text(encoding='utf-8').splitlines()[-1]))}, None
     sweep = folder / 'sweep.json'
     command = [sys.executable, 'tools/analysis_tools/sweep_top_k.py', str(config), str(checkpoint)]
     call([*command, '--json', str(sweep), *shared], folder / 'sweep.log', threads)
-    results = json.loads(sweep.read_text(encoding='utf-8'))['results']
-    return {str(result['top_k']): error_of(result['metrics']) for result in results}
+    return of_sweep(sweep)
+
+
+def of_sweep(sweep: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """See :func:`tested`."""
+    by_k = {found['top_k']: found['metrics'] for found in json.loads(sweep.read_text(encoding='utf-8'))['results']}
+    errors = {str(k): error_of(metrics) for k, metrics in by_k.items()}
+    return errors, {name: by_k[TRAINED_K][name] for name in GATES}
 
 
 def run(dataset: str, setting: str, seed: int, args: argparse.Namespace) -> dict:
@@ -118,13 +128,14 @@ def run(dataset: str, setting: str, seed: int, args: argparse.Namespace) -> dict
     command = [sys.executable, 'tools/train.py', str(config), '--work-dir', str(folder), '--seed', str(seed)]
     threads = threads_of(args.jobs)
     seconds = call([*command, '--resume', *shared], folder / 'train.log', threads)
-    error = test_errors(setting, config, folder / f'epoch_{args.epochs}.pth', shared, folder, threads)
+    error, gates = tested(setting, config, folder / f'epoch_{args.epochs}.pth', shared, folder, threads)
     from moe_det.engine.software import machine, versions  # imports torch
 
     found = begun(dataset, setting, seed, args)
     found |= {
         'fingerprint': fingerprint_of(found),
         'error': error,
+        'gates': gates,
         'train_seconds': seconds,  # of the last piece, where training was interrupted
         'machine': machine(),
         'versions': versions(),

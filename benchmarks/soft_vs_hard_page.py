@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import hypot, log2, sqrt
 from statistics import mean, stdev
 
 NAMES = {
@@ -11,6 +12,7 @@ NAMES = {
     'mean': 'hard: mean importance, 0.3',
     'dense': 'dense ResNet-18',
 }
+FAMILIES = {'soft': ('importance', 'kl'), 'hard': ('relative', 'mean')}
 DATA_SETS = {'cifar10': 'CIFAR-10', 'cifar100': 'CIFAR-100'}
 CHANCE = {'cifar10': 10.0, 'cifar100': 1.0}  # accuracy of a guess
 # arXiv 2204.10598, CIFAR-100: accuracy in percent with k = 1 ... 10 of ten experts at test time, trained with k = 2
@@ -21,6 +23,9 @@ PUBLISHED = {
     'mean': (71.52, 73.09, 73.34, 73.30, 73.21, 73.23, 73.17, 73.14, 73.16, 73.16),
 }
 PUBLISHED_DENSE = 72.59
+GATES = {'I_EY': 'I(E;Y)', 'H_s': 'H_s', 'H_u': 'H_u'}  # bits, of a run with the number of experts trained with
+TEST_IMAGES = 10_000  # of either data set
+UNDECIDED = 0.5  # share of log2 E from which on gates are called undecided
 LEARNED = 3.0  # times chance: below, gaps between numbers of experts say nothing
 MISSING = '-'
 
@@ -47,11 +52,12 @@ def row(setting: str, runs: list[dict], experts: int) -> str:
     """One setting of ours: accuracy for every k, and the gap."""
     cells = [NAMES[setting], str(len(runs)) if runs else '']
     if setting == 'dense':
-        cells += [spread([accuracies(run)[0] for run in runs]) if runs else '', *[''] * experts]
+        cells += [spread([accuracies(run)[0] for run in runs]) if runs else '', *[''] * (experts + len(GATES))]
         return _line(cells)
     for k in range(1, experts + 1):
         cells.append(spread([accuracies(run)[k] for run in runs]) if runs else '')
     cells.append(spread([gap(run) for run in runs]) if runs else '')
+    cells += [spread([run['gates'][name] for run in runs]) if runs else '' for name in GATES]
     return _line(cells)
 
 
@@ -61,7 +67,7 @@ def _line(cells: list[str]) -> str:
 
 def table(runs: dict[str, list[dict]], experts: int) -> list[str]:
     """All settings of one data set and number of experts; a row without runs stays empty."""
-    heads = ['setting', 'seeds', *(f'k={k}' for k in range(1, experts + 1)), f'k={experts} minus k=1']
+    heads = ['setting', 'seeds', *(f'k={k}' for k in range(1, experts + 1)), f'k={experts} minus k=1', *GATES.values()]
     lines = [_line(heads), '|' + '---|' * len(heads)]
     return lines + [row(setting, runs.get(setting, []), experts) for setting in NAMES]
 
@@ -79,7 +85,7 @@ def finding(runs: dict[str, list[dict]]) -> str:
     """One sentence on the paper's finding: soft gaps against hard gaps."""
     gaps = {
         family: [gap(run) for setting in members for run in runs.get(setting, [])]
-        for family, members in (('soft', ('importance', 'kl')), ('hard', ('relative', 'mean')))
+        for family, members in FAMILIES.items()
     }
     if not all(gaps.values()):
         return 'The finding cannot be judged yet: it takes soft and hard runs.'
@@ -88,10 +94,50 @@ def finding(runs: dict[str, list[dict]]) -> str:
     if learned < LEARNED:
         return f'The finding cannot be judged: the networks are right only {learned:.1f} times as often as a guess.'
     soft, hard = mean(gaps['soft']), mean(gaps['hard'])
-    seen = 'the direction that was published' if soft > hard else 'against the direction that was published'
+    by_chance = hypot(*(sampling_error(members) / sqrt(len(gaps[family])) for family in gaps))
+    if abs(soft - hard) <= by_chance:
+        seen = f'a difference that chance explains, one standard error being at most {by_chance:.1f}'
+    else:
+        seen = 'the direction that was published' if soft > hard else 'against the direction that was published'
     return (
         f'From one active expert to all, accuracy rises by {soft:.2f} points under soft and by {hard:.2f} points under '
-        f'hard constraints: {seen} (on CIFAR-100 4 to 5 against 0.6 to 1.6 points).'
+        f'hard constraints: {seen} (on CIFAR-100 4 to 5 against 0.6 to 1.6 points).{undecided(members)}'
+    )
+
+
+def sampling_error(runs: list[dict]) -> float:
+    """Largest standard error of one run's gap in points: that of the difference of two independent accuracies."""
+    right = mean(max(accuracies(run).values()) for run in runs) / 100
+    images = min(run['scale']['limit_test'] or TEST_IMAGES for run in runs)
+    return 100 * sqrt(2 * right * (1 - right) / images)
+
+
+def undecided(runs: list[dict]) -> str:
+    """A sentence on gates that leave all experts nearly alike: experts of such gates see a mixture of everything."""
+    shares = [run['gates']['H_s'] / log2(run['num_experts']) for run in runs if run['num_experts'] > 1]
+    if not shares or min(shares) < UNDECIDED:
+        return ''
+    least, most = (round(100 * share) for share in (min(shares), max(shares)))
+    return (
+        f' The gates have hardly learned to decide: their H_s is {least} to {most} % of the largest possible, and '
+        'experts that all see the same mixture need no partners.'
+    )
+
+
+def specialisation(runs: dict[str, list[dict]]) -> str:
+    """A sentence on how far the experts of each family divide the classes among them; empty without either."""
+    bits = {
+        family: [run['gates']['I_EY'] for setting in members for run in runs.get(setting, [])]
+        for family, members in FAMILIES.items()
+    }
+    if not all(bits.values()):
+        return ''
+    more, less = sorted(bits, key=lambda family: -mean(bits[family]))
+    word = 'as was published' if more == 'soft' else 'against what was published'
+    ranges = {family: f'{mean(found):.2f} ({min(found):.2f} to {max(found):.2f})' for family, found in bits.items()}
+    return (
+        f'Experts divide the classes among them more under {more} constraints, {word}: I(E;Y) is {ranges[more]} bits '
+        f'against {ranges[less]} under {less} ones.'
     )
 
 
@@ -128,6 +174,7 @@ def _section(group: dict) -> list[str]:
             found = by_setting(runs)
             lines += [f'### {DATA_SETS[data]}, {layer_in_words(layer)}', '', *table(found, layer[0]), '']
             lines += [finding(found), '']
+            lines += [specialisation(found), ''] if specialisation(found) else []
     for about in _origins(group['runs']):
         lines += [about, '']
     return lines
@@ -162,6 +209,8 @@ def page(groups: dict[str, dict]) -> str:
         '',
         'Accuracy on the test set in percent after the last epoch, mean ± standard deviation (n − 1) over seeds. No',
         'epoch is chosen. The dense network has its accuracy in the first column. Empty rows have not been run.',
+        'I(E;Y) between the favourite expert and the predicted class (high where experts divide the classes), H_s (low',
+        'where the gate decides) and H_u (log2 E where all experts are used alike) are in bits, two experts active.',
         '',
     ]
     if not any(group['full'] for group in groups.values()):

@@ -69,9 +69,7 @@ def conclusion(finished: dict[str, dict]) -> str:
         return mean(run['ap']['AP'] for run in finished[name]['runs'])
 
     bar = precision(BASELINE) - TOLERANCE
-    able = {
-        name: information(s) for name, s in finished.items() if s['runs'][0]['layers'] and precision(name) >= bar
-    }
+    able = {name: information(s) for name, s in finished.items() if s['runs'][0]['layers'] and precision(name) >= bar}
     compared = {name: bits for name, bits in able.items() if len(finished[name]['runs']) >= ENOUGH_SEEDS}
     sentences, undecided = [], []
     for guided, kind in ((False, 'no guidance'), (True, 'guidance')):

@@ -31,6 +31,7 @@ def run_of(setting: str, seed: int, errors: dict[int, float], **changes) -> dict
     found = dict(
         dataset='cifar10', setting=setting, seed=seed, scale=scale, error={str(k): e for k, e in errors.items()}
     )
+    found['gates'] = None if dense else dict(I_EY=0.5, H_s=0.4, H_u=1.5)
     origin = dict(machine='a machine', versions=dict(torch='2.10'), date='2026-01-01', command='python x')
     return {**found, **layer, **origin, **changes}
 
@@ -56,14 +57,15 @@ def test_page_has_means_gaps_and_empty_rows(benchmark):
     # accuracies 80, 78 / 85, 85 / 86, 86; gaps 6 and 8
     assert cells(full, 'soft: KL') == [
         'soft: KL loss, 0.5', '2', '79.00 ± 1.41', '85.00 ± 0.00', '86.00 ± 0.00', '7.00 ± 1.41',
+        '0.50 ± 0.00', '0.40 ± 0.00', '1.50 ± 0.00',
     ]  # fmt: skip
-    assert cells(full, 'hard: relative')[1:] == ['1', '85.00', '85.50', '85.80', '0.80']
-    assert cells(full, 'dense')[1:] == ['1', '87.66', '', '', '']
-    assert cells(full, 'hard: mean')[1:] == ['', '', '', '', ''] and '10.00' not in full
+    assert cells(full, 'hard: relative')[1:] == ['1', '85.00', '85.50', '85.80', '0.80', '0.50', '0.40', '1.50']
+    assert cells(full, 'dense')[1:] == ['1', '87.66', *[''] * 6]
+    assert cells(full, 'hard: mean')[1:] == [''] * 8 and '10.00' not in full
     assert 'by 7.00 points under soft and by 0.80 points under hard constraints: the direction that was' in full
     assert reduced.startswith(' 1 epoch, 256 training images, all test images, 8 base channels')
     assert '**A reduced run.**' in reduced and 'cannot be judged yet' in reduced
-    assert cells(reduced, 'hard: mean')[1:] == ['1', '10.00', '10.00', '10.00', '0.00']
+    assert cells(reduced, 'hard: mean')[1:][:5] == ['1', '10.00', '10.00', '10.00', '0.00']
     # published: .6852 at k = 1 and .7308 at k = 10
     assert cells(reduced.split('## Published')[1], 'soft: importance')[1::9] == ['68.52', '73.08']
     assert cells(reduced.split('## Published')[1], 'soft: importance')[-1] == '4.56'
@@ -72,6 +74,39 @@ def test_page_has_means_gaps_and_empty_rows(benchmark):
 def test_a_gap_in_the_other_direction_is_said(benchmark):
     runs = [run_of('kl', 0, {1: 0.1, 2: 0.1, 3: 0.1}), run_of('mean', 0, {1: 0.2, 2: 0.1, 3: 0.1})]
     assert 'against the direction that was published' in benchmark.page(benchmark.grouped(runs))
+
+
+def test_a_difference_within_the_sampling_error_is_no_direction(benchmark):
+    # one run each, accuracy .9 of 10,000 images: sqrt(2 x .09 / 10,000) = .42 points a gap, .6 their difference
+    for k1, chance in ((0.1055, True), (0.1065, False)):
+        runs = [run_of('kl', 0, {1: k1, 2: 0.1, 3: 0.1}), run_of('mean', 0, {1: 0.1, 2: 0.1, 3: 0.1})]
+        text = benchmark.page(benchmark.grouped(runs))
+        assert ('a difference that chance explains, one standard error being at most 0.6 ' in text) == chance
+        assert ('the direction that was published' in text) == (not chance)
+
+
+def test_gates_that_do_not_decide_are_named(benchmark):
+    gates = dict(I_EY=0.1, H_s=1.5, H_u=1.58)  # of log2 3 = 1.585
+    runs = [run_of(setting, 0, {1: 0.2, 2: 0.1, 3: 0.1}, gates=gates) for setting in ('kl', 'mean')]
+    assert 'their H_s is 95 to 95 % of the largest possible' in benchmark.page(benchmark.grouped(runs))
+    assert 'hardly learned' not in benchmark.page(benchmark.grouped(RUNS[:4]))
+
+
+def test_which_family_divides_the_classes_more(benchmark):
+    def text(soft: float, hard: float) -> str:
+        bits = {'kl': soft, 'importance': soft + 0.2, 'relative': hard}
+        runs = [run_of(s, 0, {1: 0.1, 2: 0.1, 3: 0.1}, gates=dict(I_EY=b, H_s=0, H_u=1)) for s, b in bits.items()]
+        return benchmark.page(benchmark.grouped(runs))
+
+    assert 'under soft constraints, as was published: I(E;Y) is 1.10 (1.00 to 1.20) bits against 0.50' in text(1, 0.5)
+    assert 'under hard constraints, against what was published: I(E;Y) is 1.50 (1.50 to 1.50) bits' in text(1, 1.5)
+
+
+def test_a_sweep_gives_errors_and_the_gates_of_the_trained_number(benchmark, tmp_path):
+    results = [dict(top_k=k, metrics=dict(error=0.3 - k / 10, I_EY=k, H_s=2 * k, H_u=3 * k, other=0)) for k in (1, 2)]
+    (tmp_path / 'sweep.json').write_text(json.dumps({'results': results}))
+    errors, gates = benchmark.of_sweep(tmp_path / 'sweep.json')
+    assert errors == {'1': pytest.approx(0.2), '2': pytest.approx(0.1)} and gates == dict(I_EY=2, H_s=4, H_u=6)
 
 
 def test_runs_that_have_not_learned_judge_nothing(benchmark):
@@ -84,7 +119,7 @@ def test_runs_that_have_not_learned_judge_nothing(benchmark):
 
 def test_a_page_without_runs_has_empty_rows(benchmark):
     text = benchmark.page({})
-    assert cells(text, 'soft: KL')[1:] == [''] * 12 and 'Not run yet.' in text
+    assert cells(text, 'soft: KL')[1:] == [''] * 15 and 'Not run yet.' in text
 
 
 def test_layers_and_data_sets_are_kept_apart(benchmark):
@@ -98,8 +133,8 @@ def test_layers_and_data_sets_are_kept_apart(benchmark):
         '### CIFAR-100, 3 experts in stage 4',
     ]
     second = text.split(titles[1])[1].split(titles[2])[0]
-    assert cells(second, 'soft: KL')[1:] == ['1', *['90.00'] * 4, '0.00']
-    assert cells(second, 'dense')[2] == '87.66' and cells(text.split(titles[2])[1], 'dense')[1:] == [''] * 5
+    assert cells(second, 'soft: KL')[1:][:6] == ['1', *['90.00'] * 4, '0.00']
+    assert cells(second, 'dense')[2] == '87.66' and cells(text.split(titles[2])[1], 'dense')[1:] == [''] * 8
     assert len({benchmark.identity(run) for run in runs}) == len(runs)
 
 

@@ -11,10 +11,9 @@ from torch import nn
 from . import detectors
 from .clock import ratio, summary
 from .counters import count_macs, count_operators, kept_memory
-from .layers import OURS, layer_step, moe_layer, pattern_layers
+from .layers import DENSE_EXPERT, OURS, layer_step, moe_layer, pattern_layers
 from .measurement import PHASES, Sections
 
-DENSE_EXPERT = 'dense expert'
 ALL = 'E'
 
 
@@ -138,7 +137,7 @@ class LayerSections(Sections):
             layer.train()
             counted = count_operators(lambda forward=forward: forward().backward())
             with torch.no_grad():
-                counted['macs'] = count_macs(lambda layer=layer, x=x: layer.eval()(x))
+                counted['macs'] = count_macs(lambda layer=layer, x=x.detach(): layer.eval()(x))
             layer.train().zero_grad(set_to_none=True)
             x.grad = None
             found[name] = {**counted, **kept_memory(plan.device, forward, [x, *layer.parameters(), *layer.buffers()])}

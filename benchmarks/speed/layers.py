@@ -17,6 +17,7 @@ from moe_det.routing.rows import rows_of
 from .patterns import GroupedConvolutions, boolean_mask, index_add_loop
 
 OURS = 'sorted slices'
+DENSE_EXPERT = 'dense expert'  # what all are compared with
 MARGIN = 1e3  # of the planted logits: above what gates and noise give, and well inside fp32
 KL = {'type': 'KLConstraint', 'weight': 0.25}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .cost_table import cost_table
 from .detectors import DENSE, MATCHED
-from .layers import OURS
+from .layers import DENSE_EXPERT, OURS
 from .plot import draw, has_curves
 from .record import ROOT, Record, record_path
 
@@ -189,7 +189,7 @@ def _layer(entries: dict) -> str:
             continue
         experts = experts or list(settings['experts'])
         first = [settings['phase'], f'k={settings["top_k"]}', settings['precision']]
-        dense = results['times']['dense expert']
+        dense = results['times'][DENSE_EXPERT]
         cells = [_ratio(results['ratios'].get(f'E={e} / k dense experts')) for e in experts]
         rows.append([*first, f'{dense["median_ms"]:.2f}', *cells, str(dense['n'])])
     title = f'**The layer alone** over k times one dense expert ({_shape(entries)}).'
@@ -215,7 +215,7 @@ def _patterns(entries: dict) -> str:
     for settings, results in _done(entries):
         ratios = results['ratios']
         cells = [settings['phase'], str(settings['experts']), str(settings['top_k']), settings['precision']]
-        cells.append(_ratio(ratios.get(f'{OURS} / dense expert')))
+        cells.append(_ratio(ratios.get(f'{OURS} / {DENSE_EXPERT}')))
         cells += [_ratio(ratios.get(f'{name} / {OURS}')) for name in others]
         rows.append([*cells, str(next(iter(ratios.values()))['n'])])
     title = f'**Other ways to run experts**, on the same layer and routing ({_shape(entries)}).'
@@ -227,9 +227,9 @@ def _layer_memory(entries: dict) -> str:
     rows = []
     for settings, results in _done(entries):
         for name, found in results.get('patterns', {}).items():
-            dense = results['patterns']['dense expert']
+            dense = results['patterns'][DENSE_EXPERT]
             kept = 'activations' if 'activations' in found else 'saved_bytes'
-            cells = ['–', '–'] if name == 'dense expert' else [str(settings['experts']), str(settings['top_k'])]
+            cells = ['–', '–'] if name == DENSE_EXPERT else [str(settings['experts']), str(settings['top_k'])]
             row = [name, *cells, settings['precision'], f'{found[kept] / MIB:.2f}']
             row += [f'{found[kept] / dense[kept]:.3f}', str(found['host_copies'])]
             row += [f'{found["convolutions_forward"]} + {found["convolutions_backward"]}', f'{found["macs"] / 1e9:.2f}']

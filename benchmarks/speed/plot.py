@@ -10,10 +10,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from moe_det.analysis.figures.palette import size_colour, size_marker
 from moe_det.analysis.figures.style import PAPER, Wording, drawing, new_figure
 
-from .layers import OURS
+from .layers import DENSE_EXPERT, OURS
 
 PATTERNS = (OURS, 'boolean masks', 'index_add loop', 'grouped convolution')
-DENSE_EXPERT = 'dense expert'
 
 
 def draw(sections: dict, stem: Path, machine: str) -> list[Path]:

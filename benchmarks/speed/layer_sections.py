@@ -137,7 +137,8 @@ class LayerSections(Sections):
             layer.train()
             counted = count_operators(lambda forward=forward: forward().backward())
             with torch.no_grad():
-                counted['macs'] = count_macs(lambda layer=layer, x=x.detach(): layer.eval()(x))
+                rows = x.detach()  # torch's counter trips over views of a leaf that requires a gradient
+                counted['macs'] = count_macs(lambda layer=layer, rows=rows: layer.eval()(rows))
             layer.train().zero_grad(set_to_none=True)
             x.grad = None
             found[name] = {**counted, **kept_memory(plan.device, forward, [x, *layer.parameters(), *layer.buffers()])}

@@ -205,6 +205,14 @@ def targets(found: Runs) -> list[tuple[str, str]]:
         }
         text = f'{name}: mean test error of every row with experts at or below the published one + one std'
         checks.append((text, _verdict(verdicts)))
+    for data_set, name in DATA_SETS.items():
+        apart = {
+            row: standard_errors_apart(found.get((data_set, row), []), authors.test_error)
+            for row, authors in AUTHORS[data_set].items()
+        }
+        verdicts = {row: None if errors is None else abs(errors) <= APART for row, errors in apart.items()}
+        text = f"{name}: mean test error of every row within two standard errors of that of the authors' ten runs"
+        checks.append((text, _verdict(verdicts)))
     errors = {row: average(found.get(('fashion_mnist', row), []), 'test_error') for row in ROWS}
     for row in ('attentive_importance', 'attentive_similarity'):
         known = None not in (errors[row], errors['original'])

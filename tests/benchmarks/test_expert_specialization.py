@@ -131,18 +131,32 @@ def test_a_row_whose_runs_are_not_public_says_so(load):
 
 def test_targets(load):
     module = load('expert_specialization_page')
-    mnist, fashion, importance, similarity, mnist_used, used = (v for _, v in module.targets(module.by_row(RUNS[:-1])))
-    assert mnist == mnist_used == 'not run' and (importance, similarity) == ('met', 'not met')
+    mnist, fashion, mnist_means, means, importance, similarity, mnist_used, used = (
+        verdict for _, verdict in module.targets(module.by_row(RUNS[:-1]))
+    )
+    # no row that the authors' runs are known of has two seeds
+    assert mnist == mnist_used == mnist_means == means == 'not run' and (importance, similarity) == ('met', 'not met')
     assert fashion.startswith(
         'not met (not met: attentive + similarity / not run: original + similarity; attentive gate'
     )
     assert used.startswith('not met (not met: attentive + similarity / not run:')
+    published = load('expert_specialization_published')
     every = [
-        run_of(row, 0, published.test_error + published.std - 1e-4, data_set)
-        for data_set, rows in load('expert_specialization_published').PUBLISHED.items()
-        for row, published in rows.items()
+        run_of(row, 0, of_table.test_error + of_table.std - 1e-4, data_set)
+        for data_set, rows in published.PUBLISHED.items()
+        for row, of_table in rows.items()
     ]
-    assert [v for _, v in module.targets(module.by_row(every))] == ['met'] * 6
+    assert [v for _, v in module.targets(module.by_row(every))] == ['met'] * 2 + ['not run'] * 2 + ['met'] * 4
+    # two seeds without spread: the error of the mean is theirs alone, deviation / sqrt(10)
+    for errors, word in ((1.9, 'met'), (2.1, 'not met')):
+        runs = [
+            run_of(row, seed, theirs.test_error[0] + errors * theirs.test_error[1] / 10**0.5, data_set)
+            for data_set, rows in published.AUTHORS.items()
+            for row, theirs in rows.items()
+            for seed in (0, 1)
+        ]
+        verdicts = [v.split(' (')[0] for text, v in module.targets(module.by_row(runs)) if 'ten runs' in text]
+        assert verdicts == [word] * 2
     assert {v for _, v in module.targets({})} == {'not run'}
 
 

@@ -27,6 +27,8 @@ from moe_det.routing.records import RoutingRecord
 # (image, side, level): levels end at sides 45.3, 90.5, 181 and 362, sizes at 32 and 96
 OBJECTS = [(0, 8, 0), (0, 32, 0), (0, 45, 0), (1, 46, 1), (1, 90, 1), (1, 96, 2), (2, 97, 2), (2, 200, 3), (2, 800, 4)]
 FOUR = dict(num_experts=4, top_k=2)
+# logits here lie up to 80 apart: their rounding, which depends on the size of the batch, is large in weights near 0
+SAME = dict(rtol=1e-5, atol=1e-6)
 
 
 def write_coco(path: Path, objects=OBJECTS) -> str:
@@ -85,10 +87,10 @@ def test_every_object_adds_the_weights_of_its_row(both_hooks):
     for layer in ('bbox_head.cls', 'bbox_head.reg'):
         expected = expected_mass(runner.model, layer)
         assert len({tuple(column) for column in expected.T.round(3).tolist()}) == 3  # sizes do differ
-        np.testing.assert_allclose(hook.mass[layer], expected, rtol=1e-5)
+        np.testing.assert_allclose(hook.mass[layer], expected, **SAME)
         assert hook.levels[layer].tolist() == [[2, 1, 0], [0, 2, 0], [0, 1, 1], [0, 0, 1], [0, 0, 1]]
     one_level = expected_mass(runner.model, 'backbone.layer4', lambda level: 0)
-    np.testing.assert_allclose(hook.mass['backbone.layer4'], one_level, rtol=1e-5)
+    np.testing.assert_allclose(hook.mass['backbone.layer4'], one_level, **SAME)
     assert 'backbone.layer4' not in hook.levels
 
 

@@ -32,7 +32,7 @@ TWENTY_EXPERTS = {'model.moe.num_experts': 20}
 # what differs from the row's config; a distilled row starts from a run of its own where the published setting differs
 CHANGES = {
     'original_similarity_pairs': ('original_similarity', PAIRS),
-    'attentive_similarity_pairs': ('attentive_similarity', PAIRS),
+    'attentive_similarity_pairs': ('attentive_similarity', {**PAIRS, f'{CONSTRAINT}.beta_d': 0.01}),
     'twenty_attentive': ('attentive_importance', TWENTY_EXPERTS),
     'twenty_distilled': ('distilled_importance', TWENTY_EXPERTS),
     'twenty_distilled_kl': ('distilled_importance', {**TWENTY_EXPERTS, 'model.moe.gate.kl_weight': 1.0}),

@@ -55,8 +55,9 @@ after its own step.
 Similarity rows have the normalisation of the published code, which leaves the sum over pairs of one term undivided, and
 distances of the pixels as they are, as in the code's state when MNIST was run (a later one divides them by the
 largest; H_u tells which it was). *Corrected normalisation* divides both terms by N² and distances by the
-largest at the same factors (attentive: beta_d 0.01), which leaves next to no regulariser. Beta_d of Fashion-MNIST is not
-published; attentive rows have the one of the only printed run with the table's train error, the original gate that of MNIST.
+largest at the same factors (attentive: beta_d 0.01), which leaves next to no regulariser. Beta_d of Fashion-MNIST is
+not published; attentive rows have the one of the only printed run with the table's train error, the original gate that
+of MNIST.
 Distilled rows are fitted by the task loss alone, to attentive runs of their own with the published weights (MNIST:
 importance 0.4, beta_d 1e-3; Fashion-MNIST: importance 1.0).
 """

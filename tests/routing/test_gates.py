@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from moe_det.routing import ConvGAPGate, GAPLinearGate, Gate, TwoConvGAPGate
+from moe_det.routing.gates import global_average
 
 GATES = [GAPLinearGate, ConvGAPGate, TwoConvGAPGate]
 
@@ -82,3 +83,13 @@ def test_large_half_maps_do_not_overflow_the_mean():
 def test_a_gate_without_logits_says_so():
     with pytest.raises(NotImplementedError, match='EmptyGate does not define logits'):
         type('EmptyGate', (Gate,), {})(1, 1)(torch.zeros(1, 1, 1, 1))
+
+
+def test_the_gradient_of_the_average_is_expanded_instead_of_written_pixel_by_pixel():
+    strides = []
+    maps = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True) * 1
+    maps.register_hook(lambda gradient: strides.append(gradient.stride()[2:]))
+    average = global_average(maps)
+    torch.testing.assert_close(average, maps.mean((2, 3)))
+    (average * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
+    assert strides[0] == (0, 0)

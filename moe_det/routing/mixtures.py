@@ -48,42 +48,32 @@ def mix_probabilities(outputs: Tensor, log_weights: Tensor, sums_to_one: bool = 
     """
     dtype = torch.promote_types(outputs.dtype, torch.float32)
     with torch.autocast(outputs.device.type, enabled=False):
-        outputs = outputs.to(dtype)
+        outputs, log_weights = outputs.to(dtype), log_weights.to(dtype)
         trailing = [1] * (outputs.dim() - 2)
-        log_weights = log_weights.to(dtype)
         shaped = log_weights.reshape(*log_weights.shape, *trailing)
         if sums_to_one and outputs.shape[1] == 1:
             # log w = 0; added, because data-parallel training needs the gate in every step's graph
             return outputs[:, 0] + shaped[:, 0]
-        # a graph has one form, the log domain, whether or not gradients were on when it was made
-        eager = not (torch.compiler.is_compiling() or torch.jit.is_tracing())
         largest = 1 - torch.finfo(dtype).eps / 2  # the number below 1: keeps log(1 - w) finite
         total = None if sums_to_one else log_weights.exp().sum(1).clamp_max(largest).reshape(-1, *trailing)
-        if eager and outputs.shape[1] > 1 and not torch.is_grad_enabled():
-            return _mix_without_gradient(outputs, shaped.exp(), total)
-        if sums_to_one:
-            log_p, log_q = _log_probabilities(outputs, shaped)
-            return log_p - log_q
-        log_rest = torch.log1p(-total)
-        if eager and outputs.shape[1] == 1:
-            return _SingleLogit.apply(outputs[:, 0], shaped[:, 0], log_rest)
-        log_p, log_q = _log_probabilities(outputs, shaped)
-        return log_p - torch.logaddexp(log_q, log_rest)
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return _mix_in_log_domain(outputs, shaped, total)
+        if total is None:
+            return _MixedLogit.apply(outputs, shaped, None)
+        if outputs.shape[1] == 1:
+            return _SingleLogit.apply(outputs[:, 0], shaped[:, 0], torch.log1p(-total))
+        return _MixedLogit.apply(outputs, shaped, 1 - total)
 
 
-def _mix_without_gradient(outputs: Tensor, weights: Tensor, total: Tensor | None) -> Tensor:
-    """:func:`mix_probabilities` from p and 1 - p themselves, in half the time; ``weights`` sum to ``total``, or to 1.
+def _mix_in_log_domain(outputs: Tensor, log_weights: Tensor, total: Tensor | None) -> Tensor:
+    """The definition, of plain operators: what a graph records. ``log_weights`` is (R, K, 1, ...), ``total`` their sum.
 
-    Logits are clamped to where both are normal numbers (fp32: 85); beyond, their sigmoid is 0 or 1 to every digit.
-    Training takes the log domain: a clamped logit has no gradient.
+    Three times the passes of :class:`_MixedLogit`, which a compiler fuses.
     """
-    limit = -math.log(torch.finfo(outputs.dtype).tiny) - 2
-    p, q = 0.0, 0.0 if total is None else 1 - total
-    for weight, output in zip(weights.unbind(1), outputs.unbind(1), strict=True):
-        z = output.clamp(-limit, limit)
-        p = z.sigmoid().mul_(weight).add_(p)
-        q = z.neg_().sigmoid_().mul_(weight).add_(q)
-    return p.div_(q).log_()
+    positive = log_weights + F.logsigmoid(outputs)
+    log_p = torch.logsumexp(positive, dim=1)
+    log_q = torch.logsumexp(positive - outputs, dim=1)  # logsigmoid(-z) = logsigmoid(z) - z
+    return log_p - (log_q if total is None else torch.logaddexp(log_q, torch.log1p(-total)))
 
 
 class _SingleLogit(torch.autograd.Function):
@@ -109,45 +99,57 @@ class _SingleLogit(torch.autograd.Function):
         return gradient - to_rest, gradient.sum_to_size(shape), -to_rest.sum_to_size(shape)
 
 
-def _log_probabilities(outputs: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """log p and log q of the weighted mean of sigmoids, (R, ...) each; ``log_weights`` is (R, K, 1, ...)."""
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return _LogProbabilities.apply(outputs, log_weights)
-    return _weighted_log_sigmoids(outputs, log_weights)
+class _MixedLogit(torch.autograd.Function):
+    """The mixture from p = sum_k w_k sigmoid(z_k) and q = 1 - p = sum_k w_k sigmoid(-z_k) + rest themselves.
 
-
-def _weighted_log_sigmoids(outputs: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    positive = log_weights + F.logsigmoid(outputs)
-    negative = positive - outputs  # logsigmoid(-z) = logsigmoid(z) - z
-    if outputs.shape[1] == 2:  # one pass instead of logsumexp's six
-        return torch.logaddexp(*positive.unbind(1)), torch.logaddexp(*negative.unbind(1))
-    return torch.logsumexp(positive, dim=1), torch.logsumexp(negative, dim=1)
-
-
-class _LogProbabilities(torch.autograd.Function):
-    """:func:`_weighted_log_sigmoids` with its gradient by hand.
-
-    Class logits are the largest tensors of a head; autograd would keep seven intermediates of K times their size and
-    pass over them some thirty times. Kept are the logits themselves and the two results.
+    Class logits are the largest tensors of a head, so passes over them count, and new tensors even more. Logits are
+    clamped to where both sigmoids are normal numbers (fp32: 85); beyond, a sigmoid is 0 or 1 to every digit. The
+    gradient by hand: w_k sigmoid(z_k) sigmoid(-z_k) (1/p + 1/q) for z_k, w_k (sigmoid(z_k)/p - sigmoid(-z_k)/q) for
+    log w_k, -1/q for the rest. Kept are the logits and the result, which tells p and q.
     """
 
     @staticmethod
-    def forward(ctx, outputs: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
-        log_p, log_q = _weighted_log_sigmoids(outputs, log_weights)
-        ctx.save_for_backward(outputs, log_weights, log_p, log_q)
-        return log_p, log_q
+    def forward(ctx, outputs: Tensor, log_weights: Tensor, rest: Tensor | None) -> Tensor:
+        limit = _limit(outputs.dtype)
+        p = q = None
+        for weight, output in zip(log_weights.exp().unbind(1), outputs.unbind(1), strict=True):
+            part_q = output.clamp(-limit, limit)
+            part_p = part_q.sigmoid().mul_(weight)
+            part_q.neg_().sigmoid_().mul_(weight)
+            p, q = (part_p, part_q) if p is None else (p.add_(part_p), q.add_(part_q))
+        mixed = p.div_(q if rest is None else q.add_(rest)).log_()
+        ctx.save_for_backward(outputs, log_weights, mixed)
+        ctx.has_rest = rest is not None
+        return mixed
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_p: Tensor, grad_q: Tensor) -> tuple[Tensor, Tensor]:
-        outputs, log_weights, log_p, log_q = ctx.saved_tensors
-        # a row without any expert has log p = -inf, and no share in it: exp(-inf - 0) = 0
-        log_p, log_q = (x.masked_fill(x == float('-inf'), 0.0).unsqueeze(1) for x in (log_p, log_q))
-        share = F.logsigmoid(outputs).add_(log_weights)
-        share_q = (share - outputs).sub_(log_q).exp_().mul_(grad_q.unsqueeze(1))  # d log q / d log w_k
-        share_p = share.sub_(log_p).exp_().mul_(grad_p.unsqueeze(1))
-        # d log p / dz_k = share_p sigmoid(-z_k),  d log q / dz_k = -share_q sigmoid(z_k)
-        to_weights = share_p + share_q
-        to_outputs = share_p.addcmul_(torch.sigmoid(outputs), to_weights, value=-1.0)
-        axes = list(range(2, outputs.dim()))
-        return to_outputs, to_weights.sum(axes, keepdim=True) if axes else to_weights
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        outputs, log_weights, mixed = ctx.saved_tensors
+        limit = _limit(outputs.dtype)
+        over_q = mixed.clamp(-limit, limit)  # a row without any expert has -inf
+        over_p = over_q.neg().exp_().add_(1)  # 1/p
+        over_q.exp_().add_(1)
+        over_both = over_p + over_q
+        to_outputs, to_weights = torch.empty_like(outputs), torch.empty_like(log_weights)
+        for k, weight in enumerate(log_weights.exp().unbind(1)):
+            p = outputs[:, k].clamp(-limit, limit)
+            q = p.neg().sigmoid_()
+            # the gradient goes to the small factor: scaled for half precision, it would overflow the large one
+            p.sigmoid_().mul_(gradient)
+            to_weight = _row_products(p, over_p)
+            torch.mul(p.mul_(q).mul_(weight), over_both, out=to_outputs[:, k])
+            to_weight = to_weight - _row_products(q.mul_(gradient), over_q)
+            to_weights[:, k] = weight * to_weight.reshape(weight.shape)
+        to_rest = -over_q.mul_(gradient).sum_to_size(to_weights[:, 0].shape) if ctx.has_rest else None
+        return to_outputs, to_weights, to_rest
+
+
+def _limit(dtype: torch.dtype) -> float:
+    """The largest |z| whose sigmoids are both normal numbers, with some room."""
+    return -math.log(torch.finfo(dtype).tiny) - 2
+
+
+def _row_products(a: Tensor, b: Tensor) -> Tensor:
+    """(R,) inner products of two (R, ...) tensors."""
+    return torch.linalg.vecdot(a.reshape(len(a), -1), b.reshape(len(b), -1))

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.autograd import gradcheck
 
 from moe_det.routing import mix_linear, mix_probabilities
@@ -70,33 +71,75 @@ def test_extreme_logits_stay_finite_and_right(dtype):
         assert torch.isfinite(gradient).all()
 
 
+def in_log_domain(outputs: torch.Tensor, weights: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
+    """The mixture of (R, K, ...) logits by torch's own operators and gradients, in float64."""
+    shaped = weights.log().reshape(*weights.shape, *[1] * (outputs.dim() - 2))
+    positive = torch.logsumexp(shaped + F.logsigmoid(outputs), 1)
+    negative = torch.logsumexp(shaped + F.logsigmoid(-outputs), 1)
+    return positive - torch.logaddexp(negative, rest.log().reshape(-1, *[1] * (outputs.dim() - 2)))
+
+
+@pytest.mark.parametrize('scale', [1.0, 65536.0])  # the loss scale of half precision
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize('total', [1.0, 0.6])
-def test_without_gradient_it_is_the_same(dtype, total):
+@pytest.mark.parametrize('experts', [1, 2, 3])
+def test_values_and_gradients_are_those_of_the_log_domain(experts, total, dtype, scale):
     torch.manual_seed(0)
-    outputs = (12 * torch.randn(5, 3, 4, 6)).to(dtype)
-    outputs[0, :2], outputs[1], outputs[2, :2] = 300.0, 300.0, -300.0  # saturated, of one sign or mixed
-    log_weights = weights_with_gaps(5, 3, total).log()
-    slow = mix_probabilities(outputs.clone().requires_grad_(), log_weights, total == 1)
+    outputs = (12 * torch.randn(5, experts, 4, 6)).clamp(-80, 80).to(dtype)
+    outputs[0], outputs[1], outputs[2, 0] = 80.0, -80.0, -80.0  # saturated, of one sign or mixed
+    outputs.requires_grad_()
+    log_weights = weights_with_gaps(5, experts, total).log()
+    log_weights = log_weights.to(torch.promote_types(dtype, torch.float32)).requires_grad_()
+    mixed = mix_probabilities(outputs, log_weights, sums_to_one=total == 1)
+    z, log_w = (x.detach().double().requires_grad_() for x in (outputs, log_weights))
+    rest = 1 - log_w.exp().sum(1) if total < 1 else torch.zeros(5, dtype=torch.float64)
+    expected = in_log_domain(z, log_w.exp(), rest)
+    torch.testing.assert_close(mixed.double(), expected, rtol=1e-5, atol=1e-5)
+
+    gradient = scale * torch.randn(expected.shape, dtype=torch.float64)
+    expected.backward(gradient)
+    mixed.backward(gradient.to(mixed.dtype))
+    exact = {'rtol': 1e-2 if dtype == torch.bfloat16 else 1e-4, 'atol': 1e-6 * scale}
+    torch.testing.assert_close(outputs.grad.double(), z.grad, **exact)
+    chosen = log_w > -INF
+    if total == 1 and experts == 1:
+        return  # the log-weight is 0 by definition: its gradient only joins the gate to the graph
+    torch.testing.assert_close(log_weights.grad[chosen].double(), log_w.grad[chosen], rtol=1e-4, atol=1e-3 * scale)
+    assert not log_weights.grad[~chosen].any()
+
+
+def test_beyond_a_sigmoid_that_rounds_to_0_or_1_logits_keep_their_sign_and_gradient():
+    outputs = torch.tensor([[300.0, 90.0], [-300.0, -90.0], [300.0, -300.0]], requires_grad=True)
+    mixed = mix_probabilities(outputs, torch.tensor([[0.5, 0.5]]).log().expand(3, 2))
+    mixed.sum().backward()
+    assert mixed[0] > 84 and mixed[1] < -84 and mixed[2].item() == pytest.approx(0)
+    assert (outputs.grad[:2].sum(1) > 0.9).all() and torch.isfinite(outputs.grad).all()
+
+
+def test_training_and_inference_give_the_same_bits():
+    outputs, log_weights = 5 * torch.randn(3, 2, 7), torch.tensor([[0.3, 0.6]]).log().expand(3, 2)
     with torch.no_grad():
-        fast = mix_probabilities(outputs, log_weights, total == 1)
-    assert fast.dtype == slow.dtype and torch.isfinite(fast).all()
-    slow = slow.detach()
-    inside = slow.abs() < (85 if fast.dtype == torch.float32 else 700)
-    assert inside.any()
-    torch.testing.assert_close(fast[inside], slow[inside], rtol=1e-5, atol=1e-5)
-    assert (fast[~inside].abs() > 84).all() and torch.equal(fast[~inside] > 0, slow[~inside] > 0)
-    torch.testing.assert_close(fast.sigmoid(), slow.sigmoid(), rtol=1e-5, atol=1e-7)
+        inferred = mix_probabilities(outputs, log_weights, sums_to_one=False)
+    assert torch.equal(mix_probabilities(outputs.clone().requires_grad_(), log_weights, False), inferred)
 
 
-def test_without_gradient_a_saturated_gate_is_the_same():
+def test_a_weight_that_rounds_to_1_is_the_same_among_several():
     # two experts, one of them with a weight that rounds to 1, as when all experts run at the top-1 weights
     outputs = torch.tensor([[[19.0], [0.0]], [[-19.0], [3.0]], [[0.0], [1.0]]])
     log_weights = torch.tensor([[0.0, -INF]]).repeat(3, 1)
-    with torch.no_grad():
-        fast = mix_probabilities(outputs, log_weights, sums_to_one=False)
-    slow = mix_probabilities(outputs.clone().requires_grad_(), log_weights, sums_to_one=False)
-    torch.testing.assert_close(fast, slow.detach())
+    several = mix_probabilities(outputs, log_weights, sums_to_one=False)
+    alone = mix_probabilities(outputs[:, :1], log_weights[:, :1], sums_to_one=False)
+    torch.testing.assert_close(several, alone)
+
+
+def test_a_row_without_any_expert_has_no_object_and_no_gradient():
+    outputs = torch.randn(2, 2, 3, requires_grad=True)
+    log_weights = torch.tensor([[-INF, -INF], [-1.0, -2.0]], requires_grad=True)
+    mixed = mix_probabilities(outputs, log_weights, sums_to_one=False)
+    assert (mixed[0] == -INF).all() and torch.isfinite(mixed[1]).all()
+    mixed.backward(torch.ones_like(mixed))
+    assert not outputs.grad[0].any() and not log_weights.grad[0].any()
+    assert outputs.grad[1].all()
 
 
 def test_a_saturated_gate_gives_finite_logits():
@@ -138,17 +181,20 @@ def test_gradients_by_finite_differences(mixture, sums_to_one, experts):
     assert gradcheck(mix, (outputs, logits))
 
 
-def test_training_one_expert_keeps_its_logits_alone():
-    outputs, kept = torch.randn(2, 1, 3, 50, requires_grad=True), {}
+@pytest.mark.parametrize('experts', [1, 3])
+def test_training_keeps_the_logits_and_no_more_than_the_mixture(experts):
+    outputs, kept = torch.randn(2, experts, 3, 50, requires_grad=True), {}
+    log_weights = torch.tensor([[-2.0] * experts, [-3.0] * experts], requires_grad=True)
 
     def keep(tensor):
         kept[tensor.untyped_storage().data_ptr()] = tensor.numel()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        mixed = mix_probabilities(outputs, torch.tensor([[-0.1], [-2.0]], requires_grad=True), False)
+        mixed = mix_probabilities(outputs, log_weights, False)
     assert mixed.requires_grad and outputs.untyped_storage().data_ptr() in kept
-    assert [numel for numel in kept.values() if numel > 2] == [outputs.numel()]
+    large = sorted(numel for numel in kept.values() if numel > 2 * experts)
+    assert large == ([outputs.numel()] if experts == 1 else [mixed.numel(), outputs.numel()])
 
 
 @pytest.mark.parametrize('mixture', [mix_linear, mix_probabilities])

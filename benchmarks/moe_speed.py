@@ -88,6 +88,8 @@ def measure(args: argparse.Namespace, argv: list[str]) -> int:
     given = {'precisions': args.precision, 'batches': args.batch, 'size': args.size, 'experts': args.experts}
     given.update(rounds=args.rounds, detector_rounds=args.rounds)
     values.update({key: tuple(v) if isinstance(v, list) else v for key, v in given.items() if v is not None})
+    if args.batch or args.size:
+        values['larger'] = ()
     plan = Plan(device=args.device, **values)
     command = ' '.join(['python', 'benchmarks/moe_speed.py', *argv])
     kept = record.Record(out, args.resume)

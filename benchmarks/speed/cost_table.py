@@ -51,9 +51,14 @@ def _costs(sections: dict) -> dict[str, dict]:
 
 
 def _first(whole: dict, phase: str) -> dict | None:
-    """The measurement of the smallest batch that succeeded, in the first precision."""
+    """The measurement of the smallest batch that succeeded, of its largest images, in the first precision."""
     entries = [e for e in whole.values() if e['settings']['phase'] == phase and 'error' not in e['results']]
-    return min(entries, key=lambda entry: entry['settings']['batch'], default=None)
+
+    def order(entry: dict) -> tuple[int, int]:
+        height, width = entry['settings']['size']
+        return entry['settings']['batch'], -height * width
+
+    return min(entries, key=order, default=None)
 
 
 def _time(whole: dict, name: str, phase: str) -> str:

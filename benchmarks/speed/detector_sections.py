@@ -26,15 +26,15 @@ class DetectorSections(Sections):
 
     def _whole(self, precision: str) -> None:
         plan, models = self.plan, self._detectors(max(self.plan.batches))
-        for images in plan.batches:
+        for images, size in plan.detector_cases:
             for phase in PHASES:
-                settings = {'batch': images, 'size': plan.size, 'phase': phase, 'precision': precision}
+                settings = {'batch': images, 'size': size, 'phase': phase, 'precision': precision}
                 settings['rounds'] = plan.detector_rounds
 
-                def measure(images: int = images, training: bool = phase == PHASES[0]) -> dict:
-                    return self._detector_times(models, images, precision, training)
+                def measure(images: int = images, size: tuple = size, training: bool = phase == PHASES[0]) -> dict:
+                    return self._detector_times(models, images, size, precision, training)
 
-                self._keep('whole', f'{phase} B={images} {precision}', settings, measure)
+                self._keep('whole', _case_name(phase, images, size, precision), settings, measure)
 
     def _detectors(self, images: int) -> dict[str, nn.Module]:
         return {
@@ -43,19 +43,21 @@ class DetectorSections(Sections):
         }
 
     def _detector_runs(
-        self, models: dict[str, nn.Module], images: int, precision: str, training: bool
+        self, models: dict[str, nn.Module], images: int, size: tuple[int, int], precision: str, training: bool
     ) -> dict[str, Callable]:
-        plan, runs = self.plan, {}
+        device, runs = self.plan.device, {}
         make = detectors.train_step if training else detectors.inference
         for name, model in models.items():
             model.train(training)
-            runs[name] = make(model, detectors.batch(model, images, plan.size, training), precision, plan.device)
+            runs[name] = make(model, detectors.batch(model, images, size, training), precision, device)
         return runs
 
-    def _detector_times(self, models: dict[str, nn.Module], images: int, precision: str, training: bool) -> dict:
-        plan, runs = self.plan, self._detector_runs(models, images, precision, training)
+    def _detector_times(
+        self, models: dict[str, nn.Module], images: int, size: tuple[int, int], precision: str, training: bool
+    ) -> dict:
+        plan, runs = self.plan, self._detector_runs(models, images, size, precision, training)
         dense = models[detectors.DENSE]
-        data = detectors.batch(dense, images, plan.size, training)
+        data = detectors.batch(dense, images, size, training)
         runs['branch alone'] = detectors.branch_alone(dense, data, precision, plan.device, training)
         times = self._time(runs, plan.detector_rounds, marks=True)
         of = {name: phases['total'] for name, phases in times.items()}
@@ -81,10 +83,11 @@ class DetectorSections(Sections):
                 def measure(images: int = images, training: bool = phase == PHASES[0]) -> dict:
                     return self._detector_profiles(models, images, precision, training)
 
-                self._keep('profile', f'{phase} B={images} {precision}', {**settings, 'phase': phase}, measure)
+                name = _case_name(phase, images, plan.size, precision)
+                self._keep('profile', name, {**settings, 'phase': phase}, measure)
 
     def _detector_profiles(self, models: dict[str, nn.Module], images: int, precision: str, training: bool) -> dict:
-        runs = self._detector_runs(models, images, precision, training)
+        runs = self._detector_runs(models, images, self.plan.size, precision, training)
         found = profile_in_turn(runs, self.plan.profile_rounds, min(2, self.plan.warm_up), self.plan.device)
         dense = found[detectors.DENSE]
         return {
@@ -171,6 +174,10 @@ class DetectorSections(Sections):
             'active_macs_per_image': cost.active_macs,
         }
         return results
+
+
+def _case_name(phase: str, images: int, size: tuple[int, int], precision: str) -> str:
+    return f'{phase} B={images} {size[0]}x{size[1]} {precision}'
 
 
 def detector_ratios(of: dict[str, list[float]]) -> dict[str, dict]:

@@ -139,7 +139,7 @@ def _whole(entries: dict) -> str:
     rows = []
     for entry in entries.values():
         settings, results = entry['settings'], entry['results']
-        first = [f'B={settings["batch"]}, {settings["precision"]}', settings['phase']]
+        first = [_case(settings), settings['phase']]
         if 'error' in results:
             rows.append([*first, results['error'], *['–'] * (len(names) + 1)])
             continue
@@ -150,16 +150,18 @@ def _whole(entries: dict) -> str:
         if without:
             cells = [_ratio(without.get(name)) for name in names]
             rows.append([first[0], 'training, without optimizer', '', *cells, str(dense['n'])])
-    sizes = sorted({'{}x{}'.format(*entry['settings']['size']) for entry in entries.values()})
-    title = f'**Whole RetinaNet R50-FPN**, 80 classes, E=4, images of {", ".join(sizes)} (height x width).'
-    return _titled(title, markdown_table(['batch', 'step', 'dense ms', *names, 'n'], rows))
+    title = '**Whole RetinaNet R50-FPN**, 80 classes, E=4; batch, height x width of the images.'
+    return _titled(title, markdown_table(['images', 'step', 'dense ms', *names, 'n'], rows))
+
+
+def _case(settings: dict) -> str:
+    return 'B={}, {}x{}, {}'.format(settings['batch'], *settings['size'], settings['precision'])
 
 
 def _profile(entries: dict) -> str:
     rows: list[list[str]] = []
     for settings, results in _done(entries):
-        first = [f'B={settings["batch"]}, {settings["precision"]}']
-        found = results['by_kind']
+        first, found = [_case(settings)], results['by_kind']
         for phase, kinds in found[DENSE].items():
             for kind, dense_ms in kinds.items():
                 more = [found[name][phase][kind] - dense_ms for name in PROFILED]
@@ -168,7 +170,7 @@ def _profile(entries: dict) -> str:
                     cells = [f'{ms:+.1f}' for ms in more]
                     rows.append([*first, label, kind, f'{dense_ms:.1f}', *cells, str(settings['rounds'])])
     title = '**Where the time goes**: milliseconds of plain RetinaNet, and how many more (or less) with experts.'
-    heads = ['batch', 'step', 'spent in', 'dense', *PROFILED, 'n']
+    heads = ['images', 'step', 'spent in', 'dense', *PROFILED, 'n']
     return _titled(title, markdown_table(heads, rows))
 
 

@@ -17,6 +17,7 @@ class Plan:
         precisions: of ``'fp32'``, ``'tf32'`` and ``'bf16'``.
         batches: B of the whole detector.
         size: height and width of its images.
+        larger: further batch sizes and image sizes of it, for its times alone.
         detector_rounds: rounds of the whole detector.
         layer: size of the layer alone.
         experts: E of the layer alone.
@@ -35,6 +36,12 @@ class Plan:
     rounds: int = 30
     profile_rounds: int = 10
     warm_up: int = 3
+    larger: tuple[tuple[int, tuple[int, int]], ...] = ()
+
+    @property
+    def detector_cases(self) -> list[tuple[int, tuple[int, int]]]:
+        """Batch sizes and image sizes at which the whole detector is timed."""
+        return [*((images, self.size) for images in self.batches), *self.larger]
 
     @property
     def few_and_many(self) -> tuple[int, int] | None:
@@ -58,6 +65,7 @@ def quick_or_full(device: str, quick: bool) -> Iterator[tuple[str, object]]:
     else:
         yield 'batches', (1, 2, 8, 16) if cuda else (1, 2)
         yield 'size', (800, 1344) if cuda else (320, 320)
+        yield 'larger', () if cuda else ((1, (640, 640)),)
         yield 'experts', (2, 4, 8, 16, 32)
         yield 'layer', LayerShape(16, 256, 50, 84) if cuda else LayerShape()
         yield 'rounds', 30

@@ -23,7 +23,8 @@ from moe_det.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
 FEW = dict(detector_rounds=2, rounds=2, profile_rounds=2, warm_up=1)
-PLAN = Plan('cpu', ('fp32',), (1,), (64, 64), layer=LayerShape(4, 4, 5, 5, 1), experts=(2, 4, 8), **FEW)
+LAYER = LayerShape(4, 4, 5, 5, 1)
+PLAN = Plan('cpu', ('fp32',), (1,), (64, 64), layer=LAYER, experts=(2, 4, 8), larger=((1, (96, 64)),), **FEW)
 MADE = dict(
     command='python x.py', date='2026-01-01', cpu='a cpu', cores=2, threads=1, python='3', torch='2', mmcv='2',
     mmdet='3', busy_machine=None, load_before=0.1,
@@ -141,11 +142,12 @@ def measured() -> dict:
 def test_sections_measure_what_they_say(measured):
     assert set(measured) == set(SECTIONS)
     whole = measured['whole']
-    assert list(whole) == ['training B=1 fp32', 'inference B=1 fp32']
-    times = whole['training B=1 fp32']['results']['times']
+    names = [f'{phase} B=1 {size} fp32' for size in ('64x64', '96x64') for phase in ('training', 'inference')]
+    assert list(whole) == names and set(measured['profile']) == set(names[:2])
+    times = whole['training B=1 64x64 fp32']['results']['times']
     assert set(times) == {'mmdet RetinaNet', 'k=1', 'k=2', 'k=2 matched', 'branch alone'}
     assert set(times['k=2']) == {'forward', 'backward', 'optimizer', 'total'} and times['k=2']['total']['n'] == 2
-    assert set(whole['inference B=1 fp32']['results']['times']['k=1']) == {'total'}
+    assert set(whole['inference B=1 64x64 fp32']['results']['times']['k=1']) == {'total'}
     layer = measured['layer']
     assert len(layer) == 2 * (3 + 2)
     ratios = layer['training k=E fp32']['results']['ratios']
@@ -157,7 +159,7 @@ def test_sections_measure_what_they_say(measured):
     steps = {name: entry['results'] for name, entry in measured['optimizer'].items()}
     assert list(steps) == ['mmdet RetinaNet', 'k=2', 'k=2, E=32']
     assert set(steps['k=2']['ratios']) == {'foreach / one by one', 'fused / one by one'}
-    profile = measured['profile']['training B=1 fp32']['results']
+    profile = measured['profile']['training B=1 64x64 fp32']['results']
     assert set(profile['by_kind']) == {'mmdet RetinaNet', 'k=1', 'k=2', 'k=2 matched'}
     assert set(profile['by_kind']['k=1']) == {'forward', 'backward', 'optimizer'}
     assert set(profile['largest_differences']) == {'k=1', 'k=2', 'k=2 matched'}
@@ -209,13 +211,13 @@ def test_tables_hold_the_records_numbers(measured):
     assert row.split('|')[5].strip().startswith(f'{fused["median"]:.3f} (')
     differences = text.split('**Where the time goes**')[1].splitlines()
     (row,) = [line for line in differences if 'training, backward | between operators' in line]
-    kinds = measured['profile']['training B=1 fp32']['results']['by_kind']
+    kinds = measured['profile']['training B=1 64x64 fp32']['results']['by_kind']
     dense, more = (kinds[name]['backward']['between operators'] for name in ('mmdet RetinaNet', 'k=1'))
     assert row.split('|')[4:6] == [f' {dense:.1f} ', f' {more - dense:+.1f} ']
     assert '`python x.py`' in text and 'busy' not in text
     busy = {'layer': {'a': {**measured['layer']['training k=1 fp32'], 'made': {**MADE, 'busy_machine': 'load'}}}}
     assert '**measured on a busy machine**: load' in page.tables(busy)
-    failed = {'whole': {'a': {**measured['whole']['training B=1 fp32'], 'results': {'error': 'out of memory'}}}}
+    failed = {'whole': {'a': {**measured['whole']['training B=1 64x64 fp32'], 'results': {'error': 'out of memory'}}}}
     assert '| out of memory |' in page.tables(failed)
     lines = [line for line in text.splitlines() if line.startswith('|')]
     for line, following in zip(lines, lines[1:], strict=False):  # every row has the columns of its head
@@ -231,7 +233,7 @@ def test_costs_are_set_against_the_plain_detector(measured):
     text = cost_table({'cpu': measured, 'cuda': {}})
     rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in text.splitlines()[:6]]
     cells = {row[0]: row[1:] for row in rows}
-    found = measured['whole']['inference B=1 fp32']['results']['ratios']['k=2 / dense']['median']
+    found = measured['whole']['inference B=1 96x64 fp32']['results']['ratios']['k=2 / dense']['median']
     assert cells['`retinanet_moe_soft.py`: E=4, k=2'][-1] == f'{found:.2f}'
     assert cells['`retinanet_moe_top1.py`: E=4, k=1'][0] == '1.00'
     counts = {name: entry['results'].get('cost') for name, entry in measured['memory'].items()}
@@ -239,7 +241,7 @@ def test_costs_are_set_against_the_plain_detector(measured):
     times = f'{many["active_macs_per_image"] / dense["macs_per_image"]:.2f}'
     params = [f'{many[key] / 1e6:.1f} M' for key in ('params', 'active_params')]
     assert cells['`retinanet_moe_soft.py` with 32 experts, k=2'] == [times, *params, '–', '–']
-    assert 'CPU: 2 cores of a cpu, batch of 1, images of 64x64, fp32, torch 2, 2026-01-01; median of 2' in text
+    assert 'CPU: 2 cores of a cpu, batch of 1, images of 96x64, fp32, torch 2, 2026-01-01; median of 2' in text
     assert 'GPU' not in text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -71,6 +72,36 @@ class DetectorSections(Sections):
             }
             results['ratios_without_optimizer'] = detector_ratios({**steps, 'branch alone': of['branch alone']})
         return results
+
+    # -- what one call per image costs, whatever the experts ---------------------------------------------------------
+
+    def _separate(self, precision: str) -> None:
+        plan = self.plan
+        for images in [count for count in plan.batches if count > 1]:
+            for phase in PHASES:
+                settings = {'batch': images, 'size': plan.size, 'phase': phase, 'precision': precision}
+                settings['rounds'] = plan.rounds
+
+                def measure(images: int = images, training: bool = phase == PHASES[0]) -> dict:
+                    return self._separate_times(images, precision, training)
+
+                self._keep('separate', _case_name(phase, images, plan.size, precision), settings, measure)
+
+    def _separate_times(self, images: int, precision: str, training: bool) -> dict:
+        plan = self.plan
+        dense = detectors.build(*detectors.DETECTORS[detectors.DENSE], plan.device, images).train(training)
+
+        def branches(model: nn.Module, count: int) -> Callable:
+            data = detectors.batch(model, count, plan.size, training)
+            return detectors.branch_alone(model, data, precision, plan.device, training)
+
+        single = [branches(copy.deepcopy(dense), 1) for _ in range(images)]
+        runs = {'batch': branches(dense, images), 'image by image': lambda mark: [run(mark) for run in single]}
+        times = {name: phases['total'] for name, phases in self._time(runs, plan.rounds, marks=True).items()}
+        return {
+            'times': {name: summary(seconds) for name, seconds in times.items()},
+            'ratios': {'image by image / batch': ratio(times['image by image'], times['batch'])},
+        }
 
     # -- where the difference comes from -------------------------------------------------------------------------
 

@@ -80,6 +80,7 @@ def _parts(sections: dict) -> Iterator[str]:
         return
     yield '\n'.join(f'- {line}' for line in _origins(sections))
     yield _whole(sections.get('whole', {}))
+    yield _separate(sections.get('separate', {}))
     yield _profile(sections.get('profile', {}))
     yield _layer(sections.get('layer', {}))
     yield _flat(sections.get('layer', {}))
@@ -100,8 +101,6 @@ def _origins(sections: dict) -> list[str]:
                 f'`{made["command"]}`, {made["date"]}: {gpu}{made["cpu"]}, {made["cores"]} cores, {made["threads"]} '
                 f'threads, Python {made["python"]}, torch {made["torch"]}, mmcv {made["mmcv"]}, mmdet {made["mmdet"]}'
             )
-            if made.get('order') is None and section != 'memory':
-                line += ', same order in all rounds'
             if made['busy_machine']:
                 line += f'; **measured on a busy machine**: {made["busy_machine"]}'
             lines.setdefault(line, [])
@@ -156,6 +155,19 @@ def _whole(entries: dict) -> str:
 
 def _case(settings: dict) -> str:
     return 'B={}, {}x{}, {}'.format(settings['batch'], *settings['size'], settings['precision'])
+
+
+def _separate(entries: dict) -> str:
+    rows = []
+    for settings, results in _done(entries):
+        ((name, found),) = results['ratios'].items()
+        dense = results['times']['batch']
+        rows.append([_case(settings), settings['phase'], f'{dense["median_ms"]:.1f}', _ratio(found), str(dense['n'])])
+    title = (
+        '**One call per image**: the two branches of plain RetinaNet for each image alone, with weights of its own, '
+        'over the same branches for the batch. It is what images with different experts cost at least.'
+    )
+    return _titled(title, markdown_table(['images', 'step', 'batch ms', 'image by image / batch', 'n'], rows))
 
 
 def _profile(entries: dict) -> str:

@@ -75,7 +75,6 @@ def made_on(device: str, command: str, forced: str | None) -> dict:
         'cores': cores(),
         'threads': torch.get_num_threads(),
         'load_before': load_average(),
-        'order': 'random',  # of the runs in a round; the first records had the same one in all rounds
         'busy_machine': forced,  # measured although others used the machine: why that was seen
         'python': platform.python_version(),
         **{name: getattr(importlib.import_module(name), '__version__', None) for name in PACKAGES},

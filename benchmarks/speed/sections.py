@@ -12,7 +12,7 @@ class Measurement(DetectorSections, LayerSections):
     """Runs sections and keeps what they find."""
 
     def run(self, section: str) -> None:
-        """Measures ``whole``, ``profile``, ``layer``, ``patterns``, ``memory`` or ``optimizer`` in all precisions."""
+        """Measures one of moe_speed.py's sections in all precisions."""
         for precision in self.plan.precisions:
             set_precision(precision)
             getattr(self, f'_{section}')(precision)

@@ -34,9 +34,8 @@ def mix_linear(outputs: Tensor, log_weights: Tensor, sums_to_one: bool = True) -
 def mix_probabilities(outputs: Tensor, log_weights: Tensor, sums_to_one: bool = True) -> Tensor:
     """Mixes logits as probabilities and returns logits: p = sum_k w_k sigmoid(z_k), then log(p / (1 - p)).
 
-    arXiv 2204.10598 mixes class scores after the sigmoid. Detection heads must return logits, so the mixture is
-    computed in the log domain: log p = logsumexp_k(log w_k + logsigmoid(z_k)), the same for 1 - p with -z_k. Weights
-    that sum to less than 1 leave the rest to "no object".
+    arXiv 2204.10598 mixes class scores after the sigmoid. Detection heads must return logits, so 1 - p is summed from
+    sigmoid(-z_k) in the same way, instead of subtracted. Weights that sum to less than 1 leave the rest to "no object".
 
     Args:
         outputs: (R, K, ...) class logits.
@@ -79,7 +78,7 @@ def _mix_in_log_domain(outputs: Tensor, log_weights: Tensor, total: Tensor | Non
 class _SingleLogit(torch.autograd.Function):
     """The mixture of one expert: with p = w / (1 + exp(-z)), log(p / (1 - p)) = log w - log(exp(-z) + 1 - w).
 
-    A quarter of the general form's passes. The gradient by hand: with t = sigmoid(z + log(1 - w)) it is 1 - t for z, 1
+    Half of the general form's passes. The gradient by hand: with t = sigmoid(z + log(1 - w)) it is 1 - t for z, 1
     for log w and -t for log(1 - w). Of tensors of this size only the logits are kept.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import time
@@ -135,7 +136,8 @@ def measured() -> dict:
         for section in SECTIONS:
             if section == 'memory':
                 patch.delitem(detectors.WITH_MANY, detectors.MATCHED)
-            Measurement(PLAN, kept, MADE).run(section)
+            plan = dataclasses.replace(PLAN, batches=(1, 2)) if section == 'separate' else PLAN
+            Measurement(plan, kept, MADE).run(section)
     return kept.sections
 
 
@@ -148,6 +150,9 @@ def test_sections_measure_what_they_say(measured):
     assert set(times) == {'mmdet RetinaNet', 'k=1', 'k=2', 'k=2 matched', 'branch alone'}
     assert set(times['k=2']) == {'forward', 'backward', 'optimizer', 'total'} and times['k=2']['total']['n'] == 2
     assert set(whole['inference B=1 64x64 fp32']['results']['times']['k=1']) == {'total'}
+    separate = measured['separate']
+    assert list(separate) == ['training B=2 64x64 fp32', 'inference B=2 64x64 fp32']
+    assert separate['training B=2 64x64 fp32']['results']['times']['image by image']['n'] == 2
     layer = measured['layer']
     assert len(layer) == 2 * (3 + 2)
     ratios = layer['training k=E fp32']['results']['ratios']

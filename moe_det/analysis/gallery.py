@@ -17,11 +17,11 @@ def favourite_images(weights: np.ndarray, image_ids: np.ndarray, expert: int) ->
 
     Args:
         weights: (R, E) mixture weights.
-        image_ids: (R,) image of each row.
+        image_ids: (R,) position of each row's image.
         expert: which.
 
     Returns:
-        Image id and mean weight, the largest first, without images that never use it.
+        Position of the image and mean weight, the largest first, without images that never use it.
     """
     images, inverse = np.unique(image_ids, return_inverse=True)
     mean = np.bincount(inverse, weights=weights[:, expert]) / np.bincount(inverse)
@@ -51,28 +51,29 @@ def favourite_objects(unit: Unit, expert: int) -> list[int]:
 
 
 def example_images(ground_truth: GroundTruth) -> list[int]:
-    """Images whose objects differ most in size: those with the most sizes, then the most objects up to a dozen."""
+    """Positions of images whose objects differ most in size: the most sizes, then nearest to half a dozen objects."""
     objects = ground_truth.objects
     ranked = []
-    for image_id in ground_truth.image_ids:
-        at = objects.of_image(image_id)
-        count = len(at)
-        ranked.append((-len(np.unique(objects.sizes[at])), abs(count - 6), image_id))
-    return [image_id for *_, image_id in sorted(ranked)[:EXAMPLES]]
+    for image in range(len(ground_truth.image_ids)):
+        at = objects.of_image(image)
+        ranked.append((-len(np.unique(objects.sizes[at])), abs(len(at) - 6), image))
+    return [image for *_, image in sorted(ranked)[:EXAMPLES]]
 
 
 def object_entry(ground_truth: GroundTruth, unit: Unit, position: int, expert: int, by_level: bool) -> dict:
-    """What the report says of one favourite object; file name and picture are added by who has the images."""
+    """What the report says of one favourite object, with the ids of the annotation file.
+
+    File name and picture are added by who has the images.
+    """
     objects = ground_truth.objects
     at = unit.objects[position]
-    category = ground_truth.coco.cats[int(objects.categories[at])].get('name', str(objects.categories[at]))
     return {
-        'annotation_id': int(objects.ids[at]),
-        'image_id': int(objects.image_ids[at]),
+        'annotation_id': ground_truth.annotation_ids[at],
+        'image_id': ground_truth.image_ids[objects.image_ids[at]],
         'bbox': objects.boxes[at].tolist(),
         'area': float(objects.areas[at]),
         'size': SIZE_NAMES[objects.sizes[at]],
-        'category': category,
+        'category': ground_truth.category_names[objects.categories[at]],
         'level': int(unit.levels[position]) if by_level else None,
         'weight': float(unit.experts[position, expert]),
     }

@@ -3,13 +3,17 @@
 A size is the annotation's ``area`` in original pixels (the mask's where the set has masks), read from the json: mmdet's
 data sets drop it. Crowds have no size. Everything that COCO defines is left to pycocotools, and to its compiled twin
 faster-coco-eval where the same evaluation is run under many routings.
+
+Ids of images, annotations and categories may be anything that json can hold. Both libraries, and tables of floats,
+are at home with small integers alone, so everything here is counted by position and ids are kept beside.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +24,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ..errors import DataError
-from .specialization import size_bins
+from .sizes import size_bins
 
 COCO_LIMITS = (32.0, 96.0)  # sides in pixels
 SIZE_NAMES = ('small', 'medium', 'large')
@@ -30,27 +34,25 @@ MOST_DETECTIONS = 100  # per image, COCO's standard
 
 @dataclass(frozen=True)
 class Objects:
-    """The ground truths that have a size, one entry each.
+    """The ground truths that have a size, one entry each, image by image.
 
     Attributes:
-        ids: (g,) annotation ids.
-        image_ids: (g,) their images.
+        image_ids: (g,) position of their image in :attr:`GroundTruth.image_ids`.
         areas: (g,) area in original pixels.
         sizes: (g,) 0, 1, ... for small, medium, large; an area on a limit counts as the smaller.
-        categories: (g,) category ids.
+        categories: (g,) position of their category in :attr:`GroundTruth.category_ids`.
         boxes: (g, 4) x, y, width, height in original pixels.
     """
 
-    ids: np.ndarray
     image_ids: np.ndarray
     areas: np.ndarray
     sizes: np.ndarray
     categories: np.ndarray
     boxes: np.ndarray
 
-    def of_image(self, image_id: int) -> np.ndarray:
-        """Positions of an image's objects."""
-        return np.flatnonzero(self.image_ids == image_id)
+    def of_image(self, position: int) -> np.ndarray:
+        """Numbers of an image's objects."""
+        return np.flatnonzero(self.image_ids == position)
 
 
 class GroundTruth:
@@ -58,44 +60,72 @@ class GroundTruth:
 
     Args:
         path: the json.
-        image_ids: the images to look at.
-        category_ids: the categories to look at; None takes all.
+        image_ids: ids of the images to look at, each once; their order numbers the images.
+        category_ids: ids of the categories to look at; their order numbers the categories and must be that of the
+            detector's labels. None takes all in the order of the file.
         limits: sides in pixels that part small from medium and medium from large; areas are their squares.
 
     Attributes:
+        image_ids: id of each image.
+        category_ids: id of each category.
+        category_names: name of each category.
+        annotation_ids: id of each object.
         objects: ground truths, crowds excluded.
         crowds: number of crowds left out.
 
     Raises:
-        DataError: no annotations, an annotation without a usable ``area``, or images that the json does not have.
+        DataError: no annotations, an annotation without a usable ``area``, an image that is named twice, or images
+            that the json does not have.
     """
 
     def __init__(
         self,
         path: str | Path,
-        image_ids: Sequence[int],
-        category_ids: Sequence[int] | None = None,
+        image_ids: Sequence[Hashable],
+        category_ids: Sequence[Hashable] | None = None,
         limits: Sequence[float] = COCO_LIMITS,
     ) -> None:
         self.path = str(path)
         self.limits = tuple(float(limit) for limit in limits)
-        self.image_ids = [int(image_id) for image_id in image_ids]
-        with contextlib.redirect_stdout(io.StringIO()):
-            self.coco = COCO(self.path)
-        unknown = [image_id for image_id in self.image_ids if image_id not in self.coco.imgs]
+        self.image_ids = list(image_ids)
+        self._position_of = {image_id: position for position, image_id in enumerate(self.image_ids)}
+        content = json.loads(Path(path).read_text(encoding='utf-8'))
+        self._check_images({image['id'] for image in content.get('images', [])})
+        names = {entry['id']: str(entry.get('name', entry['id'])) for entry in content.get('categories', [])}
+        self.category_ids = list(names if category_ids is None else category_ids)
+        self.category_names = [names.get(category_id, str(category_id)) for category_id in self.category_ids]
+        self._label_of = {category_id: label for label, category_id in enumerate(self.category_ids)}
+        chosen = [
+            annotation
+            for annotation in content.get('annotations') or []
+            if annotation['image_id'] in self._position_of and annotation['category_id'] in self._label_of
+        ]
+        chosen.sort(key=lambda annotation: self._position_of[annotation['image_id']])  # image by image
+        alone = [annotation for annotation in chosen if not _is_crowd(annotation)]
+        self._crowds = [annotation for annotation in chosen if _is_crowd(annotation)]
+        self.crowds = len(self._crowds)
+        self.annotation_ids = [annotation['id'] for annotation in alone]
+        self.objects = self._objects(alone)
+
+    def _check_images(self, known: set[Hashable]) -> None:
+        if len(self._position_of) < len(self.image_ids):
+            twice = next(name for n, name in enumerate(self.image_ids) if self._position_of[name] != n)
+            raise DataError(f'{self.path}: the image {twice} is named twice, so its objects would count twice')
+        unknown = [image_id for image_id in self.image_ids if image_id not in known]
         if unknown:
             raise DataError(
                 f'{self.path} does not have the image {unknown[0]}'
                 + (f' and {len(unknown) - 1} more' if len(unknown) > 1 else '')
                 + ': the annotation file and the test data set do not belong together'
             )
-        self._twin = None  # of self.coco, for the compiled evaluation; indexed when it is asked for
-        self.category_ids = sorted(self.coco.cats if category_ids is None else category_ids)
-        known = set(self.category_ids)
-        annotations = [a for image_id in self.image_ids for a in self.coco.imgToAnns[image_id]]
-        chosen = [a for a in annotations if a['category_id'] in known]
-        self.crowds = sum(bool(a.get('iscrowd', 0)) for a in chosen)
-        self.objects = self._objects([a for a in chosen if not a.get('iscrowd', 0)])
+
+    def positions_of(self, image_ids: Iterable[Hashable]) -> list[int]:
+        """Positions of images, by their ids.
+
+        Raises:
+            KeyError: an image that this ground truth was not asked for.
+        """
+        return [self._position_of[image_id] for image_id in image_ids]
 
     def _objects(self, annotations: list[dict]) -> Objects:
         if not annotations:
@@ -105,11 +135,10 @@ class GroundTruth:
             )
         areas = np.array([self._area(a) for a in annotations])
         return Objects(
-            ids=np.array([a['id'] for a in annotations], dtype=np.int64),
-            image_ids=np.array([a['image_id'] for a in annotations], dtype=np.int64),
+            image_ids=np.array(self.positions_of(a['image_id'] for a in annotations), dtype=np.int64),
             areas=areas,
             sizes=size_bins(areas, np.square(self.limits)),
-            categories=np.array([a['category_id'] for a in annotations], dtype=np.int64),
+            categories=np.array([self._label_of[a['category_id']] for a in annotations], dtype=np.int64),
             boxes=np.array([a['bbox'] for a in annotations], dtype=np.float64).reshape(-1, 4),
         )
 
@@ -129,46 +158,72 @@ class GroundTruth:
 
     # -- COCO's evaluation -------------------------------------------------------------------------------------
 
-    def _evaluation(self, detections: np.ndarray, coco: type = COCO, evaluator: type = COCOeval):
-        """An evaluation of these images and categories, by pycocotools or by its compiled twin."""
-        truth = self.coco
-        if coco is not COCO:
-            truth = self._twin = self._twin or _indexed(coco, self.coco.dataset)
-        annotations = [
-            {
-                'id': number,
-                'image_id': int(row[0]),
-                'bbox': row[1:5].tolist(),
-                'area': float(row[3] * row[4]),
-                'score': float(row[5]),
-                'category_id': int(row[6]),
-                'iscrowd': 0,
-            }
-            for number, row in enumerate(detections, start=1)
-        ]
-        images = [self.coco.imgs[i] for i in self.image_ids]
-        categories = self.coco.dataset.get('categories', [])
-        found = _indexed(coco, {'images': images, 'categories': categories, 'annotations': annotations})
-        evaluation = evaluator(truth, found, 'bbox')
-        evaluation.params.imgIds = list(self.image_ids)
-        evaluation.params.catIds = list(self.category_ids)
-        evaluation.params.maxDets = [MOST_DETECTIONS]
+    def evaluate(
+        self,
+        detections: np.ndarray,
+        ranges: list[list[float]],
+        compiled: bool = True,
+        areas: tuple[np.ndarray, np.ndarray] | None = None,
+        thresholds: Sequence[float] | None = None,
+        **options,
+    ) -> COCOeval | COCOeval_faster:
+        """COCO's evaluation of these images and categories, matched but not accumulated.
+
+        In it images and categories have their positions as ids, object i has the id i + 1 and so has detection i.
+
+        Args:
+            detections: as for :meth:`average_precision`.
+            ranges: of areas, one or several.
+            compiled: by faster-coco-eval instead of pycocotools.
+            areas: (g,) and (n,) to take instead of the areas of objects and of detections.
+            thresholds: of IoU; None takes COCO's.
+            **options: of the evaluator.
+        """
+        objects = self.objects
+        of_objects, of_detections = (objects.areas, detections[:, 3] * detections[:, 4]) if areas is None else areas
+        columns = (objects.image_ids, objects.categories, objects.boxes, of_objects)
+        truths = [_entry(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
+        for crowd in self._crowds:  # never counted, so that the area does not matter
+            places = self._position_of[crowd['image_id']], self._label_of[crowd['category_id']]
+            truths.append({**_entry(*places, crowd['bbox'], 0.0), 'iscrowd': 1})
+        columns = (*detections[:, [0, 6]].astype(np.int64).T, detections[:, 1:5], of_detections, detections[:, 5])
+        found = [_entry(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
+        library, evaluator = (CompiledCOCO, COCOeval_faster) if compiled else (COCO, COCOeval)
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluation = evaluator(self._indexed(library, truths), self._indexed(library, found), 'bbox', **options)
+            evaluation.params.imgIds = list(range(len(self.image_ids)))
+            evaluation.params.catIds = list(range(len(self.category_ids)))
+            evaluation.params.maxDets = [MOST_DETECTIONS]
+            evaluation.params.areaRng = ranges
+            evaluation.params.areaRngLbl = [str(number) for number in range(len(ranges))]
+            if thresholds is not None:
+                evaluation.params.iouThrs = np.asarray(thresholds)
+            evaluation.evaluate()
         return evaluation
+
+    def _indexed(self, library: type, annotations: list[dict]):
+        """A COCO object of one of the two libraries."""
+        made = library()
+        made.dataset = {
+            'images': [{'id': position} for position in range(len(self.image_ids))],
+            'categories': [{'id': label} for label in range(len(self.category_ids))],
+            'annotations': [{'id': number, **entry} for number, entry in enumerate(annotations, start=1)],
+        }
+        made.createIndex()
+        return made
 
     def average_precision(self, detections: np.ndarray) -> dict[str, float | None]:
         """COCO's AP, AP50, AP75 and the AP of each size.
 
         Args:
-            detections: (n, 7) image id, x, y, width, height in original pixels, score, category id.
+            detections: (n, 8) image position, x, y, width, height in original pixels, score, label, pyramid level; the
+                level is not looked at here.
 
         Returns:
             By name; None where no object decides (no ground truth of that size).
         """
-        evaluation = self._evaluation(detections, CompiledCOCO, COCOeval_faster)
-        evaluation.params.areaRng = self.area_ranges()
-        evaluation.params.areaRngLbl = ['all', *SIZE_NAMES]
+        evaluation = self.evaluate(detections, self.area_ranges())
         with contextlib.redirect_stdout(io.StringIO()):
-            evaluation.evaluate()
             evaluation.accumulate()
         # IoU thresholds, recalls, categories, area ranges, limits of detections
         precision = np.asarray(evaluation.eval['precision'])[..., 0]
@@ -181,11 +236,7 @@ class GroundTruth:
             'AP_M': precision[..., 2],
             'AP_L': precision[..., 3],
         }
-        means = {}
-        for name, values in parts.items():
-            counted = values[values > -1]
-            means[name] = float(counted.mean()) if counted.size else None
-        return means
+        return {name: mean_precision(values) for name, values in parts.items()}
 
     def match(self, detections: np.ndarray, iou: float = 0.5) -> np.ndarray:
         """Finds the detection that each object is matched by under COCO's rules.
@@ -200,25 +251,27 @@ class GroundTruth:
         Returns:
             (g,) position of the detection, -1 for objects that nothing matched; in the order of ``objects``.
         """
-        evaluation = self._evaluation(detections)
-        evaluation.params.iouThrs = np.array([iou])
-        evaluation.params.areaRng = [[0.0, WHOLE]]
-        evaluation.params.areaRngLbl = ['all']
-        with contextlib.redirect_stdout(io.StringIO()):
-            evaluation.evaluate()
-        matched = {}
+        evaluation = self.evaluate(detections, [[0.0, WHOLE]], compiled=False, thresholds=[iou])
+        matches = np.full(len(self.annotation_ids), -1, dtype=np.int64)
         for result in evaluation.evalImgs:
             if result is None:
                 continue
-            for annotation, detection in zip(result['gtIds'], result['gtMatches'][0], strict=True):
-                matched[int(annotation)] = int(detection) - 1  # 0 stands for none
-        return np.array([matched.get(int(i), -1) for i in self.objects.ids], dtype=np.int64)
+            for truth, detection in zip(result['gtIds'], result['gtMatches'][0], strict=True):
+                if truth <= len(matches):  # not a crowd
+                    matches[truth - 1] = int(detection) - 1  # 0 stands for none
+        return matches
 
 
-def _indexed(coco: type, dataset: dict):
-    """A COCO object of one of the two libraries, without what they print."""
-    made = coco()
-    made.dataset = dataset
-    with contextlib.redirect_stdout(io.StringIO()):
-        made.createIndex()
-    return made
+def mean_precision(precision: np.ndarray) -> float | None:
+    """Mean over thresholds, recalls and categories; None where no category has an object."""
+    counted = precision[precision > -1]
+    return float(counted.mean()) if counted.size else None
+
+
+def _is_crowd(annotation: dict) -> bool:
+    return bool(annotation.get('iscrowd', 0))
+
+
+def _entry(image: int, label: int, box: Sequence[float], area: float, score: float = 1.0) -> dict:
+    """An object or a detection as COCO's libraries know it."""
+    return {'image_id': image, 'category_id': label, 'bbox': box, 'area': area, 'score': score, 'iscrowd': 0}

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ..analysis.comparison import RunResult, compare, comparison_dict, comparison_markdown
 from ..analysis.ground_truth import GroundTruth
 from ..errors import DataError, MoEConfigError
+from ..probing.probe import detection_table
 from ..version import __version__
 from .checkpoints import check_checkpoint, file_sha256, latest_checkpoint
 from .config_edit import is_remote
@@ -212,19 +213,9 @@ def _average_precision(model: nn.Module, batches: TestBatches, annotations: str)
     category_ids = getattr(batches.dataset, 'cat_ids', None)
     if not category_ids:
         raise DataError('the test set is no CocoDataset: average precision by size needs COCO categories and areas')
-    numbers = np.array(category_ids)
-    image_ids, detections = [], [np.zeros((0, 7))]
+    image_ids, tables = [], []
     for ids, batch in tqdm(batches, desc='images', unit='batch', disable=None):
+        results = [sample.pred_instances for sample in model.test_step(batch)]
+        tables.append(detection_table(results, range(len(image_ids), len(image_ids) + len(ids))))
         image_ids += ids
-        for image_id, sample in zip(ids, model.test_step(batch), strict=True):
-            found = sample.pred_instances.cpu()
-            boxes = found.bboxes.double().numpy().reshape(-1, 4)
-            boxes[:, 2:] -= boxes[:, :2]
-            columns = [
-                np.full(len(boxes), image_id),
-                boxes,
-                found.scores.double().numpy(),
-                numbers[found.labels.numpy()],
-            ]
-            detections.append(np.column_stack(columns))
-    return GroundTruth(annotations, image_ids, category_ids).average_precision(np.concatenate(detections))
+    return GroundTruth(annotations, image_ids, category_ids).average_precision(np.concatenate(tables))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,41 +11,41 @@ from PIL import Image
 from ..analysis import gallery
 from ..analysis.figures.pictures import Pictures, crop_object, draw_boxes
 from ..analysis.ground_truth import GroundTruth
-from ..analysis.units import decides_per_image, detection_unit, training_unit
+from ..analysis.units import decides_per_image, detection_unit, training_unit, unit_without_levels
 from ..probing.findings import Findings
 
 
 class _Images:
-    """Image files by id, read once; a file that cannot be read leaves its pictures out."""
+    """Image files by position, read once; a file that cannot be read leaves its pictures out."""
 
-    def __init__(self, paths: dict[int, str], ground_truth: GroundTruth, pictures: Pictures) -> None:
+    def __init__(self, paths: Sequence[str], ground_truth: GroundTruth, pictures: Pictures) -> None:
         self.paths, self.truth, self.pictures = paths, ground_truth, pictures
         self._made: dict[str, str | None] = {}
 
-    def name(self, image_id: int) -> str:
+    def name(self, position: int) -> str:
         """File name of an image."""
-        return Path(self.paths[image_id]).name
+        return Path(self.paths[position]).name
 
-    def whole(self, image_id: int) -> str | None:
+    def whole(self, position: int) -> str | None:
         """Picture of an image with its boxes coloured by size."""
         objects = self.truth.objects
-        at = objects.of_image(image_id)
+        at = objects.of_image(position)
         return self._make(
-            f'image-{image_id}', image_id, lambda image: draw_boxes(image, objects.boxes[at], objects.sizes[at])
+            f'image-{position}', position, lambda image: draw_boxes(image, objects.boxes[at], objects.sizes[at])
         )
 
-    def crop(self, entry: dict, size: int) -> str | None:
+    def crop(self, number: int) -> str | None:
         """Cut-out of an object."""
+        objects = self.truth.objects
+        box, size = objects.boxes[number].tolist(), int(objects.sizes[number])
         return self._make(
-            f'object-{entry["annotation_id"]}',
-            entry['image_id'],
-            lambda image: crop_object(image, entry['bbox'], size=size),
+            f'object-{number}', objects.image_ids[number], lambda image: crop_object(image, box, size=size)
         )
 
-    def _make(self, name: str, image_id: int, draw) -> str | None:
+    def _make(self, name: str, position: int, draw) -> str | None:
         if name not in self._made:
             try:
-                with Image.open(self.paths[image_id]) as file:
+                with Image.open(self.paths[position]) as file:
                     # boxes belong to the pixels as stored, as mmdet's and COCO's do: no EXIF rotation
                     self._made[name] = self.pictures.save(name, draw(file.convert('RGB')))
             except OSError:
@@ -58,7 +59,7 @@ def add_pictures(
     findings: Findings,
     matches: np.ndarray,
     ground_truth: GroundTruth,
-    paths: dict[int, str],
+    paths: Sequence[str],
 ) -> None:
     """Adds ``favourites`` of each layer and ``examples`` to the results and writes their pictures.
 
@@ -68,33 +69,35 @@ def add_pictures(
         findings: on all images.
         matches: (g,) detection that each object is matched by.
         ground_truth: the objects.
-        paths: image file by image id.
+        paths: (N,) image files in the order of the ground truth.
     """
     images = _Images(paths, ground_truth, Pictures(folder))
-    objects = ground_truth.objects
-    size_of = dict(zip(objects.ids.tolist(), objects.sizes.tolist(), strict=True))
+    objects, ids = ground_truth.objects, ground_truth.image_ids
     for layer in results['layers']:
         found = findings.layers[layer['name']]
         if layer['main_unit'] == 'detection':
-            unit = detection_unit(found, matches, objects.sizes)
+            unit = detection_unit(found, matches, findings.detection_levels, objects.sizes)
+        elif len(findings.positives):
+            unit = training_unit(found, findings.positives, objects.sizes)
         else:
-            unit = training_unit(found, findings.positives, objects.ids, objects.sizes)
+            unit = unit_without_levels(found, objects.sizes)
         layer['favourites'] = []
         for expert in range(layer['num_experts']):
             liked = []
             for position in gallery.favourite_objects(unit, expert):
                 entry = gallery.object_entry(ground_truth, unit, position, expert, not decides_per_image(found))
-                entry['file_name'] = images.name(entry['image_id'])
-                entry['picture'] = images.crop(entry, size_of[entry['annotation_id']])
+                number = int(unit.objects[position])
+                entry['file_name'] = images.name(int(objects.image_ids[number]))
+                entry['picture'] = images.crop(number)
                 liked.append(entry)
             whole = [
-                {'image_id': i, 'file_name': images.name(i), 'weight': weight, 'picture': images.whole(i)}
+                {'image_id': ids[i], 'file_name': images.name(i), 'weight': weight, 'picture': images.whole(i)}
                 for i, weight in gallery.favourite_images(found.weights, found.image_ids, expert)
             ]
             layer['favourites'].append({'expert': expert, 'images': whole, 'objects': liked})
     results['examples'] = [
         {
-            'image_id': i,
+            'image_id': ids[i],
             'file_name': images.name(i),
             'picture': images.whole(i),
             'objects': len(objects.of_image(i)),
@@ -107,8 +110,8 @@ def add_pictures(
     ]
 
 
-def _routing(layer, image_id: int) -> list[dict]:
-    at = layer.image_ids == image_id
+def _routing(layer, position: int) -> list[dict]:
+    at = layer.image_ids == position
     found = []
     for level in np.unique(layer.levels[at]):
         rows = np.flatnonzero(at & (layer.levels == level))

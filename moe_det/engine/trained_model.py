@@ -7,7 +7,7 @@ import io
 import os
 import pickle
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import torch
 from mmdet.registry import DATASETS, MODELS
@@ -187,10 +187,10 @@ class TestBatches:
     def __len__(self) -> int:
         return -(-self.num_images // self._settings['batch_size'])
 
-    def __iter__(self) -> Iterator[tuple[list[int], dict]]:
+    def __iter__(self) -> Iterator[tuple[list[Hashable], dict]]:
         return self.select(range(len(self)))
 
-    def select(self, numbers: Sequence[int]) -> Iterator[tuple[list[int], dict]]:
+    def select(self, numbers: Sequence[int]) -> Iterator[tuple[list[Hashable], dict]]:
         """Yields some of the batches, by number; the images of the others are not read."""
         size = self._settings['batch_size']
         positions = [i for n in numbers for i in range(n * size, min((n + 1) * size, self.num_images))]
@@ -203,13 +203,13 @@ class TestBatches:
             yield [_image_id(sample) for sample in batch['data_samples']], batch
 
 
-def _image_id(sample) -> int:
+def _image_id(sample) -> Hashable:
     if 'img_id' not in sample.metainfo_keys():
         raise MoEConfigError(
             "test_dataloader: the images have no img_id: add 'img_id' to meta_keys of PackDetInputs, the last step of "
             'the pipeline'
         )
-    return int(sample.img_id)
+    return sample.img_id
 
 
 def test_batches(cfg: Config, limit: int | None = None) -> TestBatches:
@@ -224,7 +224,8 @@ def test_batches(cfg: Config, limit: int | None = None) -> TestBatches:
         limit: the first so many images of the data set; None takes all.
 
     Returns:
-        An iterable of (COCO image ids, batch); ``batch`` is what ``model.test_step`` takes. See :class:`TestBatches`.
+        An iterable of (image ids as the annotation file has them, batch); ``batch`` is what ``model.test_step`` takes.
+        See :class:`TestBatches`.
 
     Raises:
         MoEConfigError: the config has no test set, or ``limit`` is no positive integer.

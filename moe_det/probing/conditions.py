@@ -1,14 +1,19 @@
-"""The routings that a detector is evaluated under: its own, each expert forced, each knocked out, other K."""
+"""The routings that a detector is evaluated under beside its own: each expert forced, each knocked out, other K.
+
+Those that need to know what the detector did under its own routing are made in :mod:`moe_det.probing.swaps`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from ..routing.intervention import Intervention
 from ..routing.router import find_routers
+
+NATURAL = 'natural'  # name of the detector's own routing
 
 # layers under these run after the features: a change of their routing leaves the features as they are
 _AFTER_FEATURES = ('bbox_head.', 'rpn_head.', 'roi_head.')
@@ -19,12 +24,24 @@ class Condition:
     """One routing to evaluate.
 
     Attributes:
-        name: ``<layer>/forced/<e>``, ``<layer>/knocked_out/<e>`` or ``top_k/<k>``.
+        name: ``<layer>/forced/<e>``, ``<layer>/knocked_out/<e>``, ``top_k/<k>``, or one of :mod:`.swaps`.
         interventions: by layer.
+        losses: whether to compute each image's detection loss as well.
     """
 
     name: str
     interventions: dict[str, Intervention] = field(hash=False)
+    losses: bool = False
+
+    def start_batch(self, images: Sequence[int]) -> None:
+        """Names the images of the next forward to interventions that know images apart.
+
+        Args:
+            images: position of each image of the batch.
+        """
+        for intervention in self.interventions.values():
+            if intervention.routes is not None:
+                intervention.routes.start_batch(images)
 
     @property
     def keeps_features(self) -> bool:
@@ -40,6 +57,26 @@ def forced(layer: str, expert: int) -> str:
 def knocked_out(layer: str, expert: int) -> str:
     """Name of the condition in which ``layer`` gives no row to ``expert``."""
     return f'{layer}/knocked_out/{expert}'
+
+
+def swapped(layer: str, draw: int) -> str:
+    """Name of the condition in which ``layer`` takes the decisions of other images."""
+    return f'{layer}/swap/{draw}'
+
+
+def all_swapped(draw: int) -> str:
+    """Name of the condition in which every layer takes the decisions of other images."""
+    return f'all/swap/{draw}'
+
+
+def levels_shifted(layer: str, draw: int) -> str:
+    """Name of the condition in which every level of an image takes the decision of another of its levels."""
+    return f'{layer}/levels/{draw}'
+
+
+def routed(layer: str, experts: Sequence[int]) -> str:
+    """Name of the condition in which ``layer`` gives every row to these experts."""
+    return f'{layer}/route/{"+".join(map(str, experts))}'
 
 
 def swept(top_k: int) -> str:

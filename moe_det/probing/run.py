@@ -7,19 +7,18 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
 from ..analysis.ground_truth import GroundTruth
 from ..errors import DataError
 from .findings import Findings, join
-from .probe import Probe, Truth
+from .places import Truth
+from .probe import Probe
 
-FINDINGS_FORMAT = 1  # raised when stored parts of older versions can no longer be used
+FINDINGS_FORMAT = 2  # raised when stored parts of older versions can no longer be used
 BATCHES_PER_PART = 8
 
 
@@ -65,21 +64,18 @@ class PartStore:
             raise DataError(f'{self.path(number)} cannot be written: {os.strerror(error.errno or 0)}') from error
 
 
-def truths_of(ground_truth: GroundTruth, image_ids: Sequence[int], category_ids: Sequence[int]) -> list[Truth]:
+def truths_of(ground_truth: GroundTruth, images: Sequence[int]) -> list[Truth]:
     """The ground truths of a batch.
 
     Args:
-        ground_truth: annotations of at least these images.
-        image_ids: the images.
-        category_ids: COCO category id of each label.
+        ground_truth: annotations of at least these images, its categories in the order of the detector's labels.
+        images: positions of the images.
     """
     objects = ground_truth.objects
-    label_of = {category: label for label, category in enumerate(category_ids)}
     found = []
-    for image_id in image_ids:
-        at = objects.of_image(image_id)
-        labels = np.array([label_of[c] for c in objects.categories[at]], dtype=np.int64)
-        found.append(Truth(objects.ids[at], objects.boxes[at], labels))
+    for image in images:
+        at = objects.of_image(image)
+        found.append(Truth(at, objects.boxes[at], objects.categories[at]))
     return found
 
 
@@ -107,8 +103,11 @@ class Batches(Protocol):
     def __len__(self) -> int:
         """Number of batches."""
 
-    def select(self, numbers: Sequence[int]) -> Iterable[tuple[list[int], dict]]:
-        """Image ids and batch for each of these batch numbers; the others are not loaded."""
+    def select(self, numbers: Sequence[int]) -> Iterable[tuple[list[Hashable], dict]]:
+        """Ids of the images, as the annotation file has them, and batch for each of these batch numbers.
+
+        The others are not loaded.
+        """
 
 
 def probe_images(
@@ -118,6 +117,7 @@ def probe_images(
     store: PartStore | None = None,
     progress: Callable[[int], None] = lambda images: None,
     share: Share = ALONE,
+    everywhere: bool = False,
 ) -> Findings | None:
     """Probes all batches.
 
@@ -128,9 +128,10 @@ def probe_images(
         store: keeps finished parts; what it holds is neither loaded nor probed again. Several processes need one.
         progress: called with the number of images that this process has just finished or found finished.
         share: this process's share of the parts.
+        everywhere: every process wants the findings, not that of rank 0 alone.
 
     Returns:
-        The findings on all images, in order; None in processes of another rank than 0.
+        The findings on all images, in order; None in processes of another rank than 0 unless ``everywhere``.
 
     Raises:
         DataError: a part cannot be stored, or one of another process is not there.
@@ -151,14 +152,14 @@ def probe_images(
     for part, of_part in zip(missing, numbers, strict=True):
         pending = []
         for image_ids, batch in itertools.islice(loaded, len(of_part)):
-            truths = truths_of(ground_truth, image_ids, probe.category_ids.tolist())
-            pending.append(probe(image_ids, batch, truths))
+            images = ground_truth.positions_of(image_ids)
+            pending.append(probe(images, batch, truths_of(ground_truth, images)))
             progress(len(image_ids))
         finished[part] = join(pending)
         if store is not None:
             store.save(part, finished[part])
     share.wait()
-    if share.rank:
+    if share.rank and not everywhere:
         return None
     for part in range(total):
         if part not in finished:

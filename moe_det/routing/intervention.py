@@ -6,14 +6,16 @@ Interventions act in eval mode alone, so that a forgotten one cannot reach train
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from .route_table import RouteTable
 from .routing import select
 
 if TYPE_CHECKING:
@@ -25,29 +27,49 @@ class Intervention:
     """How a layer's routing is changed.
 
     Attributes:
-        forced: the only expert, for every row. It gets the weight that the row's chosen experts had together: 1 where
-            weights sum to 1, else (K = 1) the gate's probability of its own choice, the scale that experts learnt with.
+        forced: the only expert for every row, or several that share every row equally. Together they get the weight
+            that the row's chosen experts had: 1 where weights sum to 1, else (K = 1) the gate's probability of its own
+            choice, the scale that experts learnt with.
         knocked_out: an expert that no row may choose; the next best takes its place and weights are normalised anew.
         top_k: another number of chosen experts.
+        routes: decisions to replay instead of the gate's; none of the others can be given with them.
     """
 
-    forced: int | None = None
+    forced: int | tuple[int, ...] | None = None
     knocked_out: int | None = None
     top_k: int | None = None
+    routes: RouteTable | None = field(default=None, hash=False)
+
+    @property
+    def forced_experts(self) -> tuple[int, ...]:
+        """The experts that share every row; empty where none is forced."""
+        if self.forced is None:
+            return ()
+        return self.forced if isinstance(self.forced, tuple) else (self.forced,)
 
     def check(self, label: str, num_experts: int) -> None:
         """Raises ValueError if a layer with ``num_experts`` experts cannot be changed so."""
-        for name in ('forced', 'knocked_out'):
-            expert = getattr(self, name)
+        if self.forced == () or len(set(self.forced_experts)) < len(self.forced_experts):
+            raise ValueError(f'{label}: forced={self.forced}: expected one expert or several different ones')
+        named = [('forced', expert) for expert in self.forced_experts]
+        for name, expert in [*named, ('knocked_out', self.knocked_out)]:
             if expert is not None and not 0 <= expert < num_experts:
                 raise ValueError(f'{label}: {name}={expert}: expected an expert from 0 to {num_experts - 1}')
         if self.knocked_out is not None and num_experts == 1:
             raise ValueError(f'{label}: the only expert cannot be knocked out')
         if self.top_k is not None and not 1 <= self.top_k <= num_experts:
             raise ValueError(f'{label}: top_k={self.top_k}: expected 1 to {num_experts}')
+        if self.routes is None:
+            return
+        if (self.forced, self.knocked_out, self.top_k) != (None, None, None):
+            raise ValueError(f'{label}: routes are whole decisions: give no forced, knocked_out or top_k with them')
+        if self.routes.num_experts != num_experts:
+            raise ValueError(f'{label}: routes of {self.routes.num_experts} experts for a layer with {num_experts}')
 
     def select(self, logits: Tensor, allowed: Tensor, top_k: int, sums_to_one: bool) -> tuple[Tensor, Tensor]:
         """As :func:`~moe_det.routing.routing.select`, changed."""
+        if self.routes is not None:
+            return self.routes.next_call(logits)
         top_k = self.top_k or top_k
         if self.knocked_out is not None:
             without = allowed.clone()
@@ -60,8 +82,9 @@ class Intervention:
             top_k = min(top_k, logits.shape[1] - 1)
         indices, log_weights = select(logits, allowed, top_k, sums_to_one)
         if self.forced is not None:
-            total = torch.logsumexp(log_weights, dim=1, keepdim=True)
-            return torch.full_like(indices[:, :1], self.forced), total
+            experts = indices.new_tensor(self.forced_experts)
+            shared = torch.logsumexp(log_weights, dim=1, keepdim=True) - math.log(len(experts))
+            return experts.expand(len(indices), -1), shared.expand(-1, len(experts))
         return indices, log_weights
 
 
@@ -75,7 +98,7 @@ def intervene(model: nn.Module, interventions: Mapping[str, Intervention]) -> It
 
     Raises:
         KeyError: the model has no such layer.
-        ValueError: an expert or a K that the layer does not have.
+        ValueError: an expert or a K that the layer does not have, or routes of another number of experts.
     """
     from .router import find_routers
 

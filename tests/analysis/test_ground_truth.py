@@ -33,8 +33,9 @@ def truth(number, box, area=None, image=1, category=3, **more):
 
 
 def found(*rows):
-    """Detections: image, x, y, width, height, score, category."""
-    return np.array(rows, dtype=float).reshape(-1, 7)
+    """Detections: position of the image, x, y, width, height, score, label; of an unknown level."""
+    rows = np.array(rows, dtype=float).reshape(-1, 7)
+    return np.concatenate([rows, np.full((len(rows), 1), -1)], axis=1)
 
 
 def test_area_decides_the_size_and_a_limit_belongs_to_the_smaller(tmp_path):
@@ -55,9 +56,12 @@ def test_own_limits(tmp_path):
 def test_crowds_and_other_categories_have_no_size(tmp_path):
     annotations = [truth(1, [0, 0, 9, 9]), {**truth(2, [0, 0, 9, 9]), 'iscrowd': 1}, truth(5, [0, 0, 9, 9], category=8)]
     path = write(tmp_path / 'a.json', annotations)
-    assert GroundTruth(path, [1]).objects.ids.tolist() == [1, 5]
+    assert GroundTruth(path, [1]).annotation_ids == [1, 5]
     one = GroundTruth(path, [1], [3])
-    assert one.objects.ids.tolist() == [1] and one.crowds == 1
+    assert one.annotation_ids == [1] and one.crowds == 1
+    assert one.category_ids == [3] and one.category_names == ['a']
+    turned = GroundTruth(path, [1], [8, 3])
+    assert turned.objects.categories.tolist() == [1, 0] and turned.category_names == ['b', 'a']
 
 
 @pytest.mark.parametrize('area', [None, 'missing', -1, float('nan'), float('inf'), '12', True])
@@ -76,6 +80,8 @@ def test_no_objects_and_unknown_images(tmp_path):
         GroundTruth(path, [2])
     with pytest.raises(DataError, match='does not have the image 9 and 1 more'):
         GroundTruth(path, [1, 9, 10])
+    with pytest.raises(DataError, match='image 1 is named twice'):
+        GroundTruth(path, [1, 2, 1])
 
 
 def test_matching_worked_out_by_hand(tmp_path):
@@ -89,16 +95,17 @@ def test_matching_worked_out_by_hand(tmp_path):
     ]
     ground_truth = GroundTruth(write(tmp_path / 'a.json', annotations, images=2), [1, 2])
     detections = found(
-        [1, 0, 0, 10, 6, 0.3, 3],  # overlaps 11 by 0.6, but the next has the higher score
-        [1, 0, 0, 10, 9, 0.9, 3],
-        [1, 100, 100, 10, 4, 0.8, 3],  # 0.4 with 12: too little
-        [1, 300, 300, 10, 10, 0.9, 3],  # another class than 14
-        [1, 200, 200, 10, 5, 0.7, 3],  # exactly 0.5 with 13
-        [2, 0, 0, 10, 10, 0.1, 3],
-        [1, 400, 400, 10, 8, 0.5, 3],  # 16: both overlap enough; the higher score wins, not the better box
-        [1, 400, 400, 10, 10, 0.4, 3],
+        [0, 0, 0, 10, 6, 0.3, 0],  # overlaps 11 by 0.6, but the next has the higher score
+        [0, 0, 0, 10, 9, 0.9, 0],
+        [0, 100, 100, 10, 4, 0.8, 0],  # 0.4 with 12: too little
+        [0, 300, 300, 10, 10, 0.9, 0],  # another class than 14
+        [0, 200, 200, 10, 5, 0.7, 0],  # exactly 0.5 with 13
+        [1, 0, 0, 10, 10, 0.1, 0],
+        [0, 400, 400, 10, 8, 0.5, 0],  # 16: both overlap enough; the higher score wins, not the better box
+        [0, 400, 400, 10, 10, 0.4, 0],
     )
-    assert ground_truth.objects.ids.tolist() == [11, 12, 13, 14, 16, 15]  # image by image
+    assert ground_truth.annotation_ids == [11, 12, 13, 14, 16, 15]  # image by image
+    assert ground_truth.objects.image_ids.tolist() == [0, 0, 0, 0, 0, 1]
     assert ground_truth.match(detections).tolist() == [1, -1, 4, -1, 6, 5]
     assert ground_truth.match(found()).tolist() == [-1] * 6
 
@@ -107,7 +114,7 @@ def test_no_detection_is_an_ap_of_zero_and_no_object_is_none(tmp_path):
     ground_truth = GroundTruth(write(tmp_path / 'a.json', [truth(1, [0, 0, 50, 50])]), [1])
     precision = ground_truth.average_precision(found())
     assert precision == dict(AP=0.0, AP50=0.0, AP75=0.0, AP_S=None, AP_M=0.0, AP_L=None)
-    perfect = ground_truth.average_precision(found([1, 0, 0, 50, 50, 0.5, 3]))
+    perfect = ground_truth.average_precision(found([0, 0, 0, 50, 50, 0.5, 0]))
     assert perfect == dict(AP=pytest.approx(1), AP50=pytest.approx(1), AP75=pytest.approx(1), AP_S=None,
                            AP_M=pytest.approx(1), AP_L=None)  # fmt: skip
 
@@ -121,55 +128,108 @@ def real(request):
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(str(path))
     rng = np.random.default_rng(0)
+    images, categories = sorted(coco.imgs), sorted(coco.cats)
     rows = []
     for annotation in coco.dataset['annotations']:
         for _ in range(rng.integers(0, 3)):
             box = np.array(annotation['bbox']) + rng.normal(0, 0.08, 4) * np.tile(annotation['bbox'][2:], 2)
             wrong = rng.random() < 0.1
-            category = rng.choice(list(coco.cats)) if wrong else annotation['category_id']
-            rows.append([annotation['image_id'], *np.maximum(box, 0.5), rng.random(), category])
+            category = rng.choice(categories) if wrong else annotation['category_id']
+            places = images.index(annotation['image_id']), categories.index(category)
+            rows.append([places[0], *np.maximum(box, 0.5), rng.random(), places[1]])
     return path, coco, found(*rows)
 
 
 def test_ap_by_size_is_pycocotools_on_real_annotations(real):
     path, coco, detections = real
+    images, categories = sorted(coco.imgs), sorted(coco.cats)
     with contextlib.redirect_stdout(io.StringIO()):
         results = [
-            dict(image_id=int(r[0]), bbox=r[1:5].tolist(), score=float(r[5]), category_id=int(r[6])) for r in detections
+            dict(
+                image_id=images[int(r[0])],
+                bbox=r[1:5].tolist(),
+                score=float(r[5]),
+                category_id=categories[int(r[6])],
+            )
+            for r in detections
         ]
         evaluation = COCOeval(coco, coco.loadRes(results), 'bbox')
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    ground_truth = GroundTruth(path, sorted(coco.imgs))
+    ground_truth = GroundTruth(path, images, categories)
     ours = ground_truth.average_precision(detections)
     assert list(ours.values()) == pytest.approx(evaluation.stats[:6].tolist(), abs=1e-12)
     assert 0.1 < ours['AP'] < 0.9 and len({round(v, 6) for v in ours.values()}) == 6
 
 
+def renumbered(path, target, image_id, annotation_id, category_id):
+    """Copies annotations with other ids; returns the new ids of the images and categories in the old order."""
+    content = json.loads(path.read_text())
+    names = {image['id']: image_id(image['id']) for image in content['images']}
+    kinds = {category['id']: category_id(category['id']) for category in content['categories']}
+    for image in content['images']:
+        image['id'] = names[image['id']]
+    for category in content['categories']:
+        category['id'] = kinds[category['id']]
+    for number, annotation in enumerate(content['annotations']):
+        annotation['image_id'], annotation['category_id'] = (
+            names[annotation['image_id']],
+            kinds[annotation['category_id']],
+        )
+        annotation['id'] = annotation_id(number)
+    target.write_text(json.dumps(content))
+    return names, kinds
+
+
+IDS = {
+    'strings': (lambda i: f'val/{i}.jpg', lambda n: f'a{n}', str),
+    'time stamps in nanoseconds': (lambda i: 1561452123456789012 + i, lambda n: 2**60 + n, lambda c: 2**55 + c),
+    'hashes of 67 bits': (lambda i: 10**20 - i, lambda n: 10**20 + n, lambda c: c),
+    'an annotation 0': (lambda i: -i, lambda n: n, lambda c: c - 1),
+}
+
+
+@pytest.mark.parametrize('kind', IDS)
+def test_ids_of_any_kind_give_the_same_numbers(real, tmp_path, kind):
+    path, coco, detections = real
+    images, categories = sorted(coco.imgs), sorted(coco.cats)
+    names, kinds = renumbered(path, tmp_path / 'other.json', *IDS[kind])
+    plain = GroundTruth(path, images, categories)
+    other = GroundTruth(tmp_path / 'other.json', [names[i] for i in images], [kinds[c] for c in categories])
+    assert other.average_precision(detections) == plain.average_precision(detections)
+    assert other.match(detections).tolist() == plain.match(detections).tolist()
+    for field in ('image_ids', 'categories', 'sizes'):
+        assert getattr(other.objects, field).tolist() == getattr(plain.objects, field).tolist()
+    assert other.positions_of([names[images[3]], names[images[0]]]) == [3, 0]
+    numbers = {annotation['id']: IDS[kind][1](n) for n, annotation in enumerate(coco.dataset['annotations'])}
+    assert other.annotation_ids == [numbers[i] for i in plain.annotation_ids]
+
+
 def test_sizes_are_those_that_pycocotools_counts(real):
     path, coco, _ = real
     ground_truth = GroundTruth(path, sorted(coco.imgs))
-    objects = ground_truth.objects
+    objects, ids = ground_truth.objects, np.array(ground_truth.annotation_ids)
     for size, (low, high) in enumerate(ground_truth.area_ranges()[1:]):
         inside = set(coco.getAnnIds(areaRng=[low, high], iscrowd=False))
-        assert set(objects.ids[objects.sizes == size].tolist()) <= inside
-    assert len(objects.ids) == len(coco.getAnnIds(iscrowd=False))
+        assert set(ids[objects.sizes == size].tolist()) <= inside
+    assert len(ids) == len(coco.getAnnIds(iscrowd=False))
     assert ground_truth.crowds == len(coco.getAnnIds(iscrowd=True))
 
 
 def test_matches_on_real_annotations_follow_the_greedy_rule(real):
     """A naive loop over one class at a time, as COCO's paper of the evaluation describes it."""
     path, coco, detections = real
-    ground_truth = GroundTruth(path, sorted(coco.imgs))
-    got = dict(zip(ground_truth.objects.ids.tolist(), ground_truth.match(detections).tolist(), strict=True))
+    images, categories = sorted(coco.imgs), sorted(coco.cats)
+    ground_truth = GroundTruth(path, images, categories)
+    got = dict(zip(ground_truth.annotation_ids, ground_truth.match(detections).tolist(), strict=True))
     checked = 0
-    for image in sorted(coco.imgs)[:60]:
-        for category in coco.cats:
+    for place, image in enumerate(images[:60]):
+        for label, category in enumerate(categories):
             truths = coco.loadAnns(coco.getAnnIds(imgIds=[image], catIds=[category]))
             if any(t['iscrowd'] for t in truths):
                 continue  # crowds may be matched several times
-            at = np.flatnonzero((detections[:, 0] == image) & (detections[:, 6] == category))
+            at = np.flatnonzero((detections[:, 0] == place) & (detections[:, 6] == label))
             at = at[np.argsort(-detections[at, 5], kind='stable')]
             expected = {t['id']: -1 for t in truths}
             for number in at:

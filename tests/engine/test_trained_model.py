@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import fractions
 import importlib.util
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from small_checkpoints import checkpoint, moe_config
 
+from moe_det.analysis.ground_truth import GroundTruth
 from moe_det.engine.launch import load_config
 from moe_det.engine.trained_model import analysis_device, annotation_file, load_trained_model, test_batches
 from moe_det.errors import CheckpointError, DataError, MoEConfigError
@@ -152,6 +155,27 @@ def test_limit_takes_the_first_images(folder, cfg):
     for limit in (0, -1, True, 2.5):
         with pytest.raises(MoEConfigError, match='--limit'):
             test_batches(cfg, limit)
+
+
+@pytest.mark.parametrize('ids', [['b/4.jpg', 'a', '17', 'ü'], [2**62 + 1, 2**53 + 1, 10**20, 0]])
+def test_image_ids_are_those_of_the_file(folder, tmp_path, ids):
+    shutil.copytree(folder / 'data', tmp_path / 'data')
+    path = tmp_path / 'data' / 'annotations' / 'val.json'
+    content = json.loads(path.read_text())
+    new = {image['id']: image_id for image, image_id in zip(content['images'], ids, strict=True)}
+    for image in content['images']:
+        image['id'] = new[image['id']]
+    for annotation in content['annotations']:
+        annotation.update(image_id=new[annotation['image_id']], id=f'object {annotation["id"]}')
+    path.write_text(json.dumps(content))
+    cfg = load_config(folder / 'moe.py', data_root=tmp_path / 'data')
+    batches = test_batches(cfg)
+    assert [image_id for of_batch, _ in batches for image_id in of_batch] == ids
+    truth = GroundTruth(path, ids, batches.dataset.cat_ids)
+    for position, image_id in enumerate(ids):
+        boxes = batches.dataset[position]['data_samples'].gt_instances.bboxes
+        assert truth.positions_of([image_id]) == [position]
+        assert len(truth.objects.of_image(position)) == len(boxes) > 0
 
 
 def test_missing_data_and_ids_are_told(folder, cfg):

@@ -14,10 +14,9 @@ from small_models import CLASSES, batch, detector, spread_weights
 
 from moe_det.analysis.ground_truth import GroundTruth
 from moe_det.errors import DataError
-from moe_det.probing.conditions import conditions_of, forced, knocked_out, swept
+from moe_det.probing.conditions import Condition, conditions_of, forced, knocked_out, swept
 from moe_det.probing.findings import Findings, join
 from moe_det.probing.probe import Probe
-from moe_det.probing.random_gates import random_gates
 from moe_det.probing.run import PartStore, Share, probe_images, truths_of
 from moe_det.routing import RoutingRecorder, find_routers
 from moe_det.routing.intervention import Intervention, intervene
@@ -53,23 +52,23 @@ def ground_truth(tmp_path, data):
     )
     path = tmp_path / 'truth.json'
     path.write_text(json.dumps(content))
-    return GroundTruth(path, IDS)
+    return GroundTruth(path, IDS, CATEGORIES)
 
 
 def probe_once(model, truth, data, conditions=(), **more):
-    return Probe(model, CATEGORIES, conditions, **more)(IDS, data, truths_of(truth, IDS, CATEGORIES))
+    return Probe(model, conditions, **more)(range(3), data, truths_of(truth, range(3)))
 
 
 def table(model, data):
-    """Detections of a plain test step, as the findings write them."""
+    """Detections of a plain test step, as the findings write them, without the levels."""
     with torch.no_grad():
         samples = model.test_step(data)
     rows = []
-    for image_id, sample in zip(IDS, samples, strict=True):
+    for image, sample in enumerate(samples):
         found = sample.pred_instances
         for box, score, label in zip(found.bboxes, found.scores, found.labels, strict=True):
             x1, y1, x2, y2 = box.tolist()
-            rows.append([image_id, x1, y1, x2 - x1, y2 - y1, score.item(), CATEGORIES[int(label)]])
+            rows.append([image, x1, y1, x2 - x1, y2 - y1, score.item(), int(label)])
     return np.array(rows)
 
 
@@ -96,13 +95,14 @@ def test_every_condition_is_a_plain_test_under_that_routing(tmp_path, place):
     data = batch(SIZES)
     conditions = conditions_of(model)
     found = probe_once(model, ground_truth(tmp_path, data), data, conditions)
-    np.testing.assert_allclose(found.detections, table(model, data), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(found.detections[:, :7], table(model, data), rtol=1e-5, atol=1e-4)
     different = 0
     for condition in conditions:
         with intervene(model, condition.interventions):
             expected = table(model, data)
-        np.testing.assert_allclose(found.conditions[condition.name], expected, rtol=1e-5, atol=1e-4)
-        different += expected.shape != found.detections.shape or not np.allclose(expected, found.detections, atol=1e-3)
+        np.testing.assert_allclose(found.conditions[condition.name][:, :7], expected, rtol=1e-5, atol=1e-4)
+        natural = found.detections[:, :7]
+        different += expected.shape != natural.shape or not np.allclose(expected, natural, atol=1e-3)
     assert different >= len(conditions) - 2 > 0  # to knock out an expert that no row chose changes nothing
 
 
@@ -137,6 +137,52 @@ def test_names_and_number_of_conditions():
     assert all(condition.keeps_features for condition in only)
 
 
+@pytest.mark.parametrize('place', ['level', 'image', 'patch', 'attentive'])
+def test_features_are_what_a_linear_gate_decides_from(tmp_path, place):
+    """The gate's own linear layer, applied to the recorded features, gives its probabilities again."""
+    model = moe_detector(**HEADS[place])
+    data = batch(SIZES)
+    found = probe_once(model, ground_truth(tmp_path, data), data)
+    for name, router in find_routers(model).items():
+        layer = found.layers[name]
+        assert layer.features.shape == (len(layer.image_ids), 16) and layer.features.dtype == np.float32
+        if place == 'attentive':  # its experts decide with it
+            continue
+        with torch.no_grad():
+            probs = torch.softmax(router.gate.fc(torch.from_numpy(layer.features)), dim=1)
+        np.testing.assert_allclose(layer.probs, probs, atol=1e-4)
+
+
+def test_losses_are_those_of_training_on_the_image_alone(tmp_path):
+    model = moe_detector()
+    data = batch(SIZES)
+    route = {'bbox_head.cls': Intervention(forced=(0, 2))}
+    other = Condition('other', route, losses=True)
+    found = probe_once(model, ground_truth(tmp_path, data), data, [*conditions_of(model)[:1], other])
+    assert found.losses.keys() == {'natural', 'other'}
+    for name, interventions in (('natural', {}), ('other', route)):
+        whole = model.data_preprocessor(data)  # padded as the batch is, so that the gate's averages are the same
+        for i, sample in enumerate(whole['data_samples']):
+            with torch.no_grad(), intervene(model, interventions):
+                losses = model.loss(whole['inputs'][i : i + 1], [sample])
+            expected = sum(float(sum(part)) for key, part in losses.items() if 'moe' not in key)
+            assert found.losses[name][i] == pytest.approx(expected, rel=1e-4)
+    assert abs(found.losses['other'] - found.losses['natural']).min() > 1e-3
+    assert not probe_once(model, ground_truth(tmp_path, data), data, conditions_of(model)[:1]).losses
+
+
+def test_a_second_pass_keeps_no_rows(tmp_path):
+    model = moe_detector()
+    data = batch(SIZES)
+    truth = ground_truth(tmp_path, data)
+    conditions = conditions_of(model)[:2]
+    first, second = (probe_once(model, truth, data, conditions, rows=rows) for rows in (True, False))
+    assert not second.layers and len(second.positives) == 0
+    np.testing.assert_array_equal(second.detections, first.detections)
+    for name in second.conditions:
+        np.testing.assert_array_equal(second.conditions[name], first.conditions[name])
+
+
 @pytest.mark.parametrize('unit', ['level', 'image', 'patch'])
 def test_detections_and_positives_find_the_row_that_decided(tmp_path, unit):
     model = moe_detector(unit=unit, **(dict(grid=2) if unit == 'patch' else {}))
@@ -144,7 +190,7 @@ def test_detections_and_positives_find_the_row_that_decided(tmp_path, unit):
     truth = ground_truth(tmp_path, data)
     found = probe_once(model, truth, data, grids={'bbox_head.cls': 2, 'bbox_head.reg': 2} if unit == 'patch' else None)
     with RoutingRecorder(model) as recorder:
-        recorder.start_batch(IDS)
+        recorder.start_batch(range(3))
         table(model, data)
     height = width = 96  # the batch's padded size, stride 32 -> 96
     strides = [8, 16, 32, 64, 128]
@@ -162,17 +208,16 @@ def test_detections_and_positives_find_the_row_that_decided(tmp_path, unit):
         assert layer.image_ids[rows].tolist() == found.detections[:, 0].tolist()
         assert layer.levels[rows].tolist() == found.detection_levels.tolist()
         assert layer.levels[layer.positive_rows].tolist() == found.positives[:, 1].tolist()
-        owner = dict(zip(truth.objects.ids, truth.objects.image_ids, strict=True))
-        assert layer.image_ids[layer.positive_rows].tolist() == [owner[i] for i in found.positives[:, 0]]
+        owners = truth.objects.image_ids[found.positives[:, 0]]
+        assert layer.image_ids[layer.positive_rows].tolist() == owners.tolist()
         if unit == 'patch':
             # a positive anchor of a small object lies near it: its patch must hold a point within a stride or so
-            boxes = dict(zip(truth.objects.ids, truth.objects.boxes, strict=True))
-            for row, (annotation, level) in zip(layer.positive_rows, found.positives, strict=True):
+            for row, (number, level) in zip(layer.positive_rows, found.positives, strict=True):
                 sides = [math.ceil(x / strides[level]) for x in (height, width)]
                 if min(sides) < 2:
                     continue
                 y_cell, x_cell = divmod(layer.patches[row], 2)
-                x, y, w, h = boxes[annotation]
+                x, y, w, h = truth.objects.boxes[number]
                 for low, extent, cell, side in ((y, h, y_cell, sides[0]), (x, w, x_cell, sides[1])):
                     border = (side // 2) * strides[level]
                     assert low - strides[level] < border if cell == 0 else low + extent + strides[level] > border
@@ -185,26 +230,30 @@ def test_positives_belong_to_objects_without_crowds(tmp_path):
     data = batch(SIZES)
     truth = ground_truth(tmp_path, data)
     found = probe_once(model, truth, data)
-    assert set(found.positives[:, 0].tolist()) == set(truth.objects.ids.tolist())
-    assert found.truths.tolist() == truth.objects.ids.tolist() and 99 not in found.truths
+    assert set(found.positives[:, 0].tolist()) == set(found.truths.tolist()) == set(range(6))
+    assert truth.annotation_ids == [1, 2, 3, 4, 5, 6]  # 99 is the crowd
 
 
 def findings_equal(a: Findings, b: Findings) -> None:
     for name in ('image_ids', 'detections', 'detection_levels', 'truths', 'positives'):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
-    assert a.layers.keys() == b.layers.keys() and a.conditions.keys() == b.conditions.keys()
+    for name in ('layers', 'conditions', 'losses'):
+        assert getattr(a, name).keys() == getattr(b, name).keys()
     for name in a.layers:
         for field in vars(a.layers[name]):
             np.testing.assert_array_equal(getattr(a.layers[name], field), getattr(b.layers[name], field))
     for name in a.conditions:
         np.testing.assert_array_equal(a.conditions[name], b.conditions[name])
+    for name in a.losses:
+        np.testing.assert_array_equal(a.losses[name], b.losses[name])
 
 
 def test_findings_survive_the_disk_and_joined_rows_stay_true(tmp_path):
     model = moe_detector()
     data = batch(SIZES)
     truth = ground_truth(tmp_path, data)
-    conditions = conditions_of(model)[:2]
+    both = Condition('both', {'bbox_head.cls': Intervention(forced=(0, 1))}, losses=True)
+    conditions = [*conditions_of(model)[:2], both]
     whole = probe_once(model, truth, data, conditions)
     whole.save(tmp_path / 'part.npz')
     findings_equal(Findings.load(tmp_path / 'part.npz'), whole)
@@ -234,8 +283,8 @@ class Batches:
 
 
 def many_images(tmp_path):
-    truth = ground_truth(tmp_path, batch(SIZES))
-    content = truth.coco.dataset
+    ground_truth(tmp_path, batch(SIZES))
+    content = json.loads((tmp_path / 'truth.json').read_text())
     images = [dict(content['images'][i % 3], id=100 + i) for i in range(30)]
     annotations = []
     for image in range(30):
@@ -245,13 +294,13 @@ def many_images(tmp_path):
     path = tmp_path / 'many.json'
     path.write_text(json.dumps(dict(content, images=images, annotations=annotations)))
     with contextlib.redirect_stdout(io.StringIO()):
-        return GroundTruth(path, [100 + i for i in range(30)])
+        return GroundTruth(path, [100 + i for i in range(30)], CATEGORIES)
 
 
 def test_an_interrupted_run_goes_on_and_finds_the_same(tmp_path):
     model = moe_detector()
     truth = many_images(tmp_path)
-    probe = Probe(model, CATEGORIES, conditions_of(model)[:1])
+    probe = Probe(model, conditions_of(model)[:1])
     expected = probe_images(probe, Batches(), truth)
     store = PartStore(tmp_path / 'parts', dict(question=1))
     with pytest.raises(KeyboardInterrupt):
@@ -266,7 +315,7 @@ def test_an_interrupted_run_goes_on_and_finds_the_same(tmp_path):
             return super().__call__(*args)
 
     store = PartStore(tmp_path / 'parts', dict(question=1))
-    again = probe_images(Counting(model, CATEGORIES, conditions_of(model)[:1]), Batches(), truth, store)
+    again = probe_images(Counting(model, conditions_of(model)[:1]), Batches(), truth, store)
     findings_equal(again, expected)
     assert Counting.calls == 30 - 16
     (tmp_path / 'parts/part_00001.npz').write_bytes(b'damaged')
@@ -278,7 +327,7 @@ def test_an_interrupted_run_goes_on_and_finds_the_same(tmp_path):
 def test_several_processes_find_what_one_finds(tmp_path):
     model = moe_detector()
     truth = many_images(tmp_path)
-    probe = Probe(model, CATEGORIES, conditions_of(model)[:1])
+    probe = Probe(model, conditions_of(model)[:1])
     expected = probe_images(probe, Batches(), truth)
     store = PartStore(tmp_path / 'parts', dict(question=1))
     images = {rank: [] for rank in range(3)}
@@ -289,6 +338,8 @@ def test_several_processes_find_what_one_finds(tmp_path):
         assert waited == [1] and (found is None) == (rank > 0)
     findings_equal(found, expected)
     assert [sum(counts) for counts in images.values()] == [14, 8, 8]  # of four parts of 8, 8, 8 and 6 images
+    everywhere = probe_images(probe, Batches(stop=0), truth, store, share=Share(2, 3), everywhere=True)
+    findings_equal(everywhere, expected)
     store.path(1).unlink()
     with pytest.raises(DataError, match='part_00001.npz of another process is not there'):
         probe_images(probe, Batches(), truth, store, share=Share(0, 3))
@@ -298,30 +349,6 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(ValueError, match='cannot be written'):
         PartStore(tmp_path / 'file' / 'parts', {})
-
-
-def test_random_gates_are_random_for_a_while():
-    model = moe_detector()
-    data = batch(SIZES)
-    before = {name: p.clone() for name, p in model.named_parameters()}
-
-    def weights():
-        with RoutingRecorder(model) as recorder:
-            recorder.start_batch(IDS)
-            table(model, data)
-        return torch.cat([record.weights for record in recorder.records])
-
-    own = weights()
-    state = torch.get_rng_state()
-    with random_gates(model, 3):
-        first = weights()
-        for name, parameter in model.named_parameters():
-            assert torch.equal(parameter, before[name]) == ('gate' not in name), name
-    with random_gates(model, 3):
-        torch.testing.assert_close(weights(), first)
-    assert not torch.allclose(first, own)
-    torch.testing.assert_close(weights(), own)
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_two_stage_detectors_are_probed_at_the_objects_centre(tmp_path):
@@ -334,11 +361,11 @@ def test_two_stage_detectors_are_probed_at_the_objects_centre(tmp_path):
     data = batch(SIZES)
     truth = ground_truth(tmp_path, data)
     (name,) = find_routers(model)
-    probe = Probe(model, CATEGORIES, conditions_of(model)[:2], {name: 2})
+    probe = Probe(model, conditions_of(model)[:2], {name: 2})
     assert 'two-stage' in probe.no_provenance and probe.no_assignment
-    found = probe(IDS, data, truths_of(truth, IDS, CATEGORIES))
+    found = probe(range(3), data, truths_of(truth, range(3)))
     layer = found.layers[name]
-    assert (found.detection_levels == -1).all() and (layer.detection_rows == -1).all()
+    assert probe.no_losses and (found.detection_levels == -1).all() and (layer.detection_rows == -1).all()
     for i, row in enumerate(layer.truth_rows):
         x, y, w, h = truth.objects.boxes[i]
         assert layer.image_ids[row] == truth.objects.image_ids[i]

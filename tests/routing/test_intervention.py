@@ -1,15 +1,17 @@
-"""Forcing and knocking out experts and changing K, against routings worked out by hand."""
+"""Forcing and knocking out experts, changing K and replaying decisions, against routings worked out by hand."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from moe_det.routing.gates import Gate
 from moe_det.routing.intervention import Intervention, intervene
+from moe_det.routing.route_table import RouteTable
 from moe_det.routing.router import Router
 from moe_det.routing.rows import rows_of
 
@@ -61,6 +63,102 @@ def test_forced_expert_keeps_the_scale_of_a_single_choice():
     torch.testing.assert_close(found, own[:, None] * torch.tensor([[0.0, 0.0, 1.0]]))
 
 
+def test_forced_experts_share_the_weight_equally():
+    model = model_with(2)
+    with intervene(model, {'layer': Intervention(forced=(0, 2))}):
+        found = weights(model)
+    torch.testing.assert_close(found, torch.tensor([[0.5, 0, 0.5]] * 2))
+    model = model_with(1)
+    own = torch.softmax(LOGITS, 1).amax(1)
+    with intervene(model, {'layer': Intervention(forced=(0, 1, 2))}):
+        found = weights(model)
+    torch.testing.assert_close(found, own[:, None].expand(-1, 3) / 3)
+
+
+# rows of images 4, 7 and 9 at levels 0 and 1, each with one or two patches
+ROWS = np.array([(4, 0, 0), (4, 0, 1), (4, 1, 0), (7, 0, 0), (7, 0, 1), (7, 1, 0), (9, 0, 0), (9, 0, 1), (9, 1, 0)])
+
+
+def decisions(*numbers):
+    """Tells rows apart: row n has weight n / 10 on expert 0 and the rest on expert 2, row 0 all on expert 1."""
+    table = np.array([[n / 10, 0, 1 - n / 10] for n in range(len(ROWS))], dtype=np.float32)
+    table[0] = [0, 1, 0]
+    return table[list(numbers)] if numbers else table
+
+
+def calls(table: RouteTable, *counts: int) -> list[np.ndarray]:
+    """Dense weights of calls with so many rows."""
+    found = []
+    for count in counts:
+        indices, log_weights = table.next_call(torch.zeros(count, 3))
+        spread = torch.zeros(count, 4).scatter(1, indices, log_weights.exp())
+        assert (indices == 3).eq(log_weights == -math.inf).all()
+        found.append(spread[:, :3].numpy())
+    return found
+
+
+def test_replayed_decisions_come_level_by_level_then_image_by_image():
+    shuffled = np.random.default_rng(0).permutation(len(ROWS))
+    table = RouteTable(decisions()[shuffled], *ROWS[shuffled].T)
+    table.start_batch([9, 4])
+    (whole,) = calls(table, 6)
+    np.testing.assert_allclose(whole, decisions(6, 7, 0, 1, 8, 2), rtol=1e-6)
+    table.start_batch([9, 4])  # a layer that is called once per level
+    for call, expected in zip(calls(table, 4, 2), ((6, 7, 0, 1), (8, 2)), strict=True):
+        np.testing.assert_allclose(call, decisions(*expected), rtol=1e-6)
+    table.start_batch([7])
+    np.testing.assert_allclose(calls(table, 3)[0], decisions(3, 4, 5), rtol=1e-6)
+    # best first, as the gate's own choices are
+    table.start_batch([7])
+    indices, log_weights = table.next_call(torch.zeros(3, 3))
+    assert indices.tolist() == [[2, 0], [2, 0], [0, 2]]
+    torch.testing.assert_close(log_weights.exp(), torch.tensor([[0.7, 0.3], [0.6, 0.4], [0.5, 0.5]]))
+
+
+def test_rows_that_take_other_rows_decisions():
+    table = RouteTable(decisions(), *ROWS.T)
+    taken = np.arange(len(ROWS))
+    taken[:3], taken[6] = (6, 7, 8), 0
+    other = table.taking(taken)
+    other.start_batch([4, 9])
+    table.start_batch([4, 9])
+    np.testing.assert_allclose(calls(other, 6)[0], decisions(6, 7, 0, 7, 8, 8), rtol=1e-6)
+    np.testing.assert_allclose(calls(table, 6)[0], decisions(0, 1, 6, 7, 2, 8), rtol=1e-6)
+
+
+def test_a_table_that_does_not_fit_the_batch():
+    table = RouteTable(decisions(), *ROWS.T)
+    with pytest.raises(ValueError, match='start_batch'):
+        calls(table, 1)
+    table.start_batch([4])
+    with pytest.raises(ValueError, match='asks for 4 decisions, 3 are left'):
+        calls(table, 4)
+    with pytest.raises(KeyError):
+        table.start_batch([5])
+    with pytest.raises(ValueError, match='two rows of the same image'):
+        RouteTable(decisions(), *ROWS[[0, *range(8)]].T)
+
+
+@pytest.mark.parametrize('top_k', [1, 2])
+def test_replaying_in_a_layer_and_never_in_training(top_k):
+    model = model_with(top_k)
+    own = weights(model)
+    given = np.array([[0.0, 0.25, 0.75], [0.5, 0.0, 0.0]], dtype=np.float32)
+    table = RouteTable(given, np.arange(2), np.zeros(2, int), np.zeros(2, int))
+    with intervene(model, {'layer': Intervention(routes=table)}):
+        table.start_batch([1, 0])
+        torch.testing.assert_close(weights(model), torch.from_numpy(given[::-1].copy()))
+        model.train()
+        torch.testing.assert_close(weights(model), own)
+    table = RouteTable(own.numpy(), np.arange(2), np.zeros(2, int), np.zeros(2, int))
+    model.eval()
+    with intervene(model, {'layer': Intervention(routes=table)}):
+        table.start_batch([0, 1])
+        replayed = route(model['layer'])
+    assert replayed.indices.tolist() == route(model['layer']).indices.tolist()
+    torch.testing.assert_close(replayed.log_weights, route(model['layer']).log_weights)
+
+
 def test_knocked_out_expert_is_replaced_and_weights_are_normalised():
     model = model_with(2)
     with intervene(model, {'layer': Intervention(knocked_out=0)}):
@@ -100,11 +198,19 @@ def test_own_routing_returns_afterwards_and_training_is_never_changed():
     torch.testing.assert_close(weights(model), before)
 
 
+FOUR = RouteTable(np.eye(4, dtype=np.float32), np.arange(4), np.zeros(4, int), np.zeros(4, int))
+
+
 @pytest.mark.parametrize(
     'layer, intervention, error, words',
     [
         ('other', Intervention(forced=0), KeyError, 'layer'),
         ('layer', Intervention(forced=3), ValueError, 'forced=3: expected an expert from 0 to 2'),
+        ('layer', Intervention(forced=(0, 3)), ValueError, 'forced=3: expected an expert from 0 to 2'),
+        ('layer', Intervention(forced=(1, 1)), ValueError, 'several different ones'),
+        ('layer', Intervention(forced=()), ValueError, 'expected one expert'),
+        ('layer', Intervention(routes=FOUR), ValueError, 'routes of 4 experts for a layer with 3'),
+        ('layer', Intervention(routes=FOUR, top_k=1), ValueError, 'give no forced'),
         ('layer', Intervention(knocked_out=-1), ValueError, 'knocked_out=-1'),
         ('layer', Intervention(top_k=4), ValueError, 'top_k=4: expected 1 to 3'),
     ],

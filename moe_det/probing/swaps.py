@@ -1,0 +1,108 @@
+"""The routings of the swap test, made from the decisions that a first pass over the images has recorded.
+
+Every row takes the decision of another image's row at the same level, or of its own image at another level; or all
+rows take the same experts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+from ..analysis.donors import donors_of, level_shifted_rows, swapped_rows
+from ..routing.intervention import Intervention
+from ..routing.route_table import RouteTable
+from .conditions import Condition, all_swapped, levels_shifted, routed, swapped
+from .findings import Findings, LayerFindings
+
+MOST_ROUTES = 16
+LEVEL_DRAWS = 2  # an image has few other levels
+
+
+def swap_donors(
+    findings: Findings,
+    infos: Sequence,
+    object_counts: np.ndarray,
+    draws: int,
+    seed: int,
+    groups: Sequence[Hashable] | None = None,
+) -> np.ndarray:
+    """Draws the donors of every image, the same for all layers.
+
+    Args:
+        findings: of all images under the detector's own routing.
+        infos: of the layers to change: :class:`~moe_det.analysis.assembly.LayerInfo`.
+        object_counts: (N,) objects of each image.
+        draws: D.
+        seed: of the draws.
+        groups: (N,) what each image belongs to; None: every image is its own group.
+
+    Returns:
+        (D, N) position of each image's donor, -1 where it keeps its own decisions.
+    """
+    shapes = _shapes([findings.layers[info.name] for info in infos], len(object_counts))
+    generators = [np.random.default_rng((seed, draw)) for draw in range(draws)]
+    donors = [donors_of(object_counts, rng, shapes, groups) for rng in generators]
+    return np.array(donors, dtype=np.int64).reshape(draws, len(object_counts))
+
+
+def _shapes(layers: Sequence[LayerFindings], images: int) -> np.ndarray:
+    """(N,) a number that images have in common if all their layers have the same rows."""
+    columns = []
+    for layer in layers:
+        rows = np.zeros((images, int(layer.levels.max()) + 1), dtype=np.int64)
+        np.add.at(rows, (layer.image_ids, layer.levels), 1)
+        columns.append(rows)
+    return np.unique(np.concatenate(columns, axis=1), axis=0, return_inverse=True)[1].reshape(-1)
+
+
+def swap_conditions(
+    findings: Findings,
+    infos: Sequence,
+    object_counts: np.ndarray,
+    draws: int,
+    seed: int,
+    groups: Sequence[Hashable] | None = None,
+) -> list[Condition]:
+    """Lists the conditions of the second pass; arguments as of :func:`swap_donors`.
+
+    For each layer: ``<layer>/swap/<d>``, the decisions of the image's donor; ``<layer>/levels/<d>``, each level that of
+    another level of the image, where the layer decides about several, in two draws; ``<layer>/route/<a>+<b>``, every
+    row to the same set of as many experts as the layer chooses, with each image's loss. With several layers
+    ``all/swap/<d>`` as well.
+    """
+    donors = swap_donors(findings, infos, object_counts, draws, seed, groups)
+    swaps: list[dict[str, Intervention]] = [{} for _ in range(draws)]
+    found = []
+    for number, info in enumerate(infos):
+        layer = findings.layers[info.name]
+        own = RouteTable(layer.weights, layer.image_ids, layer.levels, layer.patches)
+        places = layer.image_ids, layer.levels, layer.patches
+        for draw in range(draws):
+            swaps[draw][info.name] = Intervention(routes=own.taking(swapped_rows(*places, donors[draw])))
+        found += [Condition(swapped(info.name, d), {info.name: swaps[d][info.name]}) for d in range(draws)]
+        if layer.levels.max() > 0:
+            for draw in range(min(draws, LEVEL_DRAWS)):
+                rows = level_shifted_rows(*places, np.random.default_rng((seed, draw, 1 + number)))
+                routes = {info.name: Intervention(routes=own.taking(rows))}
+                found.append(Condition(levels_shifted(info.name, draw), routes))
+        for experts in expert_sets(info.num_experts, info.top_k, seed):
+            route = {info.name: Intervention(forced=experts)}
+            found.append(Condition(routed(info.name, experts), route, losses=True))
+    if len(infos) > 1:
+        found += [Condition(all_swapped(draw), swaps[draw]) for draw in range(draws)]
+    return found
+
+
+def expert_sets(num_experts: int, top_k: int, seed: int) -> list[tuple[int, ...]]:
+    """Sets of ``top_k`` of the experts in order: all, or 16 drawn where there are more."""
+    if math.comb(num_experts, top_k) <= MOST_ROUTES:
+        return list(itertools.combinations(range(num_experts), top_k))
+    rng = np.random.default_rng(seed)
+    drawn: set[tuple[int, ...]] = set()
+    while len(drawn) < MOST_ROUTES:
+        drawn.add(tuple(sorted(rng.choice(num_experts, top_k, replace=False).tolist())))
+    return sorted(drawn)

@@ -1,12 +1,15 @@
 """From routing to honest statistics: do experts specialise in object size, beyond the feature level?"""
 
 from .information import conditional_mutual_information, mutual_information
-from .result import SpecializationResult, adjust_for_layers, holm
+from .meter import SpecializationMeter
+from .result import RelativeSize, SpecializationResult, adjust_for_layers, holm
 from .seeds import Agreement, agreement, align_experts, size_preference
-from .specialization import SpecializationMeter, measure_specialization, size_bins
+from .sizes import relative_sizes, size_bins
+from .specialization import measure_specialization
 
 __all__ = [
     'Agreement',
+    'RelativeSize',
     'SpecializationMeter',
     'SpecializationResult',
     'adjust_for_layers',
@@ -16,6 +19,7 @@ __all__ = [
     'holm',
     'measure_specialization',
     'mutual_information',
+    'relative_sizes',
     'size_bins',
     'size_preference',
 ]

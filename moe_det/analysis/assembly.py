@@ -5,18 +5,22 @@ The keys of the results are documented in ``docs/size_specialization.md``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..errors import DataError
 from . import counterfactual, units
 from .ground_truth import SIZE_NAMES, WHOLE, GroundTruth
+from .random_gates import RandomGates, random_gates
 from .result import SpecializationResult, adjust_for_layers
-from .sentences import layer_sentence
+from .sentences import layer_sentence, plain_sentence
+from .sizes import QUANTILES, RELATIVE_NAMES, RelativeSizes, relative_sizes
 from .specialization import measure_specialization
+from .swap_results import Donors, RoutePrecision, route_results, swap_results
 from .usage import usage_of_rows
+from .verdicts import Evidence, decide
 
 LIFT_SAMPLES = 2000  # bootstrap samples of the lift's intervals; percentiles need no more
 
@@ -50,13 +54,19 @@ class Settings:
 
     Attributes:
         permutations: of routing rows between images.
-        bootstrap: samples of images.
-        seed: of both.
+        bootstrap: samples of images, for intervals of the routing's statistics.
+        seed: of all random draws.
+        swaps: how often images exchange their routes in the swap test; 0 leaves it out.
+        resamples: samples of images, for intervals of average precisions.
+        random_gates: gates with random weights that the trained one is compared with.
     """
 
     permutations: int = 10000
     bootstrap: int = 10000
     seed: int = 0
+    swaps: int = 4
+    resamples: int = 200
+    random_gates: int = 200
 
 
 def size_table(ground_truth: GroundTruth, matches: np.ndarray) -> list[dict]:
@@ -87,69 +97,119 @@ def size_table(ground_truth: GroundTruth, matches: np.ndarray) -> list[dict]:
     return table
 
 
-def layer_results(
-    info: LayerInfo,
-    findings,
-    matches: np.ndarray,
-    ground_truth: GroundTruth,
-    precisions: Mapping[str, dict],
-    settings: Settings,
-    unavailable: Mapping[str, str | None],
-) -> tuple[dict, SpecializationResult]:
-    """Everything about one layer; the verdict comes with :func:`decide`, which sees all layers.
+@dataclass(frozen=True)
+class Analysed:
+    """What one checkpoint gave: the arguments of the results of every layer.
 
-    Args:
-        info: of the layer.
+    Attributes:
         findings: :class:`moe_det.probing.findings.Findings` on all images.
         matches: (g,) detection that each object is matched by, -1 where none.
         ground_truth: the objects.
         precisions: average precisions by the name of the condition.
-        settings: of the statistics.
+        routes: average precisions of the swap test's conditions with their resamples.
+        losses: (N,) detection loss of each image by condition, of the swap test's pass.
+        donors: of the swap test.
         unavailable: for ``'detection'`` and ``'training'`` why the unit cannot be had, or None.
-
-    Returns:
-        Numbers for the report, and the measurement of the main unit, which is the detection unit where it can be had.
+        groups: (N,) what each image belongs to; None takes images as independent.
+        settings: of the statistics.
     """
+
+    findings: object
+    matches: np.ndarray
+    ground_truth: GroundTruth
+    precisions: Mapping[str, dict]
+    routes: RoutePrecision | None
+    losses: Mapping[str, np.ndarray]
+    donors: Donors
+    unavailable: Mapping[str, str | None]
+    groups: Sequence[Hashable] | None
+    settings: Settings = field(default_factory=Settings)
+
+    @property
+    def has_levels(self) -> bool:
+        """Whether detections can be followed to a level of a pyramid."""
+        return self.unavailable['detection'] is None
+
+
+@dataclass
+class LayerAnalysis:
+    """One layer: its units, what was measured of them, and the numbers of the report.
+
+    Attributes:
+        info: of the layer.
+        units: by name.
+        measured: by name the measurement, or why it cannot be had.
+        gates: the trained gate among random ones, or why that cannot be had.
+        numbers: of the report; :func:`conclude` adds what needs all layers.
+    """
+
+    info: LayerInfo
+    units: dict[str, units.Unit]
+    measured: dict[str, SpecializationResult | str]
+    gates: RandomGates | str
+    numbers: dict = field(default_factory=dict)
+
+    @property
+    def main(self) -> str:
+        """The unit of the layer's own numbers."""
+        return 'training' if isinstance(self.measured['detection'], str) else 'detection'
+
+
+def layer_results(info: LayerInfo, analysed: Analysed) -> LayerAnalysis:
+    """Everything about one layer; the verdict comes with :func:`conclude`, which sees all layers.
+
+    Raises:
+        DataError: neither unit can be measured, or the findings are about other objects.
+    """
+    findings, objects, settings = analysed.findings, analysed.ground_truth.objects, analysed.settings
     layer = findings.layers[info.name]
-    objects = ground_truth.objects
     by_image = units.decides_per_image(layer)
-    made = make_units(findings, info, matches, ground_truth)
+    made = make_units(info, analysed)
     measured = {}
     for name, unit in made.items():
-        reason = None if by_image else unavailable.get(name)
+        reason = analysed.unavailable[name] if analysed.has_levels or name == 'detection' else None
         if reason is None and len(np.unique(unit.sizes)) < 2:
-            reason = 'fewer than two sizes have an object here'
-        measured[name] = reason or measure(unit, info, settings, hard=name == 'detection')
-    main = 'training' if isinstance(measured['detection'], str) else 'detection'
-    if isinstance(measured[main], str):
-        raise DataError(f'{info.name}: nothing can be measured: {measured[main]}')
-    result, unit = measured[main], made[main]
+            found = len(np.unique(unit.objects))
+            reason = f'its {found} objects are all of one size' if found else 'it has no object'
+        measured[name] = reason or measure(unit, info, analysed, hard=name == 'detection')
+    found = LayerAnalysis(info, made, measured, _random_gates(info, made['training'], measured, analysed))
+    if isinstance(measured[found.main], str):
+        reasons = '; '.join(f'{name} unit: {reason}' for name, reason in measured.items())
+        raise DataError(f'{info.name}: nothing can be measured ({reasons})')
+    result, unit = measured[found.main], made[found.main]
     observed, low, high = units.lift(unit, len(SIZE_NAMES), min(settings.bootstrap, LIFT_SAMPLES), settings.seed)
-    forced = _of_experts(precisions, info, 'forced')
+    forced = _of_experts(analysed.precisions, info, 'forced')
     agrees = counterfactual.agreement(result.expert_by_size_by_level, forced)
-    levels = sorted(int(level) for level in np.unique(layer.levels))
-    result = result.with_counterfactual(agrees is not None and agrees > 0)
-    numbers = {
+    levels = sorted({int(level) for of_unit in made.values() for level in of_unit.levels})
+    if not by_image:
+        levels = sorted({*levels, *map(int, np.unique(layer.levels))})
+    table = _all_levels(result, levels)
+    found.numbers = {
         **vars(info),
         'constraints': list(info.constraints),
-        'levels': [] if by_image else levels,
-        'main_unit': main,
+        'levels': levels if analysed.has_levels else [],
+        'main_unit': found.main,
         **_numbers(result, unit),
         'level_mi_bits': result.level_mi_bits,
-        'null_99_bits': result.null_99,
         'level_p_value': result.level_p_value,
-        'p_value_reason': result.reason or None,
         'lift': _plain(observed),
         'lift_low': _plain(low),
         'lift_high': _plain(high),
-        'expert_by_level': _plain(_all_levels(result, levels).sum(2).T),
-        'expert_by_size_by_level': _plain(_all_levels(result, levels)),
+        'expert_by_level': _plain(table.sum(2).T) if analysed.has_levels else [],
+        'expert_by_size_by_level': _plain(table) if analysed.has_levels else [],
         'units': {
             **{name: _unit_numbers(value, made[name]) for name, value in measured.items()},
             'image': {'spearman': units.image_unit(layer, objects.image_ids, objects.areas)},
         },
+        'random_gates': _gate_numbers(found.gates, result),
+        'random_gates_reason': found.gates if isinstance(found.gates, str) else None,
+        'swap': None if analysed.routes is None else swap_results(analysed.routes, info.name, analysed.donors),
+        'swap_reason': analysed.donors.reason,
+        'routes': None
+        if analysed.routes is None
+        else route_results(analysed.routes, info.name, analysed.losses, analysed.donors),
         'forced': forced,
-        'knocked_out': _of_experts(precisions, info, 'knocked_out'),
+        'knocked_out': _of_experts(analysed.precisions, info, 'knocked_out'),
         'counterfactual': {
             'agreement': agrees,
             'agrees': None if agrees is None else agrees > 0,
@@ -158,13 +218,12 @@ def layer_results(
         'utilisation': usage_of_rows(layer.weights, layer.probs),
         'utilisation_by_level': [
             {'level': level, **usage_of_rows(layer.weights[layer.levels == level], layer.probs[layer.levels == level])}
-            for level in levels
+            for level in sorted(map(int, np.unique(layer.levels)))
         ]
         if not by_image
         else [],
-        'random_gate': None,
     }
-    return numbers, result
+    return found
 
 
 def _all_levels(result: SpecializationResult, levels: Sequence[int]) -> np.ndarray:
@@ -175,15 +234,16 @@ def _all_levels(result: SpecializationResult, levels: Sequence[int]) -> np.ndarr
     return table
 
 
-def measure(unit: units.Unit, info: LayerInfo, settings: Settings, hard: bool) -> SpecializationResult:
+def measure(unit: units.Unit, info: LayerInfo, analysed: Analysed, hard: bool) -> SpecializationResult:
     """The statistics of one unit; see :func:`~moe_det.analysis.specialization.measure_specialization`.
 
     Args:
         unit: entries.
         info: of the layer.
-        settings: of the statistics.
+        analysed: areas, groups and settings.
         hard: take each entry's top expert alone instead of all its weights.
     """
+    settings, groups = analysed.settings, analysed.groups
     return measure_specialization(
         unit.image_ids,
         unit.levels,
@@ -196,60 +256,125 @@ def measure(unit: units.Unit, info: LayerInfo, settings: Settings, hard: bool) -
         seed=settings.seed,
         patches=unit.patches,
         weights=unit.shares,
+        # without levels nothing is relative to them
+        areas=analysed.ground_truth.objects.areas[unit.objects] if analysed.has_levels else None,
+        groups=None if groups is None else [groups[image] for image in unit.image_ids],
     )
 
 
-def control_results(
-    info: LayerInfo, findings, matches: np.ndarray, ground_truth: GroundTruth, settings: Settings, main_unit: str
-) -> dict | None:
-    """The statistics of a layer whose gate learnt nothing; None where there is nothing to measure.
-
-    Args:
-        info: of the layer.
-        findings: on all images, with random gates.
-        matches: of these findings.
-        ground_truth: the objects.
-        settings: of the statistics.
-        main_unit: ``'detection'`` or ``'training'``, the unit to measure.
-    """
-    unit = make_units(findings, info, matches, ground_truth)[main_unit]
-    if len(np.unique(unit.sizes)) < 2:
-        return None
-    numbers = _numbers(measure(unit, info, settings, hard=main_unit == 'detection'), unit)
-    kept = ('mi_bits', 'mi_given_level_bits', 'p_value', 'cramers_v_given_level', 'verdict', 'n_objects')
-    return {key: numbers[key] for key in kept}
-
-
-def make_units(findings, info: LayerInfo, matches: np.ndarray, ground_truth: GroundTruth) -> dict[str, units.Unit]:
+def make_units(info: LayerInfo, analysed: Analysed) -> dict[str, units.Unit]:
     """The detection and the training unit of a layer.
 
     Raises:
         DataError: the findings are about other objects.
     """
-    layer, objects = findings.layers[info.name], ground_truth.objects
-    if not np.array_equal(findings.truths, objects.ids):
+    findings, objects = analysed.findings, analysed.ground_truth.objects
+    layer = findings.layers[info.name]
+    if len(findings.truths) != len(objects.areas):
         raise DataError(
-            f'the detector was asked about {len(findings.truths)} objects, not the {len(objects.ids)} of the '
+            f'the detector was asked about {len(findings.truths)} objects, not the {len(objects.areas)} of the '
             'annotations: was the file changed meanwhile?'
         )
+    training = (
+        units.training_unit(layer, findings.positives, objects.sizes)
+        if analysed.has_levels
+        else units.unit_without_levels(layer, objects.sizes)
+    )
     return {
-        'detection': units.detection_unit(layer, matches, objects.sizes),
-        'training': units.training_unit(layer, findings.positives, objects.ids, objects.sizes),
+        'detection': units.detection_unit(layer, analysed.matches, findings.detection_levels, objects.sizes),
+        'training': training,
+    }
+
+
+def relative_sizes_of(unit: units.Unit, ground_truth: GroundTruth) -> RelativeSizes:
+    """Sizes of a unit's entries within their levels."""
+    return relative_sizes(ground_truth.objects.areas[unit.objects], unit.levels, unit.shares)
+
+
+def relative_table(relative: RelativeSizes) -> dict:
+    """The areas that part the sizes within each level, for the report."""
+    limits = [
+        {'level': int(level), 'areas': row.tolist()}
+        for level, row in zip(relative.levels, relative.limits, strict=True)
+    ]
+    return {'names': list(RELATIVE_NAMES), 'limits': limits}
+
+
+def _random_gates(
+    info: LayerInfo, unit: units.Unit, measured: Mapping[str, SpecializationResult | str], analysed: Analysed
+) -> RandomGates | str:
+    layer, settings = analysed.findings.layers[info.name], analysed.settings
+    if not analysed.has_levels:
+        return 'the objects of this detector have no level of a pyramid'
+    if isinstance(measured['training'], str):
+        return f'there is no training unit: {measured["training"]}'
+    if info.num_experts < 2:
+        return 'a single expert needs no gate'
+    return random_gates(
+        layer.features,
+        layer.weights.argmax(axis=1),
+        layer.levels,
+        num_experts=info.num_experts,
+        rows=unit.rows,
+        sizes=relative_sizes_of(unit, analysed.ground_truth).bins,
+        entry_levels=unit.levels,
+        weights=unit.shares,
+        num_sizes=QUANTILES,
+        count=settings.random_gates,
+        seed=settings.seed,
+    )
+
+
+def _gate_numbers(gates: RandomGates | str, result: SpecializationResult) -> dict | None:
+    if isinstance(gates, str):
+        return None
+    low, median, high = np.quantile(gates.values, (0.025, 0.5, 0.975))
+    return {
+        'count': len(gates.values),
+        'quantile': gates.quantile,
+        'bits': gates.bits,
+        'median_bits': float(median),
+        'low_bits': float(low),
+        'high_bits': float(high),
+        'values': gates.values.tolist(),
     }
 
 
 def _numbers(result: SpecializationResult, unit: units.Unit) -> dict:
+    size = result.relative_size
     return {
         'mi_bits': result.mi_bits,
+        'mi_p_value': result.mi_p_value,
+        'mi_cramers_v': result.mi_cramers_v,
         'mi_given_level_bits': result.mi_given_level_bits,
-        'mi_given_level_ci': None if result.mi_given_level_ci is None else list(result.mi_given_level_ci),
+        'mi_given_level_ci': _interval(result.mi_given_level_ci),
+        'null_99_bits': result.null_99,
         'p_value': result.p_value,
+        'p_value_holm': None,
+        'p_value_reason': result.reason or None,
         'cramers_v_given_level': result.cramers_v_given_level,
+        'ceiling_bits': result.h_size_given_level,
         'expert_by_size': _plain(result.expert_by_size),
+        'relative_size': None
+        if size is None
+        else {
+            'mi_bits': size.mi_bits,
+            'mi_ci': _interval(size.mi_ci),
+            'null_99_bits': size.null_99,
+            'p_value': size.p_value,
+            'p_value_holm': None,
+            'p_value_reason': size.reason or None,
+            'cramers_v': size.cramers_v,
+            'ceiling_bits': size.ceiling_bits,
+            'expert_by_size': _plain(size.expert_by_size),
+        },
         'n_objects': len(np.unique(unit.objects)),
         'n_images': int(result.num_images),
-        'verdict': result.verdict,
     }
+
+
+def _interval(interval: tuple[float, float] | None) -> list[float] | None:
+    return None if interval is None else list(interval)
 
 
 def _unit_numbers(result: SpecializationResult | str, unit: units.Unit) -> dict:
@@ -270,22 +395,42 @@ def _plain(values: np.ndarray | None) -> list | None:
     return [_plain(value) for value in values]
 
 
-def decide(layers: Sequence[dict], results: Sequence[SpecializationResult]) -> dict[str, SpecializationResult]:
-    """Sets each layer's ``p_value_holm``, ``verdict`` and ``sentence``, in place.
+def conclude(layers: Sequence[LayerAnalysis], has_levels: bool) -> dict[str, SpecializationResult]:
+    """Adds what needs all layers to their numbers: adjusted p-values, verdicts and sentences.
 
     Args:
-        layers: of all layers, as :func:`layer_results` returns them.
-        results: their measurements.
+        layers: all layers that were looked at.
+        has_levels: whether objects have a level of a pyramid.
 
     Returns:
-        The measurements by layer, with p-values adjusted over the layers.
+        The measurements of the main unit by layer, with p-values adjusted over the layers.
     """
-    names = [layer['name'] for layer in layers]
-    adjusted = adjust_for_layers(dict(zip(names, results, strict=True)))
+    for name in ('detection', 'training'):
+        known = {layer.info.name: layer.measured[name] for layer in layers if not isinstance(layer.measured[name], str)}
+        adjusted = adjust_for_layers(known)
+        for layer in layers:
+            if layer.info.name in adjusted:
+                layer.measured[name] = adjusted[layer.info.name]
     for layer in layers:
-        result = adjusted[layer['name']]
-        layer['p_value_holm'] = result.adjusted_p_value
-        layer['verdict'] = result.verdict
-        layer['notes'] = list(result.notes)
-        layer['sentence'] = layer_sentence(layer)
-    return adjusted
+        numbers = layer.numbers
+        for name, result in layer.measured.items():
+            if isinstance(result, str):
+                continue
+            for place in [numbers['units'][name], *([numbers] if name == layer.main else [])]:
+                place['p_value_holm'] = result.adjusted_p_value
+                if place['relative_size'] is not None:
+                    place['relative_size']['p_value_holm'] = result.relative_size.adjusted_p_value
+            numbers['units'][name]['sorts'] = result.sorts if has_levels else None
+            numbers['units'][name]['verdict'] = result.verdict
+        evidence = Evidence(
+            layer.measured['detection'],
+            layer.measured['training'],
+            has_levels,
+            None if isinstance(layer.gates, str) else layer.gates.beyond,
+            None if numbers['swap'] is None else numbers['swap']['costs'],
+        )
+        numbers['verdict'], numbers['undetermined_reason'] = decide(evidence)
+        numbers['notes'] = list(evidence.main.notes)
+        numbers['plain'] = plain_sentence(numbers)
+        numbers['sentence'] = layer_sentence(numbers)
+    return {layer.info.name: layer.measured[layer.main] for layer in layers}

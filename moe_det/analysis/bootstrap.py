@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
 from .information import conditional_mutual_information
@@ -9,26 +11,40 @@ from .rows import ObjectRows
 
 _CHUNK = 2_000_000  # resampled images per chunk
 
+View = Callable[[np.ndarray], np.ndarray]
 
-def bootstrap_cmi(rows: ObjectRows, resamples: int, rng: np.random.Generator) -> np.ndarray:
+
+def bootstrap_cmi(
+    rows: ObjectRows, resamples: int, rng: np.random.Generator, views: Sequence[View] = (lambda tables: tables,)
+) -> list[np.ndarray]:
     """Plug-in I(E;S | level) of resampled data sets, in bits.
 
-    Images are drawn with replacement, with all their objects: objects of one image are not independent.
+    Images, or groups of images, are drawn with replacement, with all their objects: objects of one image are not
+    independent, nor are images of one group.
+
+    Args:
+        rows: the observed rows.
+        resamples: how many data sets to draw.
+        rng: source of randomness.
+        views: each makes (..., L, E, S') tables out of (..., L, E, S) ones.
 
     Returns:
-        (resamples,) values; see :func:`centred_interval` for their bias.
+        Per view (resamples,) values; see :func:`centred_interval` for their bias.
     """
-    tables = rows.image_tables()
-    num_images, shape = len(tables), tables.shape[1:]
-    tables = tables.reshape(num_images, -1)
-    values = np.empty(resamples)
-    step = max(1, _CHUNK // num_images)
+    of_image = rows.image_tables()
+    shape = of_image.shape[1:]
+    units = rows.num_groups
+    tables = np.zeros((units, int(np.prod(shape))))
+    np.add.at(tables, rows.groups, of_image.reshape(len(of_image), -1))
+    values = [np.empty(resamples) for _ in views]
+    step = max(1, _CHUNK // units)
     for start in range(0, resamples, step):
         size = min(step, resamples - start)
-        drawn = rng.integers(num_images, size=(size, num_images)) + np.arange(size)[:, None] * num_images
-        times = np.bincount(drawn.ravel(), minlength=size * num_images).reshape(size, num_images)
+        drawn = rng.integers(units, size=(size, units)) + np.arange(size)[:, None] * units
+        times = np.bincount(drawn.ravel(), minlength=size * units).reshape(size, units)
         resampled = (times.astype(float) @ tables).reshape(size, *shape)
-        values[start : start + size] = conditional_mutual_information(resampled)
+        for found, view in zip(values, views, strict=True):
+            found[start : start + size] = conditional_mutual_information(view(resampled))
     return values
 
 

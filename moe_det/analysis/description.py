@@ -15,12 +15,23 @@ def size_names(num_sizes: int) -> list[str]:
 
 def describe(result: SpecializationResult) -> str:
     """Verdict, numbers, the table of experts by sizes and the notes, in a few lines."""
+    groups = '' if result.num_groups == result.num_images else f' in {result.num_groups} groups'
     lines = [
-        f'{result.verdict}  ({result.num_objects} objects, {result.num_rows} routing rows, {result.num_images} images)',
-        f'  I(E;S | level)  {result.mi_given_level_bits:.4f} bits{_interval(result)}, '
-        f'99 % of the null below {result.null_99:.4f}, H(S | level) {result.h_size_given_level:.4f}',
-        f'  {_p_value(result)}',
-        f"  Cramer's V given level  {result.cramers_v_given_level:.3f}",
+        f'{result.verdict}  ({result.num_objects} objects, {result.num_rows} routing rows, '
+        f'{result.num_images} images{groups})',
+    ]
+    if (size := result.relative_size) is not None:
+        lines += [
+            f'  I(E;size within the level)  {size.mi_bits:.4f} bits{_interval(size.mi_ci)} of {size.ceiling_bits:.4f}, '
+            f'99 % of the null below {size.null_99:.4f}',
+            f"    Cramer's V  {size.cramers_v:.3f}; "
+            + _p_value(size.p_value, size.adjusted_p_value, size.reason, result),
+        ]
+    lines += [
+        f'  I(E;S | level)  {result.mi_given_level_bits:.4f} bits{_interval(result.mi_given_level_ci)} of '
+        f'{result.h_size_given_level:.4f}, 99 % of the null below {result.null_99:.4f}',
+        f"    Cramer's V  {result.cramers_v_given_level:.3f}; "
+        + _p_value(result.p_value, result.adjusted_p_value, result.reason, result),
         f'  I(E;S)  {result.mi_bits:.4f} bits; I(E;level)  {result.level_mi_bits:.4f} bits, '
         f'V {result.level_cramers_v:.3f}, p {_number(result.level_p_value)}',
     ]
@@ -33,20 +44,15 @@ def describe(result: SpecializationResult) -> str:
     return '\n'.join([*lines, *(f'  note: {note}' for note in result.notes)])
 
 
-def _interval(result: SpecializationResult) -> str:
-    if result.mi_given_level_ci is None:
-        return ''
-    low, high = result.mi_given_level_ci
-    return f' (95 %: {low:.4f} to {high:.4f})'
+def _interval(interval: tuple[float, float] | None) -> str:
+    return '' if interval is None else f' (95 %: {interval[0]:.4f} to {interval[1]:.4f})'
 
 
-def _p_value(result: SpecializationResult) -> str:
-    if result.p_value is None:
-        return f'no p-value: {result.reason}'
-    text = f'p {_number(result.p_value)} ({result.permutations} permutations)'
-    if result.adjusted_p_value is not None:
-        text += f', {_number(result.adjusted_p_value)} over all layers'
-    return text
+def _p_value(p_value: float | None, adjusted: float | None, reason: str, result: SpecializationResult) -> str:
+    if p_value is None:
+        return f'no p-value: {reason}'
+    text = f'p {_number(p_value)} ({result.permutations} permutations)'
+    return text if adjusted is None else f'{text}, {_number(adjusted)} over all layers'
 
 
 def _number(p_value: float | None) -> str:

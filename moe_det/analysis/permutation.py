@@ -8,6 +8,10 @@ One image's rows may agree across levels and patches (a gate that reads brightne
 the scene). Permuting each level on its own would tear both apart and understate the spread of the statistic, so all
 rows of an image travel together as far as possible. It is not always possible: images lack objects, hence comparable
 rows, at some levels. See :func:`permuted_tables`.
+
+Rows are exchanged only between rows with like numbers of objects (the same octave). An expert that gets the few crowded
+rows has its sizes from few images; exchanged freely, it would get them from many small rows, and the null would be too
+narrow for any gate that follows crowding. Images that belong together (frames of a video) travel as one.
 """
 
 from __future__ import annotations
@@ -15,9 +19,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from scipy.stats import rankdata
 
-from .rows import ObjectRows
+from .rows import ObjectRows, octaves
 
+BLOCK = 10  # images of like levels that are exchanged with each other
 _CHUNK = 4_000_000  # array elements per chunk: about 150 MB at the peak
 
 
@@ -28,9 +34,13 @@ def permuted_tables(rows: ObjectRows, permutations: int, rng: np.random.Generato
     its levels. Where that image has objects at the level too, its row is what is asked for. Where it has none, its row
     is drawn from the images that have one and chose the same expert at the nearest level that both share (a hot deck):
     rows of empty levels are not comparable, since a gate sees whether objects are there. At each level the rows that
-    are really there are then handed out in the order of the rows asked for (by top expert, then by its mass). So each
-    level sees a uniformly random arrangement of its own rows, as a permutation within the level would give, and the
-    dependence between an image's levels is kept: exactly if all images have objects at all levels, else closely.
+    are really there are then handed out, among rows with like numbers of objects, in the order of the rows asked for
+    (by top expert, then by its mass). So each stratum of a level sees a uniformly random arrangement of its own rows,
+    as a permutation within it would give, and the dependence between an image's levels is kept: exactly if all images
+    have as many objects at all levels, else closely. Images of one group ask for rows of images of one other group.
+
+    Where every image has one expert at all its levels, as with one decision per image, there is nothing to draw by
+    level: each image gets the expert of its partner. Partners are images with like numbers of objects on like levels.
 
     Args:
         rows: the observed rows.
@@ -40,13 +50,16 @@ def permuted_tables(rows: ObjectRows, permutations: int, rng: np.random.Generato
     Returns:
         (P, L, E, S) tables.
     """
+    if rows.one_decision_per_image:
+        return _exchanged_images(rows, permutations, rng)
     fixed = np.zeros((len(rows.levels), rows.num_experts, rows.num_sizes))
     moving = []
     for index, slot in enumerate(rows.slots):
         if slot.varies:
             top = slot.masses.argmax(1)
-            order = np.lexsort((slot.masses.max(1), top))
-            moving.append((index, slot.level, slot.images, slot.counts, slot.masses[order]))
+            order = np.lexsort((slot.masses.max(1), top, slot.strata))
+            first = np.unique(slot.strata, return_inverse=True)[1] * len(rows.images)
+            moving.append((index, slot.level, slot.images, slot.counts, slot.masses[order], first))
         else:
             fixed[slot.level] += slot.masses.T @ slot.counts
     tables = np.broadcast_to(fixed, (permutations, *fixed.shape)).copy()
@@ -54,17 +67,88 @@ def permuted_tables(rows: ObjectRows, permutations: int, rng: np.random.Generato
         return tables
 
     num_images = len(rows.images)
+    partners_of = _Partners(rows)
     wishes = _Wishes(rows)
     for start, stop in _chunks(permutations, num_images):
         ranks = wishes.ranks(rng)
-        partners = rng.permuted(np.tile(np.arange(num_images), (stop - start, 1)), axis=1)
-        for index, level, images, counts, masses in moving:
+        partners = partners_of.draw(stop - start, rng)
+        for index, level, images, counts, masses, first in moving:
             wanted = ranks[index][partners[:, images]]
+            if first.any():
+                kind = np.uint16 if int(first.max()) + num_images < 2**16 else np.int32
+                wanted = wanted.astype(kind) + first.astype(kind)
             # numpy's stable sort of 16-bit keys is a radix sort, the fastest one there is
             order = wanted.argsort(axis=1, kind='stable' if wanted.itemsize == 2 else None)
             for size in range(rows.num_sizes):
                 tables[start:stop, level, :, size] += np.take(counts[:, size], order) @ masses
     return tables
+
+
+def _exchanged_images(rows: ObjectRows, permutations: int, rng: np.random.Generator) -> np.ndarray:
+    """(P, L, E, S) tables when every image gets the one expert of its partner."""
+    masses = np.zeros((len(rows.images), rows.num_experts))
+    counts = np.zeros((len(rows.images), len(rows.levels), rows.num_sizes))
+    for slot in rows.slots:
+        masses[slot.images] = slot.masses
+        counts[slot.images, slot.level] = slot.counts
+    counts = counts.reshape(len(rows.images), -1)
+    tables = np.empty((permutations, rows.num_experts, counts.shape[1]))
+    partners_of = _Partners(rows)
+    for start, stop in _chunks(permutations, len(rows.images)):
+        partners = partners_of.draw(stop - start, rng)
+        for expert in range(rows.num_experts):
+            tables[start:stop, expert] = np.take(masses[:, expert], partners) @ counts
+    shape = permutations, rows.num_experts, len(rows.levels), rows.num_sizes
+    return tables.reshape(shape).swapaxes(1, 2)
+
+
+class _Partners:
+    """Draws for every image the image whose rows it asks for."""
+
+    def __init__(self, rows: ObjectRows) -> None:
+        self.groups = rows.groups
+        self.num_groups = rows.num_groups
+        self.members = np.argsort(rows.groups, kind='stable')
+        self.length = np.bincount(rows.groups, minlength=self.num_groups)
+        self.first = np.cumsum(self.length) - self.length
+        place = np.empty(len(rows.groups), dtype=np.int64)
+        place[self.members] = np.arange(len(rows.groups)) - np.repeat(self.first, self.length)
+        self.place = place  # of an image inside its group
+        self.strata = np.unique(_like_images(rows), return_inverse=True)[1]
+
+    def draw(self, permutations: int, rng: np.random.Generator) -> np.ndarray:
+        """(permutations, N) images; those of a group are asked of one group, in their order."""
+        # a random order inside each stratum: sorting uniform keys that begin with the stratum
+        order = np.argsort(rng.random((permutations, self.num_groups)) + self.strata, axis=1)
+        partners = np.empty_like(order)
+        partners[:, np.argsort(self.strata, kind='stable')] = order
+        if self.num_groups == len(self.groups):
+            return partners[:, self.groups]
+        group = partners[:, self.groups]
+        return self.members[self.first[group] + self.place % self.length[group]]
+
+
+def _like_images(rows: ObjectRows) -> np.ndarray:
+    """(G,) stratum of each group: like numbers of objects per image, and, among those, like levels of its objects.
+
+    What is exchanged is thereby given the levels of the image as a whole: a gate that reads the scale of the scene
+    knows which levels have objects, and must not look as if it knew more.
+    """
+    length = np.bincount(rows.groups, minlength=rows.num_groups)
+    of_level = np.stack([np.bincount(rows.groups, column, rows.num_groups) for column in rows.level_weights().T], 1)
+    total = of_level.sum(1)
+    mean_level = of_level @ np.arange(of_level.shape[1]) / total
+    stratum = np.zeros(rows.num_groups, dtype=np.int64)
+    used = 0
+    count = octaves(total / length)
+    for octave in np.unique(count):
+        members = np.flatnonzero(count == octave)
+        blocks = max(1, len(members) // BLOCK)
+        # images of equal levels stay together: the order of images must not matter
+        rank = rankdata(mean_level[members].round(9), method='min').astype(np.int64) - 1
+        stratum[members] = used + rank * blocks // len(members)
+        used += blocks
+    return stratum
 
 
 class _Wishes:
@@ -161,7 +245,9 @@ def level_shifted_tables(rows: ObjectRows, permutations: int, rng: np.random.Gen
     by_level = [np.flatnonzero(level == index) for index in range(shape[1])]
     tables = np.empty((permutations, rows.num_experts, shape[1]))
     for start, stop in _chunks(permutations, len(image)):
-        shift = rng.integers(length, size=(stop - start, shape[0]))[:, image]
+        # the images of a group are shifted alike
+        turn = rng.random((stop - start, rows.num_groups))[:, rows.groups[image]]
+        shift = (turn * length[image]).astype(np.int64)
         source = first + (position + shift) % length[image]
         for index, cells in enumerate(by_level):
             for expert in range(rows.num_experts):
@@ -177,15 +263,15 @@ def upper_tail(observed: float, null: np.ndarray) -> tuple[float, float]:
         null: (P,) the statistic of permuted data.
 
     Returns:
-        (1 + number of null values >= observed) / (1 + P), which is never 0; and the same for the largest value seen,
-        which is large when few distinct arrangements exist.
+        (1 + number of null values >= observed) / (1 + P), which is never 0; and what the most extreme arrangement seen,
+        observed or permuted, would have got, which is large when few distinct arrangements exist.
     """
     slack = 1e-9 * max(1.0, abs(observed))  # sums of one table in another order must count as ties
-    largest = max(observed, null.max())
-    return (
-        float((1 + np.sum(null >= observed - slack)) / (1 + len(null))),
-        float((1 + np.sum(null >= largest - slack)) / (1 + len(null))),
-    )
+    p_value = float((1 + np.sum(null >= observed - slack)) / (1 + len(null)))
+    if null.max() <= observed + slack:
+        return p_value, p_value
+    # the arrangement itself is one of those counted
+    return p_value, float(np.sum(null >= null.max() - slack) / (1 + len(null)))
 
 
 def _chunks(total: int, width: int) -> Iterator[tuple[int, int]]:

@@ -12,9 +12,60 @@ ALPHA = 0.01
 MIN_CRAMERS_V = 0.1  # a dependence that exists but is weaker than this is not called specialisation
 
 SIZE = 'size-specialised'
+SORTED = 'size-sorted'
+NOT_BY_SIZE = 'specialised, not by size'
+SCALE = 'scale-specialised'
 LEVEL = 'level-specialised'
 NOT = 'not specialised'
 UNDETERMINED = 'undetermined'
+VERDICTS = (SIZE, SORTED, NOT_BY_SIZE, SCALE, LEVEL, NOT, UNDETERMINED)
+
+
+def _beyond_chance(p_value: float | None, adjusted: float | None, bits: float, null_99: float, v: float) -> bool | None:
+    """Whether a dependence is significant and large enough to speak of; None where there is no p-value."""
+    if p_value is None:
+        return None
+    return (p_value if adjusted is None else adjusted) <= ALPHA and bits > null_99 and v >= MIN_CRAMERS_V
+
+
+@dataclass(frozen=True)
+class RelativeSize:
+    """How much the experts of one layer know of size within the level. E experts, Q quantiles, L levels; in bits.
+
+    Corrected values have the mean of their null distribution subtracted, see :class:`SpecializationResult`.
+
+    Attributes:
+        mi_bits: I(E; size within the level | level), corrected.
+        mi_ci: its 95 % interval over resampled images; None without a bootstrap or without a p-value.
+        p_value: by permuting rows between images within levels; None when the data cannot carry one.
+        reason: why there is no p-value, else empty.
+        null_99: 99 % quantile of the null distribution, on the scale of ``mi_bits``.
+        cramers_v: effect size from 0 to 1, corrected for chance.
+        ceiling_bits: entropy of the size within the level: the most that ``mi_bits`` can be.
+        expert_by_size: (E, Q) objects (sums of mass and weight), the lowest quantile first.
+        expert_by_size_by_level: (E, Q, L) likewise.
+        limits: (L, Q - 1) largest area in pixels of each quantile but the last.
+        raw: plug-in values: ``mi_bits``, ``cramers_v``.
+        adjusted_p_value: p-value after Holm's correction over layers; None unless :func:`adjust_for_layers` set it.
+    """
+
+    mi_bits: float
+    mi_ci: tuple[float, float] | None
+    p_value: float | None
+    reason: str
+    null_99: float
+    cramers_v: float
+    ceiling_bits: float
+    expert_by_size: np.ndarray
+    expert_by_size_by_level: np.ndarray
+    limits: np.ndarray
+    raw: dict[str, float]
+    adjusted_p_value: float | None = None
+
+    @property
+    def sorts(self) -> bool | None:
+        """Whether the experts sort objects by size within the level; None when the data cannot tell."""
+        return _beyond_chance(self.p_value, self.adjusted_p_value, self.mi_bits, self.null_99, self.cramers_v)
 
 
 @dataclass(frozen=True)
@@ -27,6 +78,8 @@ class SpecializationResult:
 
     Attributes:
         mi_bits: I(E;S), corrected. It does not tell size from level: see ``mi_given_level_bits``.
+        mi_p_value: of I(E;S) where every image has one decision for all its levels, by exchanging images; else None.
+        mi_cramers_v: effect size of I(E;S), where it has a p-value.
         mi_given_level_bits: I(E;S | level), corrected.
         mi_given_level_ci: its 95 % interval over resampled images; None without a bootstrap or without a p-value.
         p_value: of I(E;S | level), by permuting rows between images within levels; None when the data cannot carry one.
@@ -44,15 +97,19 @@ class SpecializationResult:
         levels: names of the L levels, as given.
         num_objects: entries measured.
         num_images: distinct images among them.
+        num_groups: groups of images that belong together; the number of images where none were given.
         num_rows: routing rows that hold objects; others take no part.
         permutations: how many were drawn.
         raw: plug-in values: ``mi_bits``, ``mi_given_level_bits``, ``level_mi_bits``, ``cramers_v_given_level``.
+        relative_size: the same question about size within the level; None where no areas were given.
         adjusted_p_value: p-value after Holm's correction over layers; None unless :func:`adjust_for_layers` set it.
         counterfactual: whether forcing experts moves AP_S, AP_M and AP_L as the table says; None while unknown.
         notes: what a reader should know of these data.
     """
 
     mi_bits: float
+    mi_p_value: float | None
+    mi_cramers_v: float | None
     mi_given_level_bits: float
     mi_given_level_ci: tuple[float, float] | None
     p_value: float | None
@@ -69,39 +126,71 @@ class SpecializationResult:
     levels: tuple[int, ...]
     num_objects: int
     num_images: int
+    num_groups: int
     num_rows: int
     permutations: int
     raw: dict[str, float]
+    relative_size: RelativeSize | None = None
     adjusted_p_value: float | None = None
     counterfactual: bool | None = None
     notes: tuple[str, ...] = ()
 
     @property
-    def verdict(self) -> str:
-        """One of four words.
+    def sorts(self) -> bool | None:
+        """Whether the experts sort objects by size beyond the level; None when the data cannot tell.
 
-        - ``size-specialised``: I(E;S | level) is beyond 99 % of its null (after Holm's correction where there are
-          several layers), Cramer's V given the level is at least 0.1, and forcing experts does not contradict it.
-        - ``level-specialised``: not so, but the expert depends on the level, by the same two measures.
-        - ``not specialised``: neither.
-        - ``undetermined``: the data cannot carry a p-value.
+        By size within the level where areas were given, else by the size bins: the corrected information is beyond
+        99 % of its null (after Holm's correction where there are several layers) and Cramer's V is at least 0.1.
         """
-        if self.p_value is None:
-            return UNDETERMINED
-        p_value = self.p_value if self.adjusted_p_value is None else self.adjusted_p_value
-        beyond_null = p_value <= ALPHA and self.mi_given_level_bits > self.null_99
-        if beyond_null and self.cramers_v_given_level >= MIN_CRAMERS_V and self.counterfactual is not False:
-            return SIZE
-        return self.fallback_verdict
+        if self.relative_size is not None:
+            return self.relative_size.sorts
+        return _beyond_chance(
+            self.p_value,
+            self.adjusted_p_value,
+            self.mi_given_level_bits,
+            self.null_99,
+            self.cramers_v_given_level,
+        )
 
     @property
-    def fallback_verdict(self) -> str:
-        """The verdict where specialisation in size is ruled out: of the level, none, or undetermined."""
-        if self.p_value is None:
+    def undetermined_reason(self) -> str:
+        """Why :attr:`sorts` is None, else empty."""
+        return self.reason if self.relative_size is None else self.relative_size.reason
+
+    @property
+    def follows_scale(self) -> bool:
+        """Whether images have one decision each, and those of different scale get different experts."""
+        return self.mi_p_value is not None and self.mi_p_value <= ALPHA and self.mi_cramers_v >= MIN_CRAMERS_V
+
+    @property
+    def follows_level(self) -> bool:
+        """Whether the expert depends on the level."""
+        known = self.level_p_value is not None
+        return known and self.level_p_value <= ALPHA and self.level_cramers_v >= MIN_CRAMERS_V
+
+    @property
+    def verdict(self) -> str:
+        """What the routing alone shows; whether it matters for the detector only the detector can show.
+
+        - ``size-sorted``: the experts sort objects by size beyond the level.
+        - ``scale-specialised``: not shown, but images of different scale go to different experts.
+        - ``level-specialised``: neither shown, but the expert depends on the level.
+        - ``not specialised``: none of these was shown.
+        - ``undetermined``: the data cannot tell.
+
+        :func:`moe_det.analysis.verdicts.decide` adds what the swap test and random gates say.
+        """
+        sorts = self.sorts
+        if sorts is None:
             return UNDETERMINED
-        if self.level_p_value is not None and self.level_p_value <= ALPHA and self.level_cramers_v >= MIN_CRAMERS_V:
-            return LEVEL
-        return NOT
+        return SORTED if sorts else self.without_sorting
+
+    @property
+    def without_sorting(self) -> str:
+        """The verdict where sorting beyond the level was not shown."""
+        if self.follows_scale:
+            return SCALE
+        return LEVEL if self.follows_level else NOT
 
     @property
     def share_of_size_given_level(self) -> float:
@@ -114,14 +203,12 @@ class SpecializationResult:
 
     def to_dict(self) -> dict:
         """Plain Python values, for JSON."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in values.items()}
-        for name in ('mi_given_level_ci', 'levels', 'notes'):
-            plain[name] = None if plain[name] is None else list(plain[name])
+        size = self.relative_size
         return {
             'verdict': self.verdict,
-            **plain,
-            'raw': dict(self.raw),
+            'sorts': self.sorts,
+            **_plain(self),
+            'relative_size': None if size is None else {**_plain(size), 'sorts': size.sorts},
             'share_of_size_given_level': self.share_of_size_given_level,
         }
 
@@ -135,6 +222,12 @@ class SpecializationResult:
         from .description import describe  # only text: kept apart from the numbers
 
         return describe(self)
+
+
+def _plain(record: SpecializationResult | RelativeSize) -> dict:
+    values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    kinds = {np.ndarray: np.ndarray.tolist, tuple: list, dict: dict}
+    return {name: kinds.get(type(value), lambda same: same)(value) for name, value in values.items()}
 
 
 def holm(p_values: Iterable[float | None]) -> list[float | None]:
@@ -163,7 +256,11 @@ def adjust_for_layers(results: Mapping[str, SpecializationResult]) -> dict[str, 
         results: layer name -> result, every layer that was looked at (leaving out some would void the correction).
     """
     adjusted = holm(result.p_value for result in results.values())
-    return {
-        name: dataclasses.replace(result, adjusted_p_value=p_value)
-        for (name, result), p_value in zip(results.items(), adjusted, strict=True)
-    }
+    relative = holm(None if r.relative_size is None else r.relative_size.p_value for r in results.values())
+    found = {}
+    for (name, result), p_value, relative_p in zip(results.items(), adjusted, relative, strict=True):
+        size = result.relative_size
+        if size is not None:
+            size = dataclasses.replace(size, adjusted_p_value=relative_p)
+        found[name] = dataclasses.replace(result, adjusted_p_value=p_value, relative_size=size)
+    return found

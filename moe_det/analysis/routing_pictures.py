@@ -20,7 +20,7 @@ from PIL import Image
 
 from .figures.palette import size_colour
 from .ground_truth import COCO_LIMITS, SIZE_NAMES
-from .specialization import size_bins
+from .sizes import size_bins
 
 # hues that no size's box has; the expert's number is always printed beside them
 EXPERT_COLOURS = ('#e6a700', '#7b3fb0', '#00a9b5', '#d81b60', '#6d8b00', '#5d4037', '#8fa3b0', '#283593')

@@ -21,17 +21,28 @@ class Slot:
         images: (A,) indices into :attr:`ObjectRows.images`, ascending.
         counts: (A, S) summed weights of the row's objects by size.
         masses: (A, E) expert masses of the rows; each sums to 1.
+        strata: (A,) octave of the row's number of objects; rows are exchanged inside an octave only.
     """
 
     level: int
     images: np.ndarray
     counts: np.ndarray
     masses: np.ndarray
+    strata: np.ndarray
 
     @property
     def varies(self) -> bool:
         """Whether an exchange of rows between images can change anything."""
-        return len(self.images) > 1 and bool(np.ptp(self.masses, axis=0).max() > ROW_TOLERANCE)
+        return any(
+            np.ptp(self.masses[self.strata == stratum], axis=0).max() > ROW_TOLERANCE
+            for stratum in np.unique(self.strata)
+        )
+
+    @property
+    def exchanged(self) -> np.ndarray:
+        """Images whose row can be exchanged with another image's."""
+        _, stratum, size = np.unique(self.strata, return_inverse=True, return_counts=True)
+        return self.images[size[stratum] > 1]
 
 
 @dataclass(frozen=True)
@@ -40,19 +51,46 @@ class ObjectRows:
 
     Attributes:
         images: (N,) distinct image ids.
+        groups: (N,) independent unit that each image belongs to, 0..G-1: the image itself unless images were grouped.
         levels: (L,) distinct levels, ascending.
         slots: one per (level, patch position) that holds objects.
+        patches: patch position of each slot.
         num_objects: entries that were gathered.
         num_experts: E.
         num_sizes: S.
     """
 
     images: np.ndarray
+    groups: np.ndarray
     levels: np.ndarray
     slots: tuple[Slot, ...]
+    patches: tuple[int, ...]
     num_objects: int
     num_experts: int
     num_sizes: int
+
+    @property
+    def num_groups(self) -> int:
+        """Independent units: images, or groups of images."""
+        return int(self.groups.max()) + 1
+
+    @property
+    def exchanged_groups(self) -> int:
+        """Independent units with a row that can be exchanged."""
+        images = np.concatenate([slot.exchanged for slot in self.slots])
+        return len(np.unique(self.groups[images]))
+
+    @property
+    def one_decision_per_image(self) -> bool:
+        """Whether every image has one expert at all its levels, and levels have no patches."""
+        if any(self.patches):
+            return False
+        low = np.full((len(self.images), self.num_experts), np.inf)
+        high = -low
+        for slot in self.slots:
+            low[slot.images] = np.minimum(low[slot.images], slot.masses)
+            high[slot.images] = np.maximum(high[slot.images], slot.masses)
+        return bool((high - low).max() <= ROW_TOLERANCE)
 
     @property
     def num_rows(self) -> int:
@@ -84,23 +122,21 @@ def gather_rows(
     num_sizes: int,
     patches: ArrayLike | None = None,
     weights: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
 ) -> ObjectRows:
     """Checks the arrays of :func:`~moe_det.analysis.measure_specialization` and gathers objects into routing rows.
 
     Raises:
-        ValueError: an array has a wrong shape, type or range, or the expert differs inside one routing row.
+        ValueError: an array has a wrong shape, type or range, the expert differs inside one routing row, or an image
+            belongs to two groups.
         DataError: there are no objects, or all are of one size.
     """
     if num_experts < 1 or num_sizes < 2:
         raise ValueError(f'expected num_experts >= 1 and num_sizes >= 2, got {num_experts} and {num_sizes}')
-    image_ids = np.asarray(image_ids)
-    if image_ids.ndim != 1:
-        raise ValueError(f'image_ids must have one entry per object, got shape {image_ids.shape}')
-    n = len(image_ids)
+    names, image = positions_of('image_ids', image_ids)
+    n = len(image)
     if n == 0:
         raise DataError('no objects to measure: image_ids is empty')
-    if image_ids.dtype.kind == 'f' and not np.isfinite(image_ids).all():
-        raise ValueError('image_ids holds NaN or infinity')
     levels = _integers('levels', levels, n)
     sizes = _integers('sizes', sizes, n, num_sizes)
     patches = np.zeros(n, dtype=np.int64) if patches is None else _integers('patches', patches, n)
@@ -114,25 +150,82 @@ def gather_rows(
             'and specialisation in size needs objects of two sizes'
         )
 
-    images, image = np.unique(image_ids, return_inverse=True)
     level_names, level = np.unique(levels, return_inverse=True)
     places, place = np.unique(np.stack([level, patches], 1), axis=0, return_inverse=True)
-    keys, first, row = np.unique(place.ravel() * len(images) + image, return_index=True, return_inverse=True)
+    keys, first, row = np.unique(place.ravel() * len(names) + image, return_index=True, return_inverse=True)
     wrong = np.abs(masses - masses[first][row]).max(1) > ROW_TOLERANCE
     if wrong.any():
         at = int(np.argmax(wrong))
         raise ValueError(
             f'the expert must be the same for all objects of one routing row, but differs inside image '
-            f'{image_ids[at]!s}, level {levels[at]}, patch {patches[at]} (entries {first[row[at]]} and {at}). '
+            f'{names[image[at]]!s}, level {levels[at]}, patch {patches[at]} (entries {first[row[at]]} and {at}). '
             'With routing per patch give patches=; an object over several rows is one entry per row, with weights='
         )
     counts = np.bincount(row * num_sizes + sizes, weights, len(keys) * num_sizes).reshape(-1, num_sizes)
-    row_place, row_image = np.divmod(keys, len(images))
+    strata = octaves(counts.sum(1))
+    row_place, row_image = np.divmod(keys, len(names))
     slots = []
     for index, (slot_level, _) in enumerate(places):
         rows = row_place == index
-        slots.append(Slot(int(slot_level), row_image[rows], counts[rows], masses[first[rows]]))
-    return ObjectRows(images, level_names, tuple(slots), n, num_experts, num_sizes)
+        slots.append(Slot(int(slot_level), row_image[rows], counts[rows], masses[first[rows]], strata[rows]))
+    units = np.arange(len(names)) if groups is None else _groups(groups, names, image)
+    patch_of_slot = tuple(places[:, 1].tolist())
+    return ObjectRows(names, units, level_names, tuple(slots), patch_of_slot, n, num_experts, num_sizes)
+
+
+def octaves(counts: np.ndarray) -> np.ndarray:
+    """Stratum of each count: 1, 2 to 3, 4 to 7, ... objects; parts of an object, as weights give them, share one."""
+    return np.floor(np.log2(np.maximum(counts, 0.5) + 1e-9)).astype(np.int64)
+
+
+def positions_of(name: str, ids: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers ids of any kind (integers of any size, strings), without ever comparing them as numbers.
+
+    Args:
+        name: of the argument, for messages.
+        ids: (n,) ids.
+
+    Returns:
+        (N,) the distinct ids, numbers before strings, each ascending, as objects, and (n,) the position of each entry.
+
+    Raises:
+        ValueError: not one id per entry, or ids that are floats, in which different ids may have become one.
+    """
+    if isinstance(ids, np.ndarray):
+        if ids.ndim != 1:
+            raise ValueError(f'{name} must have one entry per object, got shape {ids.shape}')
+        if ids.dtype.kind == 'f' and ids.size:
+            raise ValueError(f'{name} are {ids.dtype}: large ids become equal as floats; give integers or strings')
+        if ids.dtype.kind in 'iubU':  # as fast as arrays are
+            found, inverse = np.unique(ids, return_inverse=True)
+            return found.astype(object), inverse.ravel()
+    numbers: dict[object, int] = {}
+    position = np.empty(len(ids), dtype=np.int64)
+    for at, value in enumerate(ids):
+        if isinstance(value, (float, np.floating)):
+            raise ValueError(f'{name}[{at}] is {value!r}: expected an integer or a string, floats make large ids equal')
+        if isinstance(value, (list, dict, set, np.ndarray)):
+            raise ValueError(f'{name} must have one entry per object, got {value!r}')
+        position[at] = numbers.setdefault(value, len(numbers))
+    order = sorted(numbers, key=lambda value: (isinstance(value, str), value))
+    names = np.empty(len(numbers), dtype=object)
+    names[:] = order
+    rank = np.empty(len(numbers), dtype=np.int64)
+    rank[[numbers[value] for value in order]] = np.arange(len(order))
+    return names, rank[position]
+
+
+def _groups(groups: ArrayLike, names: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """(N,) group of each image."""
+    _, group = positions_of('groups', groups)
+    if len(group) != len(image):
+        raise ValueError(f'groups must have one entry per object: expected {len(image)}, got {len(group)}')
+    of_image = np.empty(len(names), dtype=np.int64)
+    of_image[image] = group
+    wrong = of_image[image] != group
+    if wrong.any():
+        raise ValueError(f'image {names[image[np.argmax(wrong)]]!s} belongs to two groups')
+    return of_image
 
 
 def _integers(name: str, values: ArrayLike, n: int, upper: int | None = None) -> np.ndarray:

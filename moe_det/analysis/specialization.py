@@ -1,13 +1,13 @@
-"""Do experts specialise in object size, beyond what the feature level alone explains?"""
+"""Do experts sort objects by size, beyond what the feature level alone explains?"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..errors import DataError
 from .bootstrap import bootstrap_cmi, centred_interval
 from .description import size_names
 from .information import (
@@ -19,41 +19,15 @@ from .information import (
     mutual_information,
 )
 from .permutation import level_shifted_tables, permuted_tables, shuffled_tables, upper_tail
-from .result import ALPHA, SpecializationResult, holm
+from .result import ALPHA, RelativeSize, SpecializationResult
 from .rows import ObjectRows, gather_rows
-
-__all__ = ['SpecializationMeter', 'SpecializationResult', 'holm', 'measure_specialization', 'size_bins']
+from .sizes import QUANTILES, relative_sizes
 
 MIN_PERMUTATIONS = 99  # fewer cannot give p <= 0.01
+MIN_OBJECTS = 30  # fewer say nothing, whatever their p-value
 MIN_IMAGES = 5  # 4! = 24 arrangements cannot give p <= 0.01
 _SHUFFLES = 500  # enough for a mean
 _LEVEL_PERMUTATIONS = 2000  # enough for p <= 0.01
-
-
-def size_bins(areas: ArrayLike, limits: Sequence[float] = (32**2, 96**2)) -> np.ndarray:
-    """Size bin of each object from its area in pixels: 0 small, 1 medium, 2 large.
-
-    COCO's ranges include both ends, so that an area of exactly 1024 counts as small and as medium. A table needs one
-    bin per object: here an area on a limit belongs to the smaller bin.
-
-    Args:
-        areas: (n,) areas, the annotation's ``area`` (of the mask, where there is one) in pixels of the original image.
-        limits: ascending upper limits of all bins but the last.
-
-    Returns:
-        (n,) integers 0..len(limits).
-
-    Raises:
-        ValueError: an area is negative or not finite, or the limits do not ascend.
-    """
-    areas, limits = np.asarray(areas, dtype=float), np.asarray(limits, dtype=float)
-    if (np.diff(limits) <= 0).any():
-        raise ValueError(f'limits must ascend, got {limits.tolist()}')
-    wrong = ~(np.isfinite(areas) & (areas >= 0))
-    if wrong.any():
-        at = int(np.argmax(wrong))
-        raise ValueError(f'areas[{at}] is {areas.flat[at]}, expected a finite area >= 0')
-    return np.searchsorted(limits, areas, side='left')
 
 
 def measure_specialization(
@@ -69,110 +43,196 @@ def measure_specialization(
     seed: int = 0,
     patches: ArrayLike | None = None,
     weights: ArrayLike | None = None,
+    areas: ArrayLike | None = None,
+    quantiles: int = QUANTILES,
+    groups: ArrayLike | None = None,
 ) -> SpecializationResult:
     """Measures whether experts depend on object size given the feature level, with a test that respects routing rows.
 
     Size and level nearly coincide in a feature pyramid, so I(E;S) alone would call every router that recognises its
-    level a size specialist; hence I(E;S | level). All objects of one routing row, (image, level) or (image, level,
-    patch), share its expert, so the test exchanges rows between images
-    (:func:`~moe_det.analysis.permutation.permuted_tables`). Its null hypothesis is that, given the level (and patch
-    position), the routing of an image has nothing to do with the sizes of its objects. Rows without objects take no
-    part.
+    level a size specialist; hence I(E;S | level). COCO's bins are nearly a function of the level, so little is left of
+    them given the level; with ``areas`` size *within the level* (quantiles of area among the objects of a level) is
+    measured as well, which the level leaves open.
+
+    All objects of one routing row, (image, level) or (image, level, patch), share its expert, so the test exchanges
+    rows between images (:func:`~moe_det.analysis.permutation.permuted_tables`). Its null hypothesis is that, given the
+    level (and patch position) and the number of objects, the routing of an image has nothing to do with the sizes of
+    its objects. Rows without objects take no part.
 
     Information and Cramer's V are corrected by their mean under permutation: Miller and Madow's term assumes
     independent objects and is too small here. With ``patches`` that mean, like the null, contains what the patch
     position explains, so the corrected I(E;S | level) is what goes beyond position too.
 
     Args:
-        image_ids: (n,) image of each object.
-        levels: (n,) level of the row that dealt with the object, integers >= 0; all 0 where a decision holds for all
-            levels.
-        experts: (n,) top expert of that row, integers 0..E-1, or (n, E) its expert masses, each row summing to 1.
-        sizes: (n,) size bin, integers 0..num_sizes-1; see :func:`size_bins`.
+        image_ids: (n,) image of each object: integers of any size or strings.
+        levels: (n,) level of each object, integers >= 0. Where one decision holds for all levels of an image, still the
+            level of the object; its expert is then the same at all of them.
+        experts: (n,) top expert of the object's row, integers 0..E-1, or (n, E) its expert masses, each row summing
+            to 1.
+        sizes: (n,) size bin, integers 0..num_sizes-1; see :func:`~moe_det.analysis.size_bins`.
         num_experts: E.
         num_sizes: S.
         permutations: draws of the null distribution, at least 99.
-        bootstrap: resamples for the interval; 0 for none.
+        bootstrap: resamples for the intervals; 0 for none.
         seed: of all random draws; equal seeds give equal results.
         patches: (n,) patch position of that row inside its level, integers >= 0; None if a level has one row per image.
         weights: (n,) positive weight of each entry, for objects that several rows deal with: one entry per row, the
             weights of an object summing to 1. None weighs all entries 1.
+        areas: (n,) area of each object in pixels, for the size within the level; None leaves that out.
+        quantiles: Q, bins of the size within the level.
+        groups: (n,) group of each object's image, ids of any kind: images that depend on each other, such as the
+            frames of a video, are exchanged and resampled as one. None takes images as independent.
 
     Returns:
         Numbers, tables and a verdict. If the data cannot carry a p-value it has none, but a ``reason``.
 
     Raises:
-        ValueError: arrays do not fit each other or the ranges, or the expert differs inside one routing row.
+        ValueError: arrays do not fit each other or the ranges, the expert differs inside one routing row, or ids are
+            floats.
         DataError: there are no objects, or all are of one size.
     """
     if permutations < MIN_PERMUTATIONS:
         raise ValueError(f'permutations must be at least {MIN_PERMUTATIONS} for p <= {ALPHA}, got {permutations}')
     if bootstrap < 0:
         raise ValueError(f'bootstrap must be 0 (no interval) or more, got {bootstrap}')
-    rows = gather_rows(
-        image_ids,
-        levels,
-        experts,
-        sizes,
-        num_experts=num_experts,
-        num_sizes=num_sizes,
-        patches=patches,
-        weights=weights,
-    )
+    given = {'num_experts': num_experts, 'patches': patches, 'weights': weights, 'groups': groups}
+    rows = gather_rows(image_ids, levels, experts, sizes, num_sizes=num_sizes, **given)
+    views = [_View(num_sizes, 1, 'sizes')]
+    relative = None
+    if areas is not None:
+        relative = relative_sizes(areas, levels, weights, quantiles)
+        # one table of both sizes: the permutations serve both
+        both = np.asarray(sizes) * quantiles + relative.bins
+        rows = gather_rows(image_ids, levels, experts, both, num_sizes=num_sizes * quantiles, **given)
+        views = [_View(num_sizes, quantiles, 'sizes'), _View(num_sizes, quantiles, 'relative')]
     # one stream per part: the p-value must not depend on whether an interval was asked for
-    streams = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(4)]
-    tables = rows.image_tables().sum(0)
-    cmi = float(conditional_mutual_information(tables))
-    phi2 = float(mean_square_contingency(tables))
-    largest = largest_contingency(tables)
-
+    streams = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(5)]
+    joint = rows.image_tables().sum(0)
     permuted = permuted_tables(rows, permutations, streams[0])
-    null = conditional_mutual_information(permuted)
-    null_mean = float(null.mean())
-    p_value, reason = _p_value(rows, tables, cmi, null)
-    interval = None
-    if bootstrap and p_value is not None:
-        interval = centred_interval(bootstrap_cmi(rows, bootstrap, streams[1]), cmi - null_mean)
+    cores = [_core(rows, view(joint), view(permuted), num_sizes * quantiles) for view in views]
+    if bootstrap and any(core.p_value is not None for core in cores):
+        values = bootstrap_cmi(rows, bootstrap, streams[1], views)
+        for core, of_view in zip(cores, values, strict=True):
+            if core.p_value is not None:
+                core.interval = centred_interval(of_view, core.bits)
 
-    shuffled = shuffled_tables(rows, _SHUFFLES, streams[2])
-    mi = float(mutual_information(tables.sum(0)))
-    level = _level(rows, tables, shuffled, min(permutations, _LEVEL_PERMUTATIONS), streams[3])
+    core, tables = cores[0], views[0](joint)
+    unconditioned = _unconditioned(rows, views[0], permutations, streams, given, image_ids, experts, sizes, num_sizes)
+    level = _level(rows, tables, views[0], min(permutations, _LEVEL_PERMUTATIONS), streams)
     return SpecializationResult(
-        mi_bits=mi - float(mutual_information(shuffled.sum(1)).mean()),
-        mi_given_level_bits=cmi - null_mean,
-        mi_given_level_ci=interval,
-        p_value=p_value,
-        reason=reason,
-        null_99=float(np.quantile(null, 1 - ALPHA)) - null_mean,
-        cramers_v_given_level=chance_corrected_v(phi2, float(mean_square_contingency(permuted).mean()), largest),
+        mi_bits=unconditioned['bits'],
+        mi_p_value=unconditioned['p_value'],
+        mi_cramers_v=unconditioned['v'],
+        mi_given_level_bits=core.bits,
+        mi_given_level_ci=core.interval,
+        p_value=core.p_value,
+        reason=core.reason,
+        null_99=core.null_99,
+        cramers_v_given_level=core.v,
         level_mi_bits=level['corrected'],
         level_p_value=level['p_value'],
         level_cramers_v=level['v'],
-        h_size_given_level=float(conditional_entropy(tables)),
+        h_size_given_level=core.ceiling,
         expert_by_size=tables.sum(0),
         expert_by_level=tables.sum(2).T,
         expert_by_size_by_level=tables.transpose(1, 2, 0),
         levels=tuple(rows.levels.tolist()),
         num_objects=rows.num_objects,
         num_images=len(rows.images),
+        num_groups=rows.num_groups,
         num_rows=rows.num_rows,
         permutations=permutations,
+        relative_size=None if relative is None else cores[1].relative(views[1](joint), relative.limits),
         raw={
-            'mi_bits': mi,
-            'mi_given_level_bits': cmi,
+            'mi_bits': unconditioned['raw'],
+            'mi_given_level_bits': core.raw_bits,
             'level_mi_bits': level['raw'],
-            'cramers_v_given_level': float(np.sqrt(phi2 / largest)) if largest > 0 else 0.0,
+            'cramers_v_given_level': core.raw_v,
         },
         notes=_notes(rows, tables),
     )
 
 
+@dataclass(frozen=True)
+class _View:
+    """Makes the tables of one kind of size out of those of both: (..., S * Q) -> (..., S) or (..., Q)."""
+
+    num_sizes: int
+    quantiles: int
+    kind: str
+
+    def __call__(self, tables: np.ndarray) -> np.ndarray:
+        split = tables.reshape(*tables.shape[:-1], self.num_sizes, self.quantiles)
+        return split.sum(-1 if self.kind == 'sizes' else -2)
+
+
+@dataclass
+class _Core:
+    """What is measured of one kind of size given the level; see the attributes of the result."""
+
+    bits: float
+    raw_bits: float
+    p_value: float | None
+    reason: str
+    null_99: float
+    v: float
+    raw_v: float
+    ceiling: float
+    interval: tuple[float, float] | None = None
+
+    def relative(self, tables: np.ndarray, limits: np.ndarray) -> RelativeSize:
+        """The result of size within the level."""
+        return RelativeSize(
+            mi_bits=self.bits,
+            mi_ci=self.interval,
+            p_value=self.p_value,
+            reason=self.reason,
+            null_99=self.null_99,
+            cramers_v=self.v,
+            ceiling_bits=self.ceiling,
+            expert_by_size=tables.sum(0),
+            expert_by_size_by_level=tables.transpose(1, 2, 0),
+            limits=limits,
+            raw={'mi_bits': self.raw_bits, 'cramers_v': self.raw_v},
+        )
+
+
+def _core(rows: ObjectRows, tables: np.ndarray, permuted: np.ndarray, cells: int) -> _Core:
+    """The dependence of expert and size given the level.
+
+    Args:
+        rows: the observed rows.
+        tables: (L, E, S) observed.
+        permuted: (P, L, E, S) of the null.
+        cells: most values of the size, for messages.
+    """
+    cmi = float(conditional_mutual_information(tables))
+    phi2, largest = float(mean_square_contingency(tables)), largest_contingency(tables)
+    null = conditional_mutual_information(permuted)
+    mean = float(null.mean())
+    p_value, reason = _p_value(rows, tables, cmi, null)
+    return _Core(
+        bits=cmi - mean,
+        raw_bits=cmi,
+        p_value=p_value,
+        reason=reason,
+        null_99=float(np.quantile(null, 1 - ALPHA)) - mean,
+        v=chance_corrected_v(phi2, float(mean_square_contingency(permuted).mean()), largest),
+        raw_v=float(np.sqrt(phi2 / largest)) if largest > 0 else 0.0,
+        ceiling=float(conditional_entropy(tables)),
+    )
+
+
 def _p_value(rows: ObjectRows, tables: np.ndarray, cmi: float, null: np.ndarray) -> tuple[float | None, str]:
     """The p-value of I(E;S | level), or None and what the data lack for one."""
-    exchanged = np.unique(np.concatenate([slot.images for slot in rows.slots if len(slot.images) > 1] or [[]]))
-    if len(exchanged) < MIN_IMAGES:
+    objects = tables.sum()
+    if objects < MIN_OBJECTS - 1e-6:
+        return None, f'{objects:.0f} objects; at least {MIN_OBJECTS} are needed to tell anything'
+    exchanged = rows.exchanged_groups
+    if exchanged < MIN_IMAGES:
+        unit = 'images' if rows.num_groups == len(rows.images) else 'groups of images'
         return None, (
-            f'{len(exchanged)} images have objects where another image has some at the same level; '
+            f'{exchanged} {unit} have as many objects as another one has at the same level; '
             f'a permutation test needs at least {MIN_IMAGES}'
         )
     if (tables.sum((0, 2)) > 0).sum() == 1:
@@ -190,17 +250,47 @@ def _p_value(rows: ObjectRows, tables: np.ndarray, cmi: float, null: np.ndarray)
     return p_value, ''
 
 
+def _unconditioned(
+    rows: ObjectRows,
+    view: Callable[[np.ndarray], np.ndarray],
+    permutations: int,
+    streams: list[np.random.Generator],
+    given: dict,
+    image_ids: ArrayLike,
+    experts: ArrayLike,
+    sizes: ArrayLike,
+    num_sizes: int,
+) -> dict[str, float | None]:
+    """I(E;S) without conditioning; it has a p-value where an image has one decision, so that images can be exchanged.
+
+    Elsewhere the level alone would make it significant.
+    """
+    table = view(rows.image_tables().sum((0, 1)))
+    raw = float(mutual_information(table))
+    if not rows.one_decision_per_image:
+        chance = view(shuffled_tables(rows, _SHUFFLES, streams[2]).sum(1))
+        return {'raw': raw, 'bits': raw - float(mutual_information(chance).mean()), 'p_value': None, 'v': None}
+    whole = gather_rows(image_ids, np.zeros(rows.num_objects, dtype=int), experts, sizes, num_sizes=num_sizes, **given)
+    core = _core(whole, table[None], permuted_tables(whole, permutations, streams[2]), num_sizes)
+    return {'raw': raw, 'bits': core.bits, 'p_value': core.p_value, 'v': core.v}
+
+
 def _level(
-    rows: ObjectRows, tables: np.ndarray, shuffled: np.ndarray, permutations: int, rng: np.random.Generator
+    rows: ObjectRows,
+    tables: np.ndarray,
+    view: Callable[[np.ndarray], np.ndarray],
+    permutations: int,
+    streams: list[np.random.Generator],
 ) -> dict[str, float | None]:
     """The dependence of the expert on the level."""
     table = tables.sum(2).T  # (E, L)
-    chance = shuffled.sum(3).swapaxes(1, 2)
+    chance = shuffled_tables(rows, _SHUFFLES, streams[4]).sum(3).swapaxes(1, 2)
     raw, phi2 = float(mutual_information(table)), float(mean_square_contingency(table[None]))
     mean_phi2 = float(mean_square_contingency(chance[:, None]).mean())
     p_value = None
-    if (np.count_nonzero(rows.level_weights(), axis=1) > 1).sum() >= MIN_IMAGES:
-        null = mutual_information(level_shifted_tables(rows, permutations, rng))
+    several = np.count_nonzero(rows.level_weights(), axis=1) > 1
+    if len(np.unique(rows.groups[several])) >= MIN_IMAGES:
+        null = mutual_information(level_shifted_tables(rows, permutations, streams[3]))
         p_value, smallest = upper_tail(raw, null)
         if smallest > ALPHA and (table.sum(1) > 0).sum() > 1:
             p_value = None
@@ -214,7 +304,7 @@ def _level(
 
 def _notes(rows: ObjectRows, tables: np.ndarray) -> tuple[str, ...]:
     notes = []
-    names = size_names(rows.num_sizes)
+    names = size_names(tables.shape[2])
     empty = [name for name, count in zip(names, tables.sum((0, 1)), strict=True) if count == 0]
     if empty:
         notes.append(f'no object is {" or ".join(empty)}: nothing is said about that size')
@@ -223,75 +313,12 @@ def _notes(rows: ObjectRows, tables: np.ndarray) -> tuple[str, ...]:
         notes.append(f'only expert {used[0]} was used')
     elif not any(slot.varies for slot in rows.slots):
         notes.append('at every level all images use the same expert: the routing is a fixed map of the level')
-    single = [str(rows.levels[slot.level]) for slot in rows.slots if len(slot.images) == 1]
-    if single:
-        levels = ', '.join(dict.fromkeys(single))
+    alone = [len(slot.images) - len(slot.exchanged) for slot in rows.slots]
+    if any(alone):
+        levels = ', '.join(
+            dict.fromkeys(str(rows.levels[slot.level]) for slot, n in zip(rows.slots, alone, strict=True) if n)
+        )
         notes.append(
-            f'{len(single)} routing rows cannot be exchanged, no other image has objects there (level {levels})'
+            f'{sum(alone)} routing rows cannot be exchanged, no other image has as many objects there (level {levels})'
         )
     return tuple(notes)
-
-
-class SpecializationMeter:
-    """Collects objects batch by batch, then measures: update, compute, reset.
-
-    Args:
-        num_experts: E.
-        num_sizes: S.
-        **options: passed on to :func:`measure_specialization`: permutations, bootstrap, seed.
-
-    Example:
-        >>> meter = SpecializationMeter(num_experts=4)
-        >>> meter.update(image_ids, levels, experts, sizes)
-        >>> print(meter.compute())
-    """
-
-    _NAMES = ('image_ids', 'levels', 'experts', 'sizes', 'patches', 'weights')
-
-    def __init__(self, num_experts: int, num_sizes: int = 3, **options) -> None:
-        self.num_experts = num_experts
-        self.num_sizes = num_sizes
-        self.options = options
-        self.reset()
-
-    def reset(self) -> None:
-        """Forgets all objects."""
-        self._batches: list[dict[str, np.ndarray]] = []
-
-    def update(
-        self,
-        image_ids: ArrayLike,
-        levels: ArrayLike,
-        experts: ArrayLike,
-        sizes: ArrayLike,
-        patches: ArrayLike | None = None,
-        weights: ArrayLike | None = None,
-    ) -> None:
-        """Adds objects; arguments as for :func:`measure_specialization`. A batch without objects is skipped.
-
-        Raises:
-            ValueError: ``patches`` or ``weights`` come with some batches only, or experts change between indices and
-                masses.
-        """
-        values = dict(zip(self._NAMES, (image_ids, levels, experts, sizes, patches, weights), strict=True))
-        batch = {name: np.array(value) for name, value in values.items() if value is not None}
-        if batch['image_ids'].size == 0:
-            return
-        if self._batches:
-            first = self._batches[0]
-            if batch.keys() != first.keys():
-                raise ValueError(f'the first batch gave {", ".join(first)}; this one {", ".join(batch)}')
-            if batch['experts'].ndim != first['experts'].ndim:
-                raise ValueError('experts must be indices in every batch, or masses in every batch')
-        self._batches.append(batch)
-
-    def compute(self) -> SpecializationResult:
-        """Measures all objects so far; the meter keeps them.
-
-        Raises:
-            DataError: there are none, or all are of one size.
-        """
-        if not self._batches:
-            raise DataError('no objects to measure: update() has had none')
-        arrays = {name: np.concatenate([batch[name] for batch in self._batches]) for name in self._batches[0]}
-        return measure_specialization(**arrays, num_experts=self.num_experts, num_sizes=self.num_sizes, **self.options)

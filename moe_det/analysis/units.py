@@ -23,7 +23,7 @@ class Unit:
         objects: (n,) position of the object in the ground truth.
         rows: (n,) its routing row in the layer's table.
         image_ids: (n,) image of the row.
-        levels: (n,) level of the row.
+        levels: (n,) pyramid level of the object: of the detection that found it, or of the anchors that it is assigned.
         patches: (n,) patch of the row.
         experts: (n, E) how much each expert had to do with the entry; rows sum to 1.
         sizes: (n,) size bin.
@@ -45,14 +45,14 @@ class Unit:
         return self.experts.argmax(axis=1)
 
 
-def _unit(layer, objects: np.ndarray, rows: np.ndarray, experts: np.ndarray, sizes: np.ndarray, shares) -> Unit:
+def _unit(layer, objects: np.ndarray, rows: np.ndarray, levels: np.ndarray, sizes: np.ndarray, shares=None) -> Unit:
     return Unit(
         objects=objects,
         rows=rows,
         image_ids=layer.image_ids[rows],
-        levels=layer.levels[rows],
+        levels=levels,
         patches=layer.patches[rows],
-        experts=experts,
+        experts=_normalised(layer.weights[rows]),
         sizes=sizes[objects],
         shares=np.ones(len(objects)) if shares is None else shares,
     )
@@ -68,49 +68,49 @@ def decides_per_image(layer) -> bool:
     return bool((layer.truth_rows != NO_ROW).any())
 
 
-def detection_unit(layer, matches: np.ndarray, sizes: np.ndarray) -> Unit:
+def detection_unit(layer, matches: np.ndarray, levels: np.ndarray, sizes: np.ndarray) -> Unit:
     """Objects that were found, each with the routing row of the detection that COCO's rules match to it.
 
     Args:
         layer: findings on one layer.
         matches: (g,) position of the matched detection, -1 where none.
+        levels: (n,) pyramid level of each detection, -1 where it cannot be followed.
         sizes: (g,) size bin of each object.
 
     Returns:
-        An entry per matched object whose row is known.
+        An entry per matched object whose row and level are known.
     """
     objects = np.flatnonzero(matches >= 0)
+    level = levels[matches[objects]]
     rows = layer.truth_rows[objects] if decides_per_image(layer) else layer.detection_rows[matches[objects]]
-    known = rows != NO_ROW
-    objects, rows = objects[known], rows[known]
-    return _unit(layer, objects, rows, _normalised(layer.weights[rows]), sizes, None)
+    known = (rows != NO_ROW) & (level >= 0)
+    return _unit(layer, objects[known], rows[known], level[known], sizes)
 
 
-def training_unit(layer, positives: np.ndarray, ids: np.ndarray, sizes: np.ndarray) -> Unit:
+def training_unit(layer, positives: np.ndarray, sizes: np.ndarray) -> Unit:
     """Every object with the expert weights over the anchors that the head's own assigner gives it.
 
     An object whose positives lie on several levels has an entry for each, with the level's part of its positives.
-    Layers that decide once per image have one entry per object.
 
     Args:
         layer: findings on one layer.
-        positives: (p, 2) annotation id and level of each positive anchor.
-        ids: (g,) annotation ids in the order of ``sizes``.
+        positives: (p, 2) object number and level of each positive anchor.
         sizes: (g,) size bin of each object.
     """
-    if decides_per_image(layer):
-        objects = np.flatnonzero(layer.truth_rows != NO_ROW)
-        rows = layer.truth_rows[objects]
-        return _unit(layer, objects, rows, _normalised(layer.weights[rows]), sizes, None)
-    known = layer.positive_rows != NO_ROW
-    rows = layer.positive_rows[known]
-    order = np.argsort(ids)
-    objects = order[np.searchsorted(ids, positives[known, 0], sorter=order)]
+    rows = layer.truth_rows[positives[:, 0]] if decides_per_image(layer) else layer.positive_rows
+    known = rows != NO_ROW
     # one entry per object, level and patch: the anchors of one row share its decision
-    pairs, counts = np.unique(np.stack([objects, rows], axis=1), axis=0, return_counts=True)
-    objects, rows = pairs.T if len(pairs) else (np.zeros(0, np.int64), np.zeros(0, np.int64))
-    totals = np.bincount(objects, weights=counts, minlength=len(ids))
-    return _unit(layer, objects, rows, _normalised(layer.weights[rows]), sizes, counts / totals[objects])
+    triples = np.stack([positives[known, 0], rows[known], positives[known, 1]], axis=1).astype(np.int64)
+    triples, counts = np.unique(triples, axis=0, return_counts=True)
+    objects, rows, levels = triples.T
+    totals = np.bincount(objects, weights=counts, minlength=len(sizes))
+    return _unit(layer, objects, rows, levels, sizes, counts / totals[objects])
+
+
+def unit_without_levels(layer, sizes: np.ndarray) -> Unit:
+    """Every object at level 0 with the row at its centre: for detectors whose boxes have no level of a pyramid."""
+    objects = np.flatnonzero(layer.truth_rows != NO_ROW)
+    return _unit(layer, objects, layer.truth_rows[objects], np.zeros(len(objects), dtype=np.int64), sizes)
 
 
 def image_unit(layer, image_ids: np.ndarray, areas: np.ndarray) -> list[dict]:

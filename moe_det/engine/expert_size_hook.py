@@ -8,7 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 
 from ..analysis.ground_truth import SIZE_NAMES
-from ..analysis.specialization import size_bins
+from ..analysis.sizes import size_bins
 from ..errors import MoEConfigError
 from ..routing.records import RoutingRecord, RoutingRecorder
 from ..routing.router import find_routers

@@ -11,26 +11,41 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
+import numpy as np
 from mmengine.config import Config
 from torch import nn
 from tqdm import tqdm
 
-from ..analysis.assembly import LayerInfo, Settings, control_results, decide, layer_results, size_table
+from ..analysis.assembly import (
+    Analysed,
+    LayerAnalysis,
+    LayerInfo,
+    Settings,
+    conclude,
+    layer_results,
+    relative_sizes_of,
+    relative_table,
+    size_table,
+)
 from ..analysis.definitions import DEFINITIONS
 from ..analysis.figures import write_figures
 from ..analysis.ground_truth import COCO_LIMITS, GroundTruth
 from ..analysis.report import console_table, write_report
+from ..analysis.resampled_precision import ResampledPrecision
 from ..analysis.result import SpecializationResult
 from ..analysis.seeds_summary import across_seeds
+from ..analysis.swap_results import Donors, RoutePrecision, swap_results, thirds_of
+from ..analysis.units import training_unit
 from ..errors import DataError, MoEConfigError, MoEDetError
-from ..probing.conditions import conditions_of
+from ..probing.conditions import NATURAL, conditions_of
 from ..probing.findings import Findings
 from ..probing.probe import Probe
-from ..probing.random_gates import random_gates
 from ..probing.run import ALONE, PartStore, Share, probe_images
+from ..probing.swaps import swap_conditions, swap_donors
 from ..routing.router import find_routers
-from .checkpoints import check_checkpoint, file_sha256
+from .checkpoints import check_checkpoint, file_sha256, refuse_equal_weights
 from .console import local_rank, say
+from .image_groups import image_groups
 from .launch import Options, load_config
 from .layer_description import layer_infos, pyramid_levels
 from .ranks import ranks_with_files
@@ -38,7 +53,7 @@ from .size_pictures import add_pictures
 from .software import machine, versions
 from .trained_model import TestBatches, analysis_device, annotation_file, load_trained_model, test_batches
 
-RESULTS_FORMAT = 1
+RESULTS_FORMAT = 2
 RESULTS_NAME = 'size_specialization.json'
 
 
@@ -54,7 +69,8 @@ class AnalysisOptions:
         area_ranges: sides in pixels that part small, medium and large.
         limit: only the first so many images.
         device: ``'cpu'``, ``'cuda'`` or None for CUDA where there is one.
-        random_gate: measure the same model with randomly initialised gates as a control.
+        groups: key of the json's images that says which of them belong together, such as ``'video_id'``; None takes
+            images as independent.
         force: evaluate forced, knocked out and other numbers of experts.
         layers: look at these layers only; None takes all.
         figures: write the figures as files beside the page as well.
@@ -69,7 +85,7 @@ class AnalysisOptions:
     area_ranges: tuple[float, float] = COCO_LIMITS
     limit: int | None = None
     device: str | None = None
-    random_gate: bool = False
+    groups: str | None = None
     force: bool = True
     layers: tuple[str, ...] | None = None
     figures: bool = True
@@ -107,6 +123,7 @@ def _analyse(config: str, checkpoints: Sequence[str], options: AnalysisOptions, 
     folder = Path(options.out_dir or Path(cfg.work_dir) / 'size_specialization')
     _writable(folder)
     checkpoints = [check_checkpoint(checkpoint, 'checkpoint') for checkpoint in checkpoints]
+    refuse_equal_weights(checkpoints)
     every = []
     for number, checkpoint in enumerate(checkpoints, start=1):
         target = folder if number == 1 else folder / f'seed_{number}'
@@ -167,27 +184,32 @@ def analyse_checkpoint(
     items = [dataset.get_data_info(i) for i in range(batches.num_images)]
     path = annotation_file(cfg)
     ground_truth = GroundTruth(path, [item['img_id'] for item in items], dataset.cat_ids, options.area_ranges)
+    groups = None if options.groups is None else image_groups(path, options.groups, ground_truth.image_ids)
+    settings = options.settings
     grids = {info.name: info.grid for info in infos if info.grid}
     conditions = conditions_of(model, [info.name for info in infos]) if options.force else []
-    probe = Probe(model, dataset.cat_ids, conditions, grids)
     question = {
         'config': cfg.model.to_dict() if hasattr(cfg.model, 'to_dict') else dict(cfg.model),
         'pipeline': cfg.test_dataloader.dataset.get('pipeline'),
         'checkpoint': file_sha256(checkpoint),
         'annotations': file_sha256(path),
-        'images': ground_truth.image_ids,
+        'images': [str(image_id) for image_id in ground_truth.image_ids],
         'conditions': [condition.name for condition in conditions],
     }
     question = json.loads(json.dumps(question, default=str))
-    findings = _probe(probe, batches, ground_truth, folder / 'findings', question, share, 'images')
-    random_findings = None
-    if options.random_gate:
-        quiet = Probe(model, probe.category_ids, (), probe.grids)
-        with random_gates(model, options.settings.seed):
-            asked = {**question, 'conditions': [], 'random_gate': options.settings.seed}
-            place = folder / 'findings_of_random_gates'
-            random_findings = _probe(quiet, batches, ground_truth, place, asked, share, 'random gates')
-    if findings is None:
+    probe = Probe(model, conditions, grids)
+    findings = _probe(probe, batches, ground_truth, folder / 'findings', question, share, 'images', everywhere=True)
+    counts = np.bincount(ground_truth.objects.image_ids, minlength=len(ground_truth.image_ids))
+    drawn = (findings, infos, counts, settings.swaps, settings.seed, groups)
+    swaps = swap_conditions(*drawn) if settings.swaps else []
+    swapped = None
+    if swaps:
+        question |= {'conditions': [condition.name for condition in swaps], 'draws': settings.swaps}
+        question |= {'seed': settings.seed, 'groups': None if groups is None else [str(group) for group in groups]}
+        second = Probe(model, swaps, grids, rows=False)
+        place = folder / 'findings_of_swaps'
+        swapped = _probe(second, batches, ground_truth, place, question, share, 'other routes')
+    if share.rank:
         return None
 
     matches = ground_truth.match(findings.detections)
@@ -199,20 +221,34 @@ def analyse_checkpoint(
     sizes = size_table(ground_truth, matches)
     precisions = {}
     for name, detections in tqdm(
-        {'natural': findings.detections, **findings.conditions}.items(), desc='average precision', file=sys.stderr
+        {NATURAL: findings.detections, **findings.conditions}.items(), desc='average precision', file=sys.stderr
     ):
         precisions[name] = ground_truth.average_precision(detections)
-    unavailable = {'detection': probe.no_provenance, 'training': probe.no_assignment}
-    layers, measured = [], []
+    thirds, relative = None, None
+    if probe.no_assignment is None:
+        unit = training_unit(findings.layers[infos[0].name], findings.positives, ground_truth.objects.sizes)
+        relative = relative_sizes_of(unit, ground_truth)
+        thirds = thirds_of(unit, relative, len(matches))
+    routes = None
+    if swapped is not None:
+        precision = ResampledPrecision(ground_truth, settings.resamples, settings.seed, groups, thirds)
+        routes = RoutePrecision(precision, {**swapped.conditions, NATURAL: findings.detections})
+    analysed = Analysed(
+        findings=findings,
+        matches=matches,
+        ground_truth=ground_truth,
+        precisions=precisions,
+        routes=routes,
+        losses={} if swapped is None else swapped.losses,
+        donors=Donors.of(swap_donors(*drawn)),
+        unavailable={'detection': probe.no_provenance, 'training': probe.no_assignment},
+        groups=groups,
+        settings=settings,
+    )
+    layers: list[LayerAnalysis] = []
     for info in tqdm(infos, desc='statistics', unit='layer', file=sys.stderr):
-        numbers, result = layer_results(
-            info, findings, matches, ground_truth, precisions, options.settings, unavailable
-        )
-        layers.append(numbers)
-        measured.append(result)
-    if random_findings is not None:
-        _add_control(layers, infos, random_findings, ground_truth, options)
-    by_layer = decide(layers, measured)
+        layers.append(layer_results(info, analysed))
+    by_layer = conclude(layers, analysed.has_levels)
     results = {
         'format': RESULTS_FORMAT,
         'title': f'Size specialisation of {Path(cfg.filename).stem}',
@@ -223,12 +259,16 @@ def analyse_checkpoint(
             'checkpoint_sha256': question['checkpoint'] if os.path.isfile(checkpoint) else None,  # of a URL: unknown
             'ann_file': path,
             'images': batches.num_images,
+            'groups': None if groups is None else len(set(groups)),
             'objects': len(matches),
             'crowds_excluded': ground_truth.crowds,
             'matched': int((matches >= 0).sum()),
-            'seed': options.settings.seed,
-            'permutations': options.settings.permutations,
-            'bootstrap': options.settings.bootstrap,
+            'seed': settings.seed,
+            'permutations': settings.permutations,
+            'bootstrap': settings.bootstrap,
+            'swap_draws': settings.swaps,
+            'resamples': settings.resamples,
+            'random_gates': settings.random_gates,
             'area_ranges': list(ground_truth.limits),
             'versions': versions(),
             'device': str(next(model.parameters()).device),
@@ -238,14 +278,16 @@ def analyse_checkpoint(
             'seconds': round(time.perf_counter() - begin, 1),
         },
         'sizes': sizes,
+        'relative_sizes': None if relative is None else relative_table(relative),
         'levels': pyramid_levels(model, findings),
-        'ap': {'natural': precisions['natural'], 'top_k': _sweep(model, precisions)},
-        'layers': layers,
+        'ap': {'natural': precisions[NATURAL], 'top_k': _sweep(model, precisions)},
+        'swap': None if routes is None else swap_results(routes, 'all', analysed.donors),
+        'layers': [layer.numbers for layer in layers],
         'examples': [],
         'seeds': None,
         'notes': _notes(probe, infos, model),
     }
-    add_pictures(results, folder, findings, matches, ground_truth, {item['img_id']: item['img_path'] for item in items})
+    add_pictures(results, folder, findings, matches, ground_truth, [item['img_path'] for item in items])
     return results, by_layer
 
 
@@ -257,8 +299,12 @@ def _probe(
     question: dict,
     share: Share,
     words: str,
+    everywhere: bool = False,
 ) -> Findings | None:
-    """Probes the images, of which a folder may hold some already; None in processes of another rank than 0."""
+    """Probes the images, of which a folder may hold some already.
+
+    Processes of another rank than 0 get None, unless ``everywhere``.
+    """
     if share.rank:
         share.wait()  # rank 0 throws away what answers another question
     store = PartStore(folder, question)
@@ -266,21 +312,7 @@ def _probe(
         share.wait()
     total = batches.num_images // share.processes
     with tqdm(total=total, desc=words, unit='img', file=sys.stderr, disable=share.rank > 0) as bar:
-        return probe_images(probe, batches, ground_truth, store, bar.update, share)
-
-
-def _add_control(
-    layers: list[dict],
-    infos: Sequence[LayerInfo],
-    findings: Findings,
-    ground_truth: GroundTruth,
-    options: AnalysisOptions,
-) -> None:
-    """Adds what the same model does with gates that learnt nothing."""
-    matches = ground_truth.match(findings.detections)
-    settings = replace(options.settings, bootstrap=0)
-    for layer, info in zip(layers, infos, strict=True):
-        layer['random_gate'] = control_results(info, findings, matches, ground_truth, settings, layer['main_unit'])
+        return probe_images(probe, batches, ground_truth, store, bar.update, share, everywhere)
 
 
 def _sweep(model: nn.Module, precisions: dict[str, dict]) -> list[dict]:

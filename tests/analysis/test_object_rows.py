@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from moe_det.analysis.rows import gather_rows
+from moe_det.analysis.rows import gather_rows, octaves
 from moe_det.errors import DataError
 
 OBJECTS = dict(
@@ -87,14 +87,43 @@ def test_the_order_of_objects_does_not_matter():
         ({'weights': [1, 1, 0, 1, 1]}, 'weights[2] is 0.0, expected a positive number'),
         ({'weights': [1, 1, np.nan, 1, 1]}, 'weights[2] is nan'),
         ({'weights': [1]}, 'weights must have one entry per object'),
-        ({'image_ids': [[7]]}, 'image_ids must have one entry per object, got shape (1, 1)'),
-        ({'image_ids': [1, 2, 3, 4, np.nan]}, 'image_ids holds NaN'),
+        ({'image_ids': [[7]]}, 'image_ids must have one entry per object, got [7]'),
+        ({'image_ids': np.array([[7]])}, 'image_ids must have one entry per object, got shape (1, 1)'),
+        ({'image_ids': [1, 2, 3, 4, np.nan]}, 'image_ids[4] is nan: expected an integer or a string'),
+        ({'image_ids': np.array([7.0, 7, 7, 9, 9])}, 'image_ids are float64: large ids become equal as floats'),
+        ({'groups': [0, 0, 0, 1]}, 'groups must have one entry per object: expected 5, got 4'),
+        ({'groups': [0, 0, 1, 1, 1]}, 'image 7 belongs to two groups'),
         ({'experts': [1, 2, 0, 2, 2]}, 'differs inside image 7, level 0, patch 0 (entries 0 and 1)'),
     ],
 )
 def test_refusals(changes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         gather(**changes)
+
+
+@pytest.mark.parametrize('first, second', [(2**53, 2**53 + 1), (2**70, 2**70 + 1), (7, '7'), ('a', 'b')])
+def test_ids_are_names(first, second):
+    # as floats the large ones would be one image
+    ids = [first, first, first, second, second]
+    rows = gather(image_ids=ids)
+    assert rows.images.tolist() == [first, second]
+    np.testing.assert_array_equal(rows.image_tables(), gather().image_tables())
+    assert gather(image_ids=np.array(ids, dtype=object)).images.tolist() == [first, second]
+
+
+def test_groups_and_strata_by_hand():
+    rows = gather(groups=['x', 'x', 'x', 'x', 'x'])
+    assert rows.groups.tolist() == [0, 0] and rows.num_groups == 1
+    assert gather().groups.tolist() == [0, 1]
+    assert [slot.strata.tolist() for slot in rows.slots] == [[1, 1], [0]]  # two objects, two objects; one
+    assert octaves(np.array([0.2, 1, 2, 3, 4, 7.9, 8])).tolist() == [-1, 0, 1, 1, 2, 2, 3]
+    assert [slot.exchanged.tolist() for slot in rows.slots] == [[0, 1], []]
+
+
+def test_one_decision_per_image():
+    assert not gather().one_decision_per_image  # image 7 has expert 1 at one level and 0 at the other
+    assert gather(experts=[1, 1, 1, 2, 2]).one_decision_per_image
+    assert not gather(experts=[1, 1, 1, 2, 2], patches=[0, 0, 0, 1, 1]).one_decision_per_image
 
 
 def test_no_objects_and_a_single_size():

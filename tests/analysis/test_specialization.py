@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from moe_det.analysis import SpecializationMeter, measure_specialization, size_bins
+from moe_det.analysis import SpecializationMeter, measure_specialization, relative_sizes, size_bins
 from moe_det.analysis.bootstrap import bootstrap_cmi, centred_interval
 from moe_det.analysis.information import conditional_mutual_information, mutual_information
 from moe_det.analysis.permutation import permuted_tables
@@ -90,7 +90,7 @@ def test_a_noisy_level_map():
 def test_a_size_router():
     image, level, size = scenes()
     result = measure(image, level, majority_rows(image, level, size), size)
-    assert result.verdict == 'size-specialised'
+    assert result.sorts is True and result.verdict == 'size-sorted'  # whether it matters only a detector can show
     assert result.p_value == 1 / 500
     assert result.cramers_v_given_level > 0.3
     low, high = result.mi_given_level_ci
@@ -102,12 +102,100 @@ def test_a_size_router():
 def test_one_decision_per_image():
     image, level, size = scenes()
     experts = np.random.default_rng(2).integers(4, size=NUM_IMAGES)[image]
-    result = measure(image, 0 * level, experts, size)
-    assert result.mi_given_level_bits == pytest.approx(result.mi_bits, abs=0.005)
-    assert result.raw['mi_given_level_bits'] == pytest.approx(result.raw['mi_bits'])
-    assert result.level_mi_bits == 0
-    assert result.level_p_value is None
+    result = measure(image, level, experts, size)
     assert result.verdict == 'not specialised'
+    assert result.level_p_value is None  # the choice cannot follow the level
+    assert result.mi_p_value > 0.01 and abs(result.mi_bits) < 0.02
+    # at a single level both questions are one
+    flat = measure(image, 0 * level, experts, size)
+    assert flat.raw['mi_given_level_bits'] == pytest.approx(flat.raw['mi_bits'])
+    assert flat.mi_given_level_bits == pytest.approx(flat.mi_bits, abs=0.005)
+    assert flat.level_mi_bits == 0
+    assert flat.level_p_value is None
+
+
+def scaled_scenes(num_images: int = NUM_IMAGES, seed: int = 0):
+    """Scenes of different scale, which decides the levels; size inside a level has nothing to do with it."""
+    rng = np.random.default_rng(seed)
+    image = np.repeat(np.arange(num_images), rng.integers(2, 10, num_images))
+    scale = rng.normal(size=num_images)
+    level = np.clip(np.round(1 + scale[image] + 0.5 * rng.normal(size=len(image))), 0, 2).astype(int)
+    area = 4.0**level * 400 * np.exp(rng.normal(size=len(image)) * 0.3)
+    return image, level, np.clip(level + rng.integers(-1, 2, len(image)), 0, 2), area, scale
+
+
+def test_a_gate_that_reads_the_scale_of_the_image():
+    image, level, size, area, scale = scaled_scenes()
+    experts = np.digitize(scale, [-0.7, 0, 0.7])[image]
+    result = measure(image, level, experts, size, areas=area)
+    assert result.mi_bits > 0.2 and result.mi_p_value == 1 / 500 and result.mi_cramers_v > 0.3
+    assert result.relative_size.p_value > 0.01 and abs(result.relative_size.mi_bits) < 0.02
+    assert result.sorts is False
+    assert result.verdict == 'scale-specialised'
+    assert result.follows_scale and not result.follows_level
+
+
+def test_size_within_the_level():
+    image, level, size, area, scale = scaled_scenes()
+    # an expert for the row whose objects are large for their level, which COCO's bins hardly show
+    relative = np.log(area) - np.log(400 * 4.0**level)
+    sums, counts = np.zeros((NUM_IMAGES, 3)), np.zeros((NUM_IMAGES, 3))
+    np.add.at(sums, (image, level), relative)
+    np.add.at(counts, (image, level), 1)
+    experts = (sums > 0).astype(int)[image, level]
+    result = measure(image, level, experts, level, areas=area, num_experts=2)
+    assert result.p_value is None  # the bins are the levels
+    size = result.relative_size
+    assert result.sorts and size.sorts and result.verdict == 'size-sorted'
+    assert size.p_value == 1 / 500 and size.cramers_v > 0.3
+    assert size.ceiling_bits == pytest.approx(np.log2(3), abs=0.01)
+    assert 0 < size.mi_ci[0] < size.mi_bits < size.mi_ci[1] < size.ceiling_bits
+    assert size.mi_bits > size.null_99
+    # the table by hand
+    expected = np.zeros((2, 3, 3))
+    bins = relative_sizes(area, level).bins
+    np.add.at(expected, (experts, bins, level), 1)
+    np.testing.assert_array_equal(size.expert_by_size_by_level, expected)
+    np.testing.assert_array_equal(size.expert_by_size, expected.sum(2))
+    assert size.raw['mi_bits'] == pytest.approx(conditional_mutual_information(expected.transpose(2, 0, 1)))
+    # and the bins' own numbers are those without areas
+    image, level, size, area, _ = scaled_scenes()
+    both, alone = (measure(image, level, experts, size, num_experts=2, **more) for more in ({'areas': area}, {}))
+    assert both.p_value == alone.p_value and both.raw == pytest.approx(alone.raw)
+    np.testing.assert_array_equal(both.expert_by_size_by_level, alone.expert_by_size_by_level)
+    assert both.mi_given_level_bits == pytest.approx(alone.mi_given_level_bits)
+
+
+def test_relative_sizes_by_hand():
+    found = relative_sizes([9, 1, 5, 100, 100, 100, 7], [0, 0, 0, 2, 2, 2, 4])
+    assert found.bins.tolist() == [2, 0, 1, 1, 1, 1, 1]  # equal areas share the bin of their middle
+    assert found.levels.tolist() == [0, 2, 4]
+    assert found.limits.tolist() == [[1, 5], [0, 100], [0, 7]]
+    # half an object each: the large one alone fills a half
+    assert relative_sizes([1, 2, 3], [0] * 3, weights=[0.5, 0.5, 1], quantiles=2).bins.tolist() == [0, 0, 1]
+    with pytest.raises(ValueError, match='quantiles=1'):
+        relative_sizes([1], [0], quantiles=1)
+    with pytest.raises(ValueError, match=re.escape('areas must have one entry per object: expected shape (2,), got')):
+        relative_sizes([1], [0, 0])
+    with pytest.raises(ValueError, match=re.escape('areas[1] is nan')):
+        relative_sizes([1, np.nan], [0, 0])
+
+
+def test_scenes_that_are_there_four_times():
+    image, level, size = scenes(40)
+    experts = random_rows(image, level)
+    again = np.concatenate([image + 40 * copy for copy in range(4)])
+    four = [np.tile(values, 4) for values in (level, experts, size)]
+    once = measure(image, level, experts, size)
+    grouped = measure(again, *four, groups=[f'scene {i % 40}' for i in again])
+    free = measure(again, *four)
+    assert (grouped.num_images, grouped.num_groups) == (160, 40)
+    # four copies say what one says: the same table, and as wide a null
+    assert grouped.raw['mi_given_level_bits'] == pytest.approx(once.raw['mi_given_level_bits'])
+    assert grouped.null_99 == pytest.approx(once.null_99, rel=0.4)
+    assert free.null_99 < 0.5 * once.null_99
+    width = [np.ptp(result.mi_given_level_ci) for result in (once, grouped, free)]
+    assert width[1] == pytest.approx(width[0], rel=0.3) and width[2] < 0.7 * width[0]
 
 
 def test_an_object_that_is_perfectly_told():
@@ -118,7 +206,7 @@ def test_an_object_that_is_perfectly_told():
     assert result.h_size_given_level == pytest.approx(np.log2(3))
     assert result.cramers_v_given_level == pytest.approx(1)
     assert result.mi_given_level_bits < np.log2(3)
-    assert result.verdict == 'size-specialised'
+    assert result.verdict == 'size-sorted'
 
 
 def test_tables_agree_with_loops():
@@ -185,7 +273,7 @@ def test_soft_masses_that_tell_the_size():
     image, level, size = scenes()
     sharp = np.eye(4)[majority_rows(image, level, size)]
     result = measure(image, level, 0.6 * sharp + 0.1, size)
-    assert result.verdict == 'size-specialised'
+    assert result.verdict == 'size-sorted'
     assert result.raw['mi_given_level_bits'] < measure(image, level, sharp, size).raw['mi_given_level_bits']
 
 
@@ -206,7 +294,7 @@ def test_a_patch_position_is_no_size():
     knows_size = (np.stack([counts[:, 0, 1], counts[:, 1, 2]], 1) > 2).astype(
         int
     )  # most of its four are the larger kind
-    assert measure(image, 0 * image, knows_size[image, patch], size, patches=patch).verdict == 'size-specialised'
+    assert measure(image, 0 * image, knows_size[image, patch], size, patches=patch).verdict == 'size-sorted'
 
 
 def test_equal_seeds_give_equal_results():
@@ -227,17 +315,31 @@ def test_equal_seeds_give_equal_results():
 
 def test_too_few_images():
     image, level, size = scenes(4)
+    image, level, size = (np.repeat(values, 2) for values in (image, level, size))
     result = measure(image, level, random_rows(image, level), size)
     assert result.p_value is None
     assert result.mi_given_level_ci is None
-    assert result.verdict == 'undetermined'
-    assert '4 images' in result.reason
+    assert result.verdict == 'undetermined' and result.sorts is None
+    assert 'images have as many objects' in result.reason
     assert result.reason in str(result)
+
+
+def test_nine_objects_tell_nothing():
+    # also where nothing could be found: one expert, or a p-value of 1
+    image, level, size = scenes()
+    few = slice(0, 9)
+    for experts in (random_rows(image, level), 0 * level):
+        result = measure(image[few], level[few], experts[few], np.arange(9) % 3)
+        assert result.verdict == 'undetermined'
+        assert result.reason == '9 objects; at least 30 are needed to tell anything'
+    halves = measure(np.arange(50), [0] * 50, np.arange(50) % 2, np.arange(50) // 2 % 2, weights=[0.5] * 50)
+    assert halves.reason.startswith('25 objects')
 
 
 def test_images_that_share_no_level():
     image = np.repeat(np.arange(8), 4)
-    result = measure(image, image, random_rows(image, 0 * image), np.tile([0, 1], 16))
+    experts = np.random.default_rng(0).integers(4, size=8)[image]
+    result = measure(image, image, experts, np.tile([0, 1], 16))
     assert result.verdict == 'undetermined'
     assert result.reason.startswith('0 images')
     assert any('8 routing rows cannot be exchanged' in note for note in result.notes)
@@ -275,7 +377,8 @@ def test_sizes_that_are_levels():
 def test_a_single_expert():
     image, level, size = scenes()
     result = measure(image, level, 0 * level + 2, size)
-    assert (result.p_value, result.mi_bits, result.mi_given_level_bits) == (1, 0, 0)
+    assert result.p_value == 1
+    assert (result.mi_bits, result.mi_given_level_bits) == pytest.approx((0, 0), abs=1e-12)
     assert result.cramers_v_given_level == 0
     assert result.verdict == 'not specialised'
     assert 'only expert 2 was used' in result.notes
@@ -293,6 +396,22 @@ def test_an_empty_size():
         measure(range(5), [0] * 5, [0] * 5, [2] * 5)
 
 
+@pytest.mark.parametrize('permutations', [99, 150, 198])
+def test_few_permutations_carry_a_p_value(permutations):
+    rng = np.random.default_rng(1)
+    image = np.repeat(np.arange(300), 4)
+    experts = rng.integers(4, size=300)[image]
+    result = measure(image, 0 * image, experts, rng.integers(3, size=1200), permutations=permutations, bootstrap=0)
+    assert result.p_value is not None and result.p_value > 0.01
+
+
+def test_a_balanced_table_has_no_nan():
+    cells = np.indices((2, 3)).reshape(2, -1).repeat(11, axis=1)
+    result = measure(np.arange(66), [0] * 66, cells[0], cells[1], num_experts=2)
+    assert result.raw['cramers_v_given_level'] == 0
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
 def test_settings_that_cannot_work():
     image, level, size = scenes()
     with pytest.raises(ValueError, match='at least 99 for p <= 0.01, got 98'):
@@ -308,7 +427,7 @@ def test_bootstrap_draws_images():
     image, level, size = scenes(12)
     experts = random_rows(image, level)
     rows = gather_rows(image, level, experts, size, num_experts=4, num_sizes=3)
-    found = bootstrap_cmi(rows, 8000, np.random.default_rng(0))
+    (found,) = bootstrap_cmi(rows, 8000, np.random.default_rng(0))
     rng, naive = np.random.default_rng(1), []
     for _ in range(4000):
         tables = np.zeros((3, 4, 3))
@@ -363,11 +482,11 @@ def test_output():
     image, level, size = scenes()
     result = measure(image, level, majority_rows(image, level, size), size)
     values = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    assert values['verdict'] == 'size-specialised'
+    assert values['verdict'] == 'size-sorted'
     assert values['mi_given_level_ci'] == list(result.mi_given_level_ci)
     assert values['expert_by_size'] == result.expert_by_size.tolist()
     text = str(result)
-    for part in ('size-specialised', f'{result.mi_given_level_bits:.4f} bits', 'p 0.002 (499', 'small', 'large'):
+    for part in ('size-sorted', f'{result.mi_given_level_bits:.4f} bits', 'p 0.002 (499', 'small', 'large'):
         assert part in text
     assert 'forced experts agree' in str(result.with_counterfactual(True))
     assert 'forced experts contradict' in str(result.with_counterfactual(False))

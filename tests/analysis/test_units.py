@@ -28,13 +28,13 @@ def layer(**changes):
     return SimpleNamespace(**{**values, **changes})
 
 
-SIZES = np.array([0, 2, 1, 0])  # of objects 30, 10, 20, 40
-IDS = np.array([30, 10, 20, 40])
-POSITIVES = np.array([[30, 0], [30, 0], [10, 0], [30, 1], [20, 0], [20, 1]])
+SIZES = np.array([0, 2, 1, 0])
+LEVELS = np.array([0, 1, 0, 1, 1])  # of the detections
+POSITIVES = np.array([[0, 0], [0, 0], [1, 0], [0, 1], [2, 0], [2, 1]])
 
 
 def test_detection_unit_takes_the_row_of_the_winning_detection():
-    unit = units.detection_unit(layer(), np.array([0, -1, 4, 1]), SIZES)
+    unit = units.detection_unit(layer(), np.array([0, -1, 4, 1]), LEVELS, SIZES)
     assert unit.objects.tolist() == [0, 2, 3]
     assert unit.image_ids.tolist() == [5, 9, 5]
     assert unit.levels.tolist() == [0, 1, 1]
@@ -44,15 +44,15 @@ def test_detection_unit_takes_the_row_of_the_winning_detection():
 
 
 def test_training_unit_shares_an_object_among_the_levels_of_its_anchors():
-    unit = units.training_unit(layer(), POSITIVES, IDS, SIZES)
-    found = {(IDS[o], level): (share, w.tolist()) for o, level, share, w in zip(
+    unit = units.training_unit(layer(), POSITIVES, SIZES)
+    found = {(o, level): (share, w.tolist()) for o, level, share, w in zip(
         unit.objects, unit.levels, unit.shares, unit.experts, strict=True)}  # fmt: skip
     assert found == {
-        (30, 0): (pytest.approx(2 / 3), pytest.approx([0.7, 0.3, 0])),
-        (30, 1): (pytest.approx(1 / 3), pytest.approx([0.2, 0, 0.8])),
-        (10, 0): (1, pytest.approx([0.7, 0.3, 0])),
-        (20, 0): (0.5, pytest.approx([0, 0.4, 0.6])),
-        (20, 1): (0.5, pytest.approx([0.5, 0.5, 0])),
+        (0, 0): (pytest.approx(2 / 3), pytest.approx([0.7, 0.3, 0])),
+        (0, 1): (pytest.approx(1 / 3), pytest.approx([0.2, 0, 0.8])),
+        (1, 0): (1, pytest.approx([0.7, 0.3, 0])),
+        (2, 0): (0.5, pytest.approx([0, 0.4, 0.6])),
+        (2, 1): (0.5, pytest.approx([0.5, 0.5, 0])),
     }
     assert unit.sizes[unit.objects == 0].tolist() == [0, 0]
 
@@ -63,10 +63,26 @@ def test_layers_that_decide_once_per_image_use_the_objects_centre():
         weights=np.array([[0.0, 0.6, 0.0], [0.9, 0.0, 0.0]]), truth_rows=np.array([0, 1, 0, 0]),
         detection_rows=np.full(5, -1), positive_rows=np.full(6, -1),
     )  # fmt: skip
-    unit = units.detection_unit(one, np.array([3, 0, -1, 2]), SIZES)
+    unit = units.detection_unit(one, np.array([3, 0, -1, 2]), LEVELS, SIZES)
     assert unit.objects.tolist() == [0, 1, 3] and unit.top_experts.tolist() == [1, 0, 1]
+    assert unit.levels.tolist() == [1, 0, 0]  # of the detections, though the decision is the same at all levels
     assert unit.experts[0].tolist() == [0, 1, 0]  # a single choice weighs 1, whatever the gate's probability
-    assert units.training_unit(one, POSITIVES, IDS, SIZES).objects.tolist() == [0, 1, 2, 3]
+    unit = units.training_unit(one, POSITIVES, SIZES)
+    columns = unit.objects, unit.levels, unit.shares, unit.top_experts
+    assert list(zip(*(column.tolist() for column in columns), strict=True)) == [
+        (0, 0, pytest.approx(2 / 3), 1),
+        (0, 1, pytest.approx(1 / 3), 1),
+        (1, 0, 1, 0),
+        (2, 0, 0.5, 1),
+        (2, 1, 0.5, 1),
+    ]
+    unit = units.unit_without_levels(one, SIZES)
+    assert unit.objects.tolist() == [0, 1, 2, 3] and unit.levels.tolist() == [0] * 4
+
+
+def test_a_detection_without_a_level_is_left_out():
+    unit = units.detection_unit(layer(), np.array([0, -1, 4, 1]), np.array([0, 1, 0, 1, -1]), SIZES)
+    assert unit.objects.tolist() == [0, 3]
 
 
 def test_image_unit_is_spearmans_correlation_of_weight_and_log_area():
@@ -127,7 +143,8 @@ def test_interval_of_the_lift_covers_the_truth():
 
 
 def test_findings_about_other_objects_are_refused():
-    findings = SimpleNamespace(truths=np.array([1, 3]), positives=np.zeros((0, 2), int), layers={'head': None})
-    truth = SimpleNamespace(objects=SimpleNamespace(ids=np.array([1, 2]), sizes=np.zeros(2, int)))
-    with pytest.raises(DataError, match='2 objects, not the 2 of the annotations'):
-        make_units(findings, SimpleNamespace(name='head'), np.array([-1, -1]), truth)
+    findings = SimpleNamespace(truths=np.arange(3), layers={'head': None})
+    truth = SimpleNamespace(objects=SimpleNamespace(areas=np.ones(2), sizes=np.zeros(2, int)))
+    analysed = SimpleNamespace(findings=findings, ground_truth=truth)
+    with pytest.raises(DataError, match='3 objects, not the 2 of the annotations'):
+        make_units(SimpleNamespace(name='head'), analysed)

@@ -1,4 +1,4 @@
-"""The word that a result gets: over layers, with forced experts, over seeds."""
+"""The word that a layer gets: from its routing, over layers, with random gates and the swap test."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from moe_det.analysis import adjust_for_layers, agreement, align_experts, holm, measure_specialization, size_preference
+from moe_det.analysis import RelativeSize, adjust_for_layers, holm, measure_specialization
+from moe_det.analysis.swap_results import costs, sizes_that_lose
+from moe_det.analysis.verdicts import Evidence, decide
 
 PREFERENCE = np.array([[8, 1, 1], [1, 8, 1], [1, 1, 8], [4, 4, 4]])
 
@@ -25,30 +27,109 @@ RESULT = specialised()
 
 
 def test_the_rules_one_by_one():
-    assert RESULT.verdict == 'size-specialised'
+    assert RESULT.verdict == 'size-sorted' and RESULT.sorts is True
     for change in (
         {'p_value': 0.011},
         {'adjusted_p_value': 0.011},
         {'cramers_v_given_level': 0.099},
         {'null_99': RESULT.mi_given_level_bits},
-        {'counterfactual': False},
     ):
-        result = dataclasses.replace(RESULT, **change)
-        assert result.verdict == result.fallback_verdict == 'not specialised'
+        result = dataclasses.replace(RESULT, mi_p_value=None, **change)
+        assert result.sorts is False
+        assert result.verdict == result.without_sorting == 'not specialised'
         by_level = dataclasses.replace(result, level_p_value=0.01, level_cramers_v=0.1)
-        assert by_level.verdict == by_level.fallback_verdict == 'level-specialised'
+        assert by_level.verdict == by_level.without_sorting == 'level-specialised'
         assert dataclasses.replace(by_level, level_p_value=0.011).verdict == 'not specialised'
         assert dataclasses.replace(by_level, level_cramers_v=0.099).verdict == 'not specialised'
+        by_image = dataclasses.replace(by_level, mi_p_value=0.01, mi_cramers_v=0.1)
+        assert by_image.verdict == 'scale-specialised'
+        assert dataclasses.replace(by_image, mi_p_value=0.011).verdict == 'level-specialised'
+        assert dataclasses.replace(by_image, mi_cramers_v=0.099).verdict == 'level-specialised'
     undetermined = dataclasses.replace(RESULT, p_value=None, level_p_value=0.001, level_cramers_v=1.0)
-    assert undetermined.verdict == undetermined.fallback_verdict == 'undetermined'
-    assert dataclasses.replace(RESULT, p_value=0.01, adjusted_p_value=0.01).verdict == 'size-specialised'
+    assert undetermined.verdict == 'undetermined' and undetermined.sorts is None
+    assert dataclasses.replace(RESULT, p_value=0.01, adjusted_p_value=0.01).verdict == 'size-sorted'
 
 
-def test_forced_experts():
+def test_size_within_the_level_carries_the_verdict_where_it_was_measured():
+    size = RelativeSize(0.1, None, 0.001, '', 0.01, 0.2, 1.5, np.ones((4, 3)), np.ones((4, 3, 2)), np.ones((2, 2)), {})
+    not_sorted = dataclasses.replace(RESULT, p_value=0.5, relative_size=size)
+    assert not_sorted.sorts is True and not_sorted.verdict == 'size-sorted'
+    none = dataclasses.replace(size, p_value=None, reason='too few')
+    result = dataclasses.replace(RESULT, relative_size=none)
+    assert (result.sorts, result.verdict, result.undetermined_reason) == (None, 'undetermined', 'too few')
+    assert dataclasses.replace(RESULT, relative_size=dataclasses.replace(size, cramers_v=0.05)).sorts is False
+
+
+def test_forced_experts_do_not_decide():
     assert RESULT.counterfactual is None
-    assert RESULT.with_counterfactual(True).verdict == 'size-specialised'
-    assert RESULT.with_counterfactual(False).verdict == 'not specialised'
-    assert RESULT.verdict == 'size-specialised'  # unchanged
+    for agrees in (True, False):
+        assert RESULT.with_counterfactual(agrees).verdict == 'size-sorted'
+
+
+# -- with the detector ------------------------------------------------------------------------------------------------
+
+SORTS = dataclasses.replace(RESULT, mi_p_value=None)
+NOTHING = dataclasses.replace(SORTS, p_value=0.4)
+BY_LEVEL = dataclasses.replace(NOTHING, level_p_value=0.001, level_cramers_v=0.5)
+BY_SCALE = dataclasses.replace(NOTHING, mi_p_value=0.001, mi_cramers_v=0.5)
+UNKNOWN = dataclasses.replace(RESULT, p_value=None, reason='9 objects')
+
+
+@pytest.mark.parametrize(
+    ('detection', 'training', 'random', 'swap', 'word'),
+    [
+        (SORTS, SORTS, True, True, 'size-specialised'),
+        (SORTS, SORTS, True, False, 'size-sorted'),
+        (SORTS, SORTS, True, None, 'size-sorted'),
+        (SORTS, SORTS, False, False, 'size-sorted'),
+        (SORTS, SORTS, False, True, 'specialised, not by size'),
+        (SORTS, SORTS, None, True, 'specialised, not by size'),
+        (SORTS, NOTHING, True, True, 'specialised, not by size'),  # all objects together do not show it
+        (SORTS, NOTHING, True, False, 'not specialised'),
+        (NOTHING, SORTS, True, False, 'not specialised'),
+        (NOTHING, NOTHING, False, True, 'specialised, not by size'),
+        (BY_LEVEL, NOTHING, False, True, 'specialised, not by size'),
+        (BY_LEVEL, NOTHING, False, False, 'level-specialised'),
+        (BY_SCALE, BY_SCALE, False, None, 'scale-specialised'),
+        (NOTHING, NOTHING, True, None, 'not specialised'),
+        (UNKNOWN, SORTS, True, True, 'undetermined'),
+        (UNKNOWN, NOTHING, False, False, 'undetermined'),
+        (SORTS, UNKNOWN, True, True, 'undetermined'),
+        (SORTS, 'no assigner', True, True, 'undetermined'),
+        (NOTHING, 'no assigner', None, False, 'not specialised'),
+    ],
+)
+def test_every_case_has_its_word(detection, training, random, swap, word):
+    found, reason = decide(Evidence(detection, training, True, random, swap))
+    assert found == word
+    assert bool(reason) == (word == 'undetermined')
+
+
+def test_the_reason_names_the_unit():
+    both = decide(Evidence(UNKNOWN, UNKNOWN, True, None, None))
+    assert both == ('undetermined', 'detection unit: 9 objects; training unit: 9 objects')
+    assert decide(Evidence(SORTS, 'no assigner', True, None, None))[1] == 'training unit: no assigner'
+
+
+def test_objects_without_levels():
+    word, reason = decide(Evidence('two stages', SORTS, False, None, True))
+    assert word == 'undetermined' and 'no level of a pyramid' in reason
+    assert decide(Evidence('two stages', BY_SCALE, False, None, False)) == ('scale-specialised', '')
+
+
+def test_what_a_swap_costs():
+    def measures(**losses):
+        return {name: {'difference': d, 'interval': [d, d], 'p_value': p} for name, (d, p) in losses.items()}
+
+    nothing = {'AP': (-0.01, 0.2), 'AP_S': (-0.01, 0.1), 'AP_M': (0.01, 0.9), 'AP_L': (-0.02, 0.011)}
+    assert not costs(measures(**nothing))
+    assert sizes_that_lose(measures(**{**nothing, 'AP_L': (-0.02, 0.0024)})) == ['AP_L']  # times four
+    assert not costs(measures(**{**nothing, 'AP_L': (-0.02, 0.0026)}))
+    assert not costs(measures(**{**nothing, 'AP_L': (-0.0009, 0.0001)}))  # too little to speak of
+    assert not costs({**measures(**nothing), 'AP_S': None})
+    assert costs({**measures(AP=(-0.02, 0.009)), 'AP_S': None, 'AP_M': None, 'AP_L': None})
+    third = {'difference': -0.2, 'p_value': 0.0}  # thirds are shown, but do not decide
+    assert not costs({**measures(**nothing), 'AP_lower': third})
 
 
 def test_holm_by_hand():
@@ -65,95 +146,15 @@ def test_several_layers():
     assert RESULT.p_value == 1 / 200
     results = adjust_for_layers({'a': RESULT, 'b': RESULT})
     assert [result.adjusted_p_value for result in results.values()] == [0.01, 0.01]
-    assert results['a'].verdict == 'size-specialised'
+    assert results['a'].verdict == 'size-sorted'
     three = adjust_for_layers({'a': RESULT, 'b': RESULT, 'c': RESULT})
     assert three['a'].adjusted_p_value == pytest.approx(0.015)
-    assert three['a'].verdict == 'not specialised'
+    assert three['a'].sorts is False
     assert '0.015 over all layers' in str(three['a'])
+    size = RelativeSize(0.1, None, 0.004, '', 0.01, 0.2, 1.5, np.ones((4, 3)), np.ones((4, 3, 2)), np.ones((2, 2)), {})
+    with_areas = dataclasses.replace(RESULT, relative_size=size)
+    adjusted = adjust_for_layers({'a': with_areas, 'b': RESULT, 'c': with_areas})
+    assert adjusted['a'].relative_size.adjusted_p_value == pytest.approx(0.008)  # of two layers that have it
+    assert adjusted['b'].relative_size is None
     fourth = dataclasses.replace(RESULT, p_value=None)
-    assert adjust_for_layers({'a': RESULT, 'b': RESULT, 'd': fourth})['a'].verdict == 'size-specialised'
-
-
-# -- seeds ------------------------------------------------------------------------------------------------------
-
-
-def test_size_preference_by_hand():
-    # 8 objects, margins 4, 4 and 4, 4: two are expected in each cell
-    assert size_preference([[3, 1], [1, 3]]).tolist() == [[0.125, -0.125], [-0.125, 0.125]]
-    # a pure level map prefers no size
-    level_map = np.zeros((2, 2, 2))
-    level_map[0, :, 0] = [5, 1]
-    level_map[1, :, 1] = [1, 5]
-    np.testing.assert_allclose(size_preference(level_map), 0, atol=1e-12)
-    assert size_preference(level_map.sum(2))[0, 0] > 0.1
-    with pytest.raises(ValueError, match='not all 0'):
-        size_preference(np.zeros((2, 2)))
-
-
-def test_shuffled_experts_are_found_again():
-    rng = np.random.default_rng(0)
-    reference = rng.integers(1, 40, (5, 3, 4))
-    orders = [rng.permutation(5) for _ in range(3)]
-    aligned = align_experts([reference, *(3 * reference[order] for order in orders)])
-    assert aligned[0].tolist() == [0, 1, 2, 3, 4]
-    for order, indices in zip(orders, aligned[1:], strict=True):
-        np.testing.assert_array_equal(reference[order][indices], reference)
-    other = align_experts([reference[orders[0]], reference], reference=1)
-    np.testing.assert_array_equal(reference[orders[0]][other[0]], reference)
-    assert other[1].tolist() == [0, 1, 2, 3, 4]
-
-
-def test_tables_that_cannot_be_aligned():
-    with pytest.raises(ValueError, match='same experts and sizes'):
-        align_experts([np.ones((2, 3)), np.ones((3, 3))])
-    with pytest.raises(ValueError, match='no tables'):
-        align_experts([])
-
-
-def test_three_seeds_establish():
-    shuffled = [specialised(PREFERENCE[order]) for order in ([3, 1, 0, 2], [2, 3, 1, 0])]
-    found = agreement([RESULT, *shuffled])
-    assert found.verdict == 'established'
-    np.testing.assert_allclose(found.similarity, 1)
-    assert '3 not tested by forcing experts' in found.reason
-    confirmed = [result.with_counterfactual(True) for result in (RESULT, *shuffled)]
-    assert 'forcing' not in agreement(confirmed).reason
-    np.testing.assert_array_equal(PREFERENCE[[2, 3, 1, 0]][found.alignment[2]], PREFERENCE)
-
-
-def test_experts_are_matched_to_a_seed_that_is_specialised():
-    flat = dataclasses.replace(RESULT, p_value=0.5, expert_by_size_by_level=np.ones((4, 3, 1)))
-    shuffled = [specialised(PREFERENCE[order]) for order in ([3, 1, 0, 2], [2, 3, 1, 0])]
-    found = agreement([flat, RESULT, *shuffled])
-    assert found.verdict == 'established'
-    assert found.similarity[0].tolist() == [0, 0, 0, 0]
-
-
-def test_two_seeds_do_not():
-    found = agreement([RESULT, RESULT, RESULT.with_counterfactual(False)])
-    assert found.verdict == 'not established'
-    assert found.reason.startswith('2 of 3 seeds are size-specialised; at least 3 are needed')
-    assert found.verdicts == ('size-specialised', 'size-specialised', 'not specialised')
-
-
-def test_a_minority_does_not():
-    found = agreement([RESULT] * 3 + [RESULT.with_counterfactual(False)] * 3)
-    assert found.verdict == 'not established'
-    assert 'more than half' in found.reason
-
-
-def test_seeds_that_prefer_different_sizes():
-    small_or_not = specialised(np.array([[14, 2, 2], [2, 14, 14]]))
-    large_or_not = specialised(np.array([[2, 2, 14], [14, 14, 2]]))
-    assert small_or_not.verdict == large_or_not.verdict == 'size-specialised'
-    found = agreement([small_or_not, small_or_not, large_or_not])
-    assert found.verdict == 'not established'
-    assert 'prefer different sizes' in found.reason
-    assert agreement([small_or_not] * 3).verdict == 'established'
-
-
-def test_no_seed_is_specialised():
-    level_only = dataclasses.replace(RESULT, p_value=0.5)
-    assert agreement([level_only] * 3).verdict == 'not established'
-    with pytest.raises(ValueError, match='no results'):
-        agreement([])
+    assert adjust_for_layers({'a': RESULT, 'b': RESULT, 'd': fourth})['a'].verdict == 'size-sorted'

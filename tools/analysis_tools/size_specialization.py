@@ -9,6 +9,8 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # of _start.py
 import _start
 
+LEAST = (('permutations', 100), ('bootstrap', 0), ('limit', 1), ('seed', 0), ('swaps', 0), ('resamples', 50))
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line; nothing heavy is imported before, so that --help and mistakes answer at once."""
@@ -38,13 +40,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--no-forcing',
         action='store_true',
-        help='no evaluation with forced or missing experts; no layer can then be called size-specialised',
+        help='no evaluation with forced or missing experts and other numbers of them',
     )
     parser.add_argument(
         '--no-figures', action='store_true', help='the page and the numbers, but no PNG and SVG files of the figures'
     )
     parser.add_argument(
-        '--random-gate', action='store_true', help='measure randomly initialised gates as well, as a control'
+        '--swaps',
+        type=int,
+        default=4,
+        metavar='N',
+        help='how often images exchange their routes in the swap test; 0 leaves it out, and no layer can then be '
+        'called size-specialised (%(default)s)',
+    )
+    parser.add_argument(
+        '--resamples', type=int, default=200, help='samples of images for intervals of AP (%(default)s)'
+    )
+    parser.add_argument(
+        '--groups',
+        metavar='KEY',
+        help="key of the json's images, such as video_id, that says which images belong together; without it they are "
+        'taken as independent',
     )
     parser.add_argument('--seed', type=int, default=0, help='of permutations and samples (%(default)s)')
     parser.add_argument('--device', help='cpu, cuda or cuda:N (default: CUDA where there is one)')
@@ -62,7 +78,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='change config keys, as in tools/test.py',
     )
     args = parser.parse_args(argv)
-    for name, least in (('permutations', 100), ('bootstrap', 0), ('limit', 1), ('seed', 0)):
+    for name, least in LEAST:
         value = getattr(args, name)
         if value is not None and value < least:
             parser.error(f'--{name} {value}: expected at least {least}')
@@ -86,11 +102,11 @@ def main(argv: list[str] | None = None) -> int:
             data_root=args.data_root,
             cfg_options=args.cfg_options,
             out_dir=args.out_dir,
-            settings=Settings(args.permutations, args.bootstrap, args.seed),
+            settings=Settings(args.permutations, args.bootstrap, args.seed, args.swaps, args.resamples),
             area_ranges=tuple(args.area_ranges),
             limit=args.limit,
             device=args.device,
-            random_gate=args.random_gate,
+            groups=args.groups,
             force=not args.no_forcing,
             layers=None if args.layers is None else tuple(args.layers),
             figures=not args.no_figures,

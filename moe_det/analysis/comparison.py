@@ -107,11 +107,8 @@ def compare(results: Sequence[RunResult]) -> list[Row]:
             )
     rows = []
     for name, runs in by_name.items():
-        seen: dict[str, str] = {}
+        refuse_equal([(run.checkpoint, run.checkpoint_sha256) for run in runs], f'{name}: ')
         for run in runs:
-            if run.checkpoint_sha256 in seen:
-                raise DataError(f'{name}: {run.checkpoint} and {seen[run.checkpoint_sha256]} are the same weights')
-            seen[run.checkpoint_sha256] = run.checkpoint
             if (run.params, run.active_params, run.experts) != (runs[0].params, runs[0].active_params, runs[0].experts):
                 raise DataError(
                     f'{name}: {run.checkpoint} ({run.experts}, {run.params:,} parameters) is another model than '
@@ -120,6 +117,23 @@ def compare(results: Sequence[RunResult]) -> list[Row]:
         measures = {measure: Spread.of([run.ap[measure] for run in runs]) for measure in MEASURES}
         rows.append(Row(name, tuple(runs), measures))
     return rows
+
+
+def refuse_equal(checkpoints: Sequence[tuple[str, str]], where: str = '') -> None:
+    """Refuses checkpoints of which one is given twice: a copy is no other training.
+
+    Args:
+        checkpoints: path and digest of each.
+        where: beginning of the message.
+
+    Raises:
+        DataError: two digests are the same.
+    """
+    seen: dict[str, str] = {}
+    for path, digest in checkpoints:
+        if digest in seen:
+            raise DataError(f'{where}{path} and {seen[digest]} are the same weights')
+        seen[digest] = path
 
 
 def comparison_markdown(rows: Sequence[Row]) -> str:

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 DEFINITIONS = {
     'size': (
-        "small, medium or large by the area of the annotation in original pixels (the mask's where there is one), with "
-        'crowds left out. An area on a limit counts as the smaller size here; in the average precisions it counts as '
-        'both, as in pycocotools.'
+        "small, medium or large (COCO's bins) by the area of the annotation in original pixels (the mask's where there "
+        'is one), with crowds left out. An area on a limit counts as the smaller size here; in the average precisions '
+        'it counts as both, as in pycocotools.'
+    ),
+    'relative size': (
+        'lower, middle or upper third by area among the objects of the same pyramid level. The level leaves it open, '
+        "while it nearly settles COCO's bins."
+    ),
+    'level of an object': (
+        'that of the detection that found it (detection unit), or those of the anchors that it trains (training unit). '
+        'It is also given where a layer decides once for all levels.'
     ),
     'detection unit': (
         "an object that COCO's rules match to a detection at IoU 0.5 (score order, same class, at most 100 detections "
@@ -21,38 +29,80 @@ DEFINITIONS = {
         "Spearman's rank correlation over images between an expert's mean weight at a level and the mean log area of "
         "the image's objects."
     ),
-    'I(E;S)': (
-        'mutual information in bits between expert and size. Level and size nearly coincide, so a gate that merely '
-        'recognises its pyramid level has a large one.'
-    ),
-    'I(E;S | level)': (
-        'mutual information in bits between expert and size inside a level, averaged over levels: what the choice of '
-        'expert tells about size beyond the level. The mean of the permutations is subtracted as bias, so it may be '
+    'I(E;relative size | level)': (
+        'mutual information in bits between expert and relative size inside a level, averaged over objects: how far '
+        'the gate sorts by size beyond the level. The mean of the permutations is subtracted as bias, so it may be '
         'slightly negative.'
     ),
-    'V given level': (
-        "Cramer's V between expert and size inside a level, corrected for bias: 0 none, 1 each expert has its size. "
-        'Below 0.1 an effect is too small to speak of.'
+    'I(E;S | level)': "the same for COCO's bins.",
+    'ceiling': (
+        'entropy of the size given the level, H(size | level): what the information would be if the expert told the '
+        'size exactly.'
+    ),
+    'I(E;S)': (
+        "mutual information in bits between expert and COCO's bins without regard to the level. Level and size nearly "
+        'coincide, so a gate that merely recognises its pyramid level has a large one; it is not to be compared with '
+        'information given the level.'
+    ),
+    'V': (
+        "Cramér's V between expert and size (inside a level, where information is given the level), corrected for "
+        'bias: 0 none, 1 each expert has its size. Below 0.1 an effect is too small to speak of.'
     ),
     'p-value': (
-        'share of permutations of routing rows between images within a level whose I(E;S | level) is at least the '
-        'observed one. Objects of one image share rows, so objects are not permuted one by one; a chi-square test over '
-        'objects would call noise significant. Adjusted over the layers by Holm.'
+        'chance of information at least as large as the observed one if routing did not depend on size: from '
+        'permutations that exchange the routing rows of whole images within a level, among images with a like number '
+        'of objects. Objects of one image share rows, so objects are not permuted one by one. Adjusted over the layers '
+        'by Holm where that is said.'
     ),
-    'interval': '95 %, from resampling images with replacement.',
+    'interval': '95 %, from resampling images (groups of images, where these are given) with replacement.',
     'lift': 'P(expert | size) / P(expert): 1 if the expert serves this size as often as it serves anything.',
+    'random gates': (
+        'gates with random weights on the features that the trained gate sees, matched to it in how often each expert '
+        'is used. Features tell scale, so random gates sort by size too. The trained gate sorts more than they do if '
+        'it lies above 95 % of them (training unit, top expert; bits are not corrected for bias here, since that is '
+        'alike for all of these gates).'
+    ),
+    'swap test': (
+        "every routing row takes the decision of another image's row at the same level, of an image with a like "
+        'number of objects; several draws are averaged. What the average precision loses is what the choice of expert '
+        'beyond the level is worth. The swap costs where AP, AP_S, AP_M or AP_L falls by a tenth of a point or more '
+        'with a one-sided p of at most 0.01 (adjusted over these four by Holm), which an interval below zero goes with.'
+    ),
+    'AP of a third': 'average precision of the objects of one third of relative size, others ignored.',
+    'routes between levels': "each image's decisions go to other levels of it: what the choice by level is worth.",
+    'one fixed route': (
+        'every row of the layer takes the same experts, those with the lowest loss on average: what choosing at all is '
+        'worth.'
+    ),
+    'best route per image': (
+        'each image takes the fixed route, or its own, that has the lowest loss against its ground truth: an upper '
+        'bound of what a perfect gate per image could gain, out of reach for a detector.'
+    ),
     'forced': 'average precision when the layer gives every row to one expert, other layers as they are.',
     'knocked out': 'average precision when no row may choose the expert; the next best takes its place.',
     'agreement': (
         'cosine between what experts are used for beyond their level and what they are better at when forced, from -1 '
-        'to 1; being better at every size does not count.'
+        'to 1; being better at every size does not count. It takes no part in the verdict.'
     ),
-    'size-specialised': (
-        'Holm-adjusted p of at most 0.01 given the level, V given level of at least 0.1, and positive agreement.'
+    'sorts beyond the level': (
+        'I(E;relative size | level) has a Holm-adjusted p of at most 0.01 and a V of at least 0.1, in the detection '
+        'unit and in the training unit.'
     ),
-    'level-specialised': 'the choice of expert depends on the level, and the level explains what it tells about size.',
-    'not specialised': 'neither.',
-    'undetermined': 'too few images or objects to tell.',
+    'size-specialised': ('sorts beyond the level, more than random gates do, and the swap costs average precision.'),
+    'size-sorted': (
+        'sorts beyond the level, but that the choice matters for the detector, or that it is more than random gates '
+        'do, was not shown.'
+    ),
+    'specialised, not by size': (
+        'the swap costs average precision, and sorting beyond the level, beyond what random gates do, was not shown.'
+    ),
+    'scale-specialised': (
+        'one decision per image, and images of different scale go to different experts (I(E;S) with p of at most 0.01 '
+        'and V of at least 0.1); beyond the level nothing was shown.'
+    ),
+    'level-specialised': 'the choice of expert depends on the level; beyond it nothing was shown.',
+    'not specialised': 'none of these was shown.',
+    'undetermined': 'the data cannot tell; the reason says why.',
     'load, importance, living': (
         'load: rows that chose an expert over the fair share; importance: its part of all weights; living: more than '
         '1 % of the weights.'

@@ -12,33 +12,49 @@ def across_seeds(results: Sequence[dict], measured: Sequence[Mapping[str, Specia
     """Compares the layers of several checkpoints of one config.
 
     Args:
-        results: of each checkpoint.
+        results: of each checkpoint, with its verdicts.
         measured: of each checkpoint, the measurement of each layer.
 
     Returns:
         The part ``seeds`` of the results: each checkpoint's verdicts, and per layer whether its size specialisation is
         established (see :func:`~moe_det.analysis.seeds.agreement`).
+
+    Raises:
+        ValueError: the checkpoints have other layers, or layers with other experts or sizes.
     """
+    for by_layer in measured[1:]:
+        if set(by_layer) != set(measured[0]):
+            found = ', '.join(sorted(set(by_layer) ^ set(measured[0])))
+            raise ValueError(f'seeds can be compared only if they have the same layers; not all have {found}')
     checkpoints = [
         {
             'checkpoint': result['provenance']['checkpoint'],
             'AP': result['ap']['natural']['AP'],
-            'layers': {
-                layer['name']: {key: layer[key] for key in ('verdict', 'mi_given_level_bits', 'p_value_holm')}
-                for layer in result['layers']
-            },
+            'layers': {layer['name']: _of_layer(layer) for layer in result['layers']},
         }
         for result in results
     ]
     layers = {}
     for name in measured[0]:
-        found = agreement([by_layer[name] for by_layer in measured])
+        verdicts = [run['layers'][name]['verdict'] for run in checkpoints]
+        found = agreement([by_layer[name] for by_layer in measured], verdicts)
         layers[name] = {
             'verdict': found.verdict,
-            'agreeing': sum(verdict == 'size-specialised' for verdict in found.verdicts),
-            'of': len(found.verdicts),
+            'agreeing': found.agreeing,
+            'of': found.runs,
+            'runs': found.runs,
+            'p_value': found.p_value,
             'sentence': f'{found.verdict.capitalize()}: {found.reason}.',
             'alignment': [order.tolist() for order in found.alignment],
             'similarity': found.similarity.tolist(),
         }
     return {'checkpoints': checkpoints, 'layers': layers}
+
+
+def _of_layer(layer: dict) -> dict:
+    relative = layer.get('relative_size') or {}
+    return {
+        **{key: layer[key] for key in ('verdict', 'mi_given_level_bits', 'p_value_holm')},
+        'relative_bits': relative.get('mi_bits'),
+        'relative_p_value_holm': relative.get('p_value_holm'),
+    }

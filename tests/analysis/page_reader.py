@@ -24,9 +24,10 @@ class Table:
 
 @dataclass
 class Cell:
-    """A cell: ``td`` or ``th``, its text and the exact numbers in it."""
+    """A cell: ``td`` or ``th``, its text, the exact numbers in it and the label that it has where it stands alone."""
 
     tag: str
+    label: str = ''
     text: str = ''
     numbers: list[float] = field(default_factory=list)
 
@@ -69,7 +70,7 @@ class Page(HTMLParser):
         elif tag == 'tr':
             self.tables[-1].rows.append([])
         elif tag in ('td', 'th'):
-            self.tables[-1].rows[-1].append(Cell(tag))
+            self.tables[-1].rows[-1].append(Cell(tag, attributes.get('data-label', '')))
         elif tag == 'data':
             self.data.append((float(attributes['value']), ''))
             if self._cell is not None:

@@ -163,9 +163,23 @@ def written(tmp_path_factory):
 def test_every_figure_is_there_in_both_formats(written):
     _, folder, paths = written
     names = {path.stem for path in paths.values()}
-    layer = ('size', 'lift', 'level', 'within', 'forced', 'knocked_out', 'interventions', 'usage', 'usage_levels')
+    layer = (
+        'random',
+        'swap',
+        'routes',
+        'relative',
+        'size',
+        'lift',
+        'level',
+        'within',
+        'forced',
+        'knocked_out',
+        'interventions',
+        'usage',
+        'usage_levels',
+    )
     expected = {'information', 'top_k', 'example_00_routing', 'example_01_routing'}
-    assert names == expected | {f'00_bbox-head.cls_{kind}' for kind in (*layer, 'units', 'images', 'objects')}
+    assert names == expected | {f'00_bbox-head.cls_{kind}' for kind in (*layer, 'images', 'objects')}
     assert set(paths) == {f'{name}.{ending}' for name in names for ending in ('png', 'svg')}
     assert set(paths.values()) == set((folder / 'figures').iterdir())
     for path in paths.values():
@@ -181,11 +195,12 @@ def test_what_was_not_measured_has_no_figure(tmp_path):
     results = make_example(layers=1, experts=2, levels=1)
     layer = results['layers'][0]
     layer.update(lift=[[None] * 3] * 2, forced=[], knocked_out=[], expert_by_size_by_level=[], expert_by_level=[])
-    layer.update(utilisation={}, utilisation_by_level=[], units={}, random_gate=None, levels=[])
+    layer.update(utilisation={}, utilisation_by_level=[], units={}, random_gates=None, levels=[])
+    layer.update(relative_size=None, swap=None, routes=None)
     results['ap'] = {'natural': {}, 'top_k': []}
     results['examples'] = []
     stems = {path.stem for path in write_figures(results, tmp_path).values()}
-    assert stems == {'information', '00_bbox-head.cls_size'}
+    assert stems == {'00_bbox-head.cls_size'}
 
 
 def test_odd_layer_names_give_different_files_inside_the_folder(tmp_path):
@@ -195,7 +210,7 @@ def test_odd_layer_names_give_different_files_inside_the_folder(tmp_path):
         for key in ('forced', 'knocked_out', 'utilisation_by_level', 'favourites'):
             layer[key] = []
         layer.update(
-            expert_by_size_by_level=[], expert_by_level=[], utilisation={}, units={}, lift=None, random_gate=None
+            expert_by_size_by_level=[], expert_by_level=[], utilisation={}, units={}, lift=None, random_gates=None
         )
     results.update(examples=[], ap={})
     paths = write_figures(results, tmp_path)

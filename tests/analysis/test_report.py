@@ -37,7 +37,7 @@ def test_page_is_well_formed(written):
 def test_sections_come_in_their_order(written):
     _, _, page = written
     sections = [attributes['id'] for tag, attributes in page.elements if tag == 'section']
-    order = 'numbers size level within ap topk usage units likes routing random seeds definitions made'
+    order = 'sorting random matters size level within ap topk usage units likes routing seeds definitions made'
     assert sections == order.split()
 
 
@@ -54,41 +54,104 @@ def test_nothing_is_fetched_and_nothing_runs(written):
     assert "default-src 'none'" in policy and 'script' not in policy
 
 
-def test_key_numbers_are_those_of_the_results(written):
+def test_page_begins_with_plain_sentences(written):
     results, _, page = written
-    table = page.of_section('numbers')[0]
+    text = re.sub(r'\s+', ' ', page.text)
+    begin = text[: text.index('1 Sorting by size')]
+    places = [begin.index(layer['plain']) for layer in results['layers']]
+    assert places == sorted(places)
+    first = begin[: places[0]].removeprefix(f' {results["title"]} ')
+    # before the first sentence: the title, and the layer with its verdict; no number and no statistics
+    assert not re.search(r'\d|p =|bits', first) and 'bbox_head.cls size-specialised' in first
+    assert begin.index('matched by a detection') > places[-1]
+    for layer in results['layers']:
+        assert not re.search(r'\d|I\(E|bits', layer['plain'])
+        assert layer['sentence'] in begin
+
+
+def test_sorting_has_the_numbers_of_the_results(written):
+    results, _, page = written
+    table = page.of_section('sorting')[0]
     expected = []
     for layer in results['layers']:
-        expected.append(
-            [
-                [],
-                [layer['mi_bits']],
-                # of an interval the low bound is the exact number
-                [layer['mi_given_level_bits'], layer['mi_given_level_ci'][0], layer['null_99_bits']],
-                [layer['level_mi_bits']],
-                [layer['p_value_holm'], layer['p_value']],
-                [layer['cramers_v_given_level']],
-                [layer['n_objects'], layer['n_images']],
-                [],
+        for name in ('detection', 'training'):
+            unit, relative = layer['units'][name], layer['units'][name]['relative_size']
+            main = name == 'detection'
+            # of an interval the low bound is the exact number
+            row = [
+                [relative['mi_bits'], relative['mi_ci'][0], relative['null_99_bits']],
+                [relative['ceiling_bits']],
+                [relative['p_value_holm'], relative['p_value']],
+                [relative['cramers_v']],
+                [unit['mi_given_level_bits'], unit['mi_given_level_ci'][0], unit['null_99_bits']],
+                [unit['ceiling_bits']],
+                [unit['p_value_holm'], unit['p_value']],
+                [unit['cramers_v_given_level']],
+                [unit['mi_bits']],  # with p and V where an image has one decision for all levels
+                [layer['level_mi_bits'], layer['level_p_value']] if main else [],
             ]
-        )
+            expected.append(row)
     assert table.numbers() == expected
-    assert '0.0830[0.0710, 0.0980]' in re.sub(r'\s', '', table.rows[1][3].text).replace(',', ', ')
-    assert [row[-1].text.strip() for row in table.rows[1:]] == ['size-specialised', 'level-specialised']
+    assert '0.0830[0.0710,0.0980]' in re.sub(r'\s', '', table.rows[3][1].text)
+    # every number has a label of its own where the table becomes cards
+    assert all(cell.label for row in table.rows for cell in row if cell.tag == 'td' and cell.numbers)
+    # information without conditioning stands under its own head
+    assert 'not conditioned' in table.rows[0][3].text and 'I(E;S)' in table.rows[1][9].text
+    limits = page.of_section('sorting')[1]
+    assert [[cell.text for cell in row] for row in limits.rows[1:3]] == [
+        ['P3', '≤ 300', '300–700', '> 700'],
+        ['P4', '≤ 1,200', '1,200–2,800', '> 2,800'],
+    ]
+
+
+def test_place_among_random_gates_is_told(written):
+    results, _, page = written
+    text = re.sub(r'\s+', ' ', page.text)
+    for layer in results['layers']:
+        gates = layer['random_gates']
+        below = sum(value < gates['bits'] for value in gates['values'])
+        assert gates['quantile'] == below / 200
+        assert f'Trained gate {gates["bits"]:.4f} bits: above {below / 2:.1f} % of 200 random gates' in text
+        assert f'whose median is {gates["median_bits"]:.4f} bits' in text
+
+
+def test_swap_test_has_the_numbers_of_the_results(written):
+    results, _, page = written
+    names = ('AP', 'AP_S', 'AP_M', 'AP_L', 'AP_lower', 'AP_middle', 'AP_upper')
+    for layer, table in zip(results['layers'], page.of_section('matters'), strict=True):
+        routes = layer['routes']
+        rows = [layer['swap'], results['swap'], routes['between_levels'], routes['fixed'], routes['best_per_image']]
+        expected = []
+        for number, row in enumerate(rows):
+            cells = []
+            for name in names:
+                found = row.get(name)
+                if not found:
+                    cells.append([])
+                    continue
+                # the best route has no loss to test
+                tested = [] if number == 4 else [found['p_value']]
+                cells.append([found['difference'], found['interval'][0], *tested])
+            expected.append(cells)
+        assert table.numbers() == expected
+        heads = [row[0].text for row in table.rows[1:]]
+        assert 'upper bound, uses the ground truth' in heads[4] and 'experts 0 + 1' in heads[3]
+        assert '5 draws, 198 images, 2 kept their own' in heads[0]
 
 
 def test_heat_maps_have_the_numbers_of_the_results(written):
     results, _, page = written
     sizes = page.of_section('size')
-    for layer, table in zip(results['layers'], sizes, strict=True):
+    for layer, table in zip(results['layers'], sizes[::2], strict=True):
         parts = (layer['lift'], layer['lift_low'], layer['expert_by_size'])
         expected = [[list(cell) for cell in zip(*rows, strict=True)] for rows in zip(*parts, strict=True)]
         assert table.numbers() == expected
+    for layer, table in zip(results['layers'], sizes[1::2], strict=True):
+        assert [[cell[1] for cell in row] for row in table.numbers()] == layer['relative_size']['expert_by_size']
     for layer, table in zip(results['layers'], page.of_section('level'), strict=True):
         assert [[cell[1] for cell in row] for row in table.numbers()] == layer['expert_by_level']
-    for layer, table in zip(results['layers'], page.of_section('within'), strict=True):
-        counts = [[cell[-1] for cell in row] for row in table.numbers()]
-        assert counts == [[n for level in layer['expert_by_size_by_level'] for n in level[e]] for e in range(4)]
+    counts = [[[cell[-1] for cell in row] for row in table.numbers()] for table in page.of_section('within')]
+    assert counts == [level for layer in results['layers'] for level in layer['expert_by_size_by_level']]
 
 
 def test_interventions_have_the_numbers_of_the_results(written):
@@ -127,7 +190,12 @@ def test_other_tables_have_the_numbers_of_the_results(written):
     ]
     routing = page.of_section('routing')[0]
     weights = [level['weights'][0] for level in results['examples'][0]['layers'][0]['levels']]
-    assert [[cell[0] for cell in row] for row in routing.numbers()] == weights
+    assert [[cell[0] for cell in row] for row in routing.numbers()] == [list(of) for of in zip(*weights, strict=True)]
+    seeds = page.of_section('seeds')[0]
+    keys = ('relative_bits', 'relative_p_value_holm')
+    for row, run in zip(seeds.numbers(), results['seeds']['checkpoints'], strict=True):
+        found = run['layers']['bbox_head.cls']
+        assert row == [[run['seed']], [run['AP']], *([found[key]] for key in keys), []]
 
 
 def test_every_printed_number_is_its_value_rounded(written):
@@ -137,7 +205,7 @@ def test_every_printed_number_is_its_value_rounded(written):
         number = re.search(r'[−+]?[\d,]*\.?\d+', text.removeprefix('n ').removeprefix('p '))[0]
         shown = float(number.replace(',', '').replace('−', '-'))
         half = 0.5 * 10 ** -len(number.partition('.')[2]) + 1e-9
-        if text.startswith('<'):
+        if '<' in text:
             assert value < shown
         else:
             # average precisions and shares are printed in hundredths
@@ -153,8 +221,9 @@ def test_a_figure_tells_layer_levels_and_number(written):
     context = (
         f'Layer bbox_head.cls, unit level; P3–P7; n = {first["n_objects"]:,} objects (detection unit) in 200 images.'
     )
-    assert text.count(context) >= 9  # size, lift, level, within, forced, knocked out, both, usage, units
-    assert text.count('All layers; n = 1,883 to 1,917 objects in 200 images.') == 1
+    assert text.count(context) >= 9  # size, relative size, lift, level, within, forced, knocked out, both, usage
+    low, high = sorted(layer['n_objects'] for layer in results['layers'])
+    assert text.count(f'All layers; n = {low:,} to {high:,} objects in 200 images.') == 1
     for definition in results['definitions'].values():
         assert definition in text
 
@@ -165,7 +234,7 @@ def test_patches_are_shown_level_by_level(tmp_path):
     results['examples'] = results['examples'][:1]
     results['examples'][0]['layers'][0]['levels'] = [{'level': 1, 'weights': weights}]
     text = write_report(results, tmp_path).read_text(encoding='utf-8')
-    section = Page(text[text.index('<section id="routing">') : text.index('<section id="random">')])
+    section = Page(text[text.index('<section id="routing">') : text.index('<section id="seeds">')])
     found = [value for value, _ in section.data][1:]  # after the number of objects
     assert found == [0, 0.7, 1, 0.9, 2, 0.6, 0, 0.55]
     assert 'grid-template-columns:repeat(2,' in text and 'patch 2 × 2' in section.text + text
@@ -194,6 +263,11 @@ def test_console_table_has_the_key_numbers():
     lines = table.splitlines()
     assert max(map(len, lines)) <= 120
     row = next(line for line in lines if line.startswith('bbox_head.cls  '))
-    numbers = '0.1710  0.0830 [0.0710, 0.0980]  0.0002  0.21'
-    assert re.sub(' {2,}', '  ', row) == f'bbox_head.cls  level  4  2  {numbers}  size-specialised'
-    assert all(layer['sentence'] in table for layer in results['layers'])
+    place = f'above {100 * results["layers"][0]["random_gates"]["quantile"]:.1f} %'
+    loss = results['layers'][0]['swap']['AP']
+    low, high = (f'{100 * bound:+.1f}'.replace('-', '−') for bound in loss['interval'])
+    swap = f'{100 * loss["difference"]:+.1f}'.replace('-', '−') + f' [{low}, {high}]'
+    expected = f'bbox_head.cls  4/2  0.0830  0.0002  0.21  {place}  {swap}  size-specialised'
+    assert re.sub(' {2,}', '  ', row) == expected
+    flat = re.sub(r'\s+', ' ', table)
+    assert all(f'{layer["name"]}: {layer["plain"]}' in flat for layer in results['layers'])

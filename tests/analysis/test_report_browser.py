@@ -15,10 +15,27 @@ from moe_det.analysis.figures import Pictures
 from moe_det.analysis.report import write_report
 from tests.analysis.report_example import add_pictures, make_example
 
+WIDTHS = (360, 768, 1280, 1920)
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable')
 # measures the page in frames as wide as a small phone and as a desktop, and leaves the result as the document's text
 MEASURE = """
 const found = [];
+// a cell is cut off where it reaches out of the page, or out of what hides it without scrolling
+const isCut = (frame, page, cell) => {
+  const box = cell.getBoundingClientRect();
+  if (box.width === 0) return false;  // not shown here: the head of a table whose rows are cards
+  for (let around = cell.parentElement; around && around !== page.body; around = around.parentElement) {
+    const flow = frame.contentWindow.getComputedStyle(around).overflowX;
+    const edge = around.getBoundingClientRect();
+    const inside = box.left >= edge.left - 1 && box.right <= edge.right + 1;
+    if (!inside && ['auto', 'scroll'].includes(flow)) {
+      if (around.scrollWidth <= around.clientWidth || around.tabIndex < 0) return true;  // cannot be scrolled to
+      return edge.right > frame.contentWindow.innerWidth + 1;
+    }
+    if (!inside && flow !== 'visible') return true;
+  }
+  return box.right > frame.contentWindow.innerWidth + 1 || box.left < -1;
+};
 const determinant = matrix => matrix.a * matrix.d - matrix.b * matrix.c;
 const frames = [...document.querySelectorAll('iframe')];
 Promise.all(frames.map(frame => new Promise(done => {
@@ -39,6 +56,13 @@ Promise.all(frames.map(frame => new Promise(done => {
         text => parseFloat(getComputedStyle(text).fontSize) * Math.sqrt(Math.abs(determinant(text.getScreenCTM()))))),
       ink: frame.contentWindow.getComputedStyle(page.body).color,
       scrolling: [...page.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1).length,
+      cut: [...page.querySelectorAll('th, td')].filter(cell => isCut(frame, page, cell)).map(e => e.textContent.trim()),
+      tables: page.querySelectorAll('table').length,
+      unlabelled: [...page.querySelectorAll('table.numbers td[data-label]')].filter(cell => {
+        const head = cell.closest('table').tHead;
+        return head && getComputedStyle(head).display === 'none'
+          && frame.contentWindow.getComputedStyle(cell, '::before').content.length < 3;
+      }).length,
     });
   }
   document.body.textContent = 'FOUND' + JSON.stringify(found) + 'END';
@@ -76,7 +100,7 @@ def report(tmp_path_factory) -> Path:
 
 def test_browser_shows_the_page_without_a_complaint(browser, report):
     document, log = browser(report)
-    assert 'Key numbers' in document and '</html>' in document
+    assert 'Does the gate sort by size' in document and '</html>' in document
     complaints = [line for line in log.splitlines() if 'CONSOLE' in line]
     assert complaints == []
     # the same look at a page that must be complained about
@@ -88,22 +112,42 @@ def test_browser_shows_the_page_without_a_complaint(browser, report):
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 def test_every_figure_is_visible_on_phone_and_desktop(browser, report, scheme):
-    # frames, since a window has a least width; their policy is taken out to let the measuring script in
-    page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', '', report.read_text(encoding='utf-8'))
-    frames = ''.join(
-        f'<iframe srcdoc="{html.escape(page)}" width="{width}" height="800" style="border:0"></iframe>'
-        for width in (360, 1280)
-    )
-    outer = report.with_name(f'frames_{scheme}.html')
-    outer.write_text(f'<!doctype html><meta charset="utf-8"><body>{frames}<script>{MEASURE}</script>', encoding='utf-8')
     options = ['--blink-settings=preferredColorScheme=0'] if scheme == 'dark' else []
-    document, _ = browser(outer, '--window-size=1800,900', *options)
-    found = json.loads(html.unescape(re.search('FOUND(.*)END', document)[1]))
-    assert [frame['width'] for frame in found] == [360, 1280]
+    found = _measured(browser, report, f'frames_{scheme}', WIDTHS, report.read_text(encoding='utf-8'), *options)
+    assert [frame['width'] for frame in found] == list(WIDTHS)
     for frame in found:
         assert frame['boxes'] > 60
         assert frame['invisible'] == 0 and frame['broken'] == 0
         assert frame['scroll'] <= frame['width'], 'the page scrolls sideways'
+        assert frame['tables'] > 40 and frame['cut'] == [], 'columns are cut off'
+        assert frame['unlabelled'] == 0, 'numbers in cards have no label'
         assert frame['smallest'] >= 8, 'text of a chart is too small to read'
         assert frame['ink'] == ('rgb(240, 242, 244)' if scheme == 'dark' else 'rgb(22, 25, 29)')
     assert found[0]['scrolling'] >= 2, 'wide tables scroll by themselves on a phone'
+
+
+def test_a_cut_column_would_be_noticed(browser, report):
+    page = report.read_text(encoding='utf-8').replace('</style>', '.scroll { overflow: hidden !important; }</style>')
+    (frame,) = _measured(browser, report, 'frames_cut', (360,), page)
+    assert frame['cut'] != []
+
+
+def test_print_shows_every_column(browser, report):
+    # the print rules as they are, on a page as wide as A4 with its margins
+    page = report.read_text(encoding='utf-8').replace('@media print', '@media all')
+    (frame,) = _measured(browser, report, 'frames_print', (700,), page)
+    assert frame['scrolling'] == 0 and frame['cut'] == []
+
+
+def _measured(browser, report: Path, name: str, widths: tuple[int, ...], page: str, *options: str) -> list[dict]:
+    """What the measuring script finds on a page in frames of some widths."""
+    # frames, since a window has a least width; their policy is taken out to let the script in
+    page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', '', page)
+    frames = ''.join(
+        f'<iframe srcdoc="{html.escape(page)}" width="{width}" height="800" style="border:0"></iframe>'
+        for width in widths
+    )
+    outer = report.with_name(f'{name}.html')
+    outer.write_text(f'<!doctype html><meta charset="utf-8"><body>{frames}<script>{MEASURE}</script>', encoding='utf-8')
+    document, _ = browser(outer, '--window-size=2000,900', *options)
+    return json.loads(html.unescape(re.search('FOUND(.*)END', document)[1]))

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from . import captions, charts, mosaics, tables, values
+from . import captions, charts, mosaics, question_charts, routing_tables, tables, values
 from .heat import draw_heat
 from .pictures import Pictures, crop_object, draw_boxes
 from .style import PAPER, Theme, Wording, drawing, save_figure
 
-__all__ = ['Pictures', 'crop_object', 'draw_boxes', 'evidence', 'unit_evidence', 'write_figures']
+__all__ = ['Pictures', 'crop_object', 'draw_boxes', 'write_figures']
 
 
 def write_figures(results: dict, out_dir: Path | str, pictures: Pictures | None = None) -> dict[str, Path]:
@@ -26,9 +26,12 @@ def write_figures(results: dict, out_dir: Path | str, pictures: Pictures | None 
 
     Returns:
         file name -> path. What was not measured has no figure.
+
+    Raises:
+        DataError: the results have another format.
     """
     folder = Path(out_dir) / 'figures'
-    results, pictures = values.cleaned(results), pictures or Pictures(out_dir)
+    results, pictures = values.readable(results), pictures or Pictures(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     written = {}
     with drawing(PAPER):
@@ -41,33 +44,10 @@ def write_figures(results: dict, out_dir: Path | str, pictures: Pictures | None 
     return written
 
 
-def evidence(results: dict) -> list[dict]:
-    """Rows of the information chart: one per layer."""
-    return [_evidence(layer['name'], layer, layer) for layer in results['layers']]
-
-
-def unit_evidence(layer: dict) -> list[dict]:
-    """Rows of the information chart of one layer: its units, and the random gate if there is one."""
-    units = layer.get('units') or {}
-    found = [(name, units.get(name)) for name in ('detection', 'training')]
-    found.append(('random gate', layer.get('random_gate')))
-    return [_evidence(name, unit, {}) for name, unit in found if unit and 'unavailable' not in unit]
-
-
-def _evidence(label: str, measured: dict, null: dict) -> dict:
-    return {
-        'label': label,
-        'given_level': measured.get('mi_given_level_bits'),
-        'ci': measured.get('mi_given_level_ci'),
-        'null': null.get('null_99_bits'),
-        'marginal': measured.get('mi_bits'),
-    }
-
-
 def _figures(results: dict, pictures: Pictures, theme: Theme) -> Iterator[tuple[str, Callable[[], Figure | None]]]:
     """File name and maker of every figure there might be."""
     wording = _wording(results, None)
-    yield 'information', lambda: charts.information_chart(evidence(results), theme, wording('information'))
+    yield 'information', lambda: question_charts.information_chart(results['layers'], theme, wording('information'))
     yield 'top_k', lambda: charts.top_k_chart(results, theme, wording('top_k'))
     for i, layer in enumerate(results['layers']):
         for kind, make in _layer_figures(results, layer, pictures, theme).items():
@@ -81,12 +61,13 @@ def _layer_figures(
 ) -> dict[str, Callable[[], Figure | None]]:
     wording = _wording(results, layer)
     heats = {
+        'relative': lambda: tables.relative_heat(results, layer),
         'size': lambda: tables.size_heat(results, layer),
         'level': lambda: tables.level_heat(results, layer),
         'within': lambda: tables.within_heat(results, layer),
         'forced': lambda: tables.ap_heat(results, layer.get('forced') or []),
         'knocked_out': lambda: tables.ap_heat(results, layer.get('knocked_out') or []),
-        'usage_levels': lambda: tables.usage_heat(results, layer),
+        'usage_levels': lambda: routing_tables.usage_heat(results, layer),
     }
 
     def heat_figure(kind: str) -> Figure | None:
@@ -97,7 +78,9 @@ def _layer_figures(
     makers['lift'] = lambda: charts.lift_chart(results, layer, theme, wording('lift'))
     makers['interventions'] = lambda: charts.intervention_chart(results, layer, theme, wording('interventions'))
     makers['usage'] = lambda: charts.usage_chart(layer, theme, wording('usage'))
-    makers['units'] = lambda: charts.information_chart(unit_evidence(layer), theme, wording('units'))
+    makers['random'] = lambda: question_charts.random_gates_chart(layer, theme, wording('random'))
+    makers['swap'] = lambda: question_charts.swap_chart(results, layer, theme, wording('swap'))
+    makers['routes'] = lambda: question_charts.routes_chart(results, layer, theme, wording('routes'))
     for kind in ('images', 'objects'):
         makers[kind] = lambda kind=kind: mosaics.favourites_figure(layer, pictures, kind, theme, wording(kind))
     return makers
@@ -106,7 +89,7 @@ def _layer_figures(
 def _routing(results: dict, example: dict, pictures: Pictures, theme: Theme) -> Figure | None:
     known = {layer['name']: layer for layer in results['layers']}
     heats = [
-        (layer['name'], tables.routing_heat(results, known[layer['name']], layer.get('levels') or []))
+        (layer['name'], routing_tables.routing_heat(results, known[layer['name']], layer.get('levels') or []))
         for layer in example.get('layers') or []
         if layer['name'] in known
     ]

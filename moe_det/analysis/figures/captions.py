@@ -6,7 +6,11 @@ from . import values
 from .tables import level_names
 
 TITLES = {
-    'information': 'Information about size',
+    'information': 'Information about size given the level',
+    'random': 'The trained gate among random gates',
+    'swap': 'The swap test',
+    'routes': 'Other routes',
+    'relative': 'Expert × relative size',
     'size': 'Expert × size',
     'lift': 'Expert × size with intervals',
     'level': 'Expert × level',
@@ -17,15 +21,23 @@ TITLES = {
     'top_k': 'AP by experts per row',
     'usage': 'Utilisation',
     'usage_levels': 'Utilisation by level',
-    'units': 'Units side by side',
     'images': 'Images with the highest weight',
     'objects': 'Objects with the highest weight',
     'routing': 'Routing of one image',
 }
 
 DEFINITIONS = {
-    'information': 'Filled: information between expert and size given the level, bias-corrected, with its 95 % '
-    'interval; hollow: the same without regard to the level; bar: what chance alone exceeds in 1 % of permutations.',
+    'information': 'Information between expert and size among the objects of a level, bias-corrected, with its 95 % '
+    'interval, for relative size (circles) and the bins of COCO (squares). Filled: detection unit; hollow: training '
+    'unit; bar: what chance alone exceeds in 1 % of permutations.',
+    'random': 'Information about relative size given the level (training unit, top expert) of gates with random '
+    'weights on the same features, matched in use of the experts, and of the trained gate; not corrected for bias.',
+    'swap': 'Every row takes the decision of another image at the same level. Change of AP from the natural routing '
+    'with its 95 % interval over images. Thirds: of the objects of each level by area.',
+    'routes': 'Change of AP from the natural routing with its 95 % interval over images. Best per image is an upper '
+    'bound: it uses the ground truth.',
+    'relative': 'Lift over the base rate. Each third has a third of the objects of every level, so a gate that only '
+    'recognises its level has about 1 everywhere.',
     'size': 'Lift: how often the expert has objects of this size over how often it has any object; 1 is its base rate. '
     'Brackets: 95 % interval from a bootstrap over images. Italics: fewer than 10 objects of the size.',
     'lift': 'Lift over the base rate with 95 % intervals from a bootstrap over images; hollow at the edge: below the '
@@ -43,7 +55,6 @@ DEFINITIONS = {
     'usage': "Importance: the expert's part of all weights. Load: choices of the expert over the fair share.",
     'usage_levels': 'A living expert has more than 1 % of the weights. H_s: mean entropy of a row, low when decisions '
     'are sharp; H_u: entropy of the mean row, log2(E) when all experts are used alike.',
-    'units': 'Information about size given the level, by what counts as an object seen by an expert.',
     'images': "The gate's weight for the expert, highest first. Boxes: small blue, medium orange, large green.",
     'objects': 'The weight of the expert in the routing row of the object, highest first. Boxes: small blue, medium '
     'orange, large green.',

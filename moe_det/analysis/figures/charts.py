@@ -1,9 +1,8 @@
-"""Charts: lifts with intervals, information, AP under interventions, experts per row, utilisation."""
+"""Charts of experts: lifts with intervals, AP when forced or knocked out, experts per row, utilisation."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,7 +14,7 @@ from .style import WIDTH, Theme, Wording, new_figure
 from .tables import AP_COLUMNS, at
 from .values import finite
 
-_AP_LOOK = {
+AP_LOOK = {
     'AP_S': (palette.size_colour(0), palette.size_marker(0)),
     'AP_M': (palette.size_colour(1), palette.size_marker(1)),
     'AP_L': (palette.size_colour(2), palette.size_marker(2)),
@@ -53,8 +52,8 @@ def lift_chart(results: dict, layer: dict, theme: Theme, wording: Wording) -> Fi
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:g}' if x >= 1 else f'1/{1 / x:g}'))
     axes.set_xlabel('lift over the base rate')
-    _expert_axis(axes, [f'expert {e}' for e in range(experts)])
-    _legend(axes)
+    named_axis(axes, [f'expert {e}' for e in range(experts)])
+    legend(axes)
     return figure
 
 
@@ -63,46 +62,6 @@ def _lift_limits(tables: list) -> tuple[float, float]:
     low = min([0.5, *found])
     high = max([2.0, *found])
     return 2.0 ** max(math.floor(math.log2(low)), -4), 2.0 ** min(math.ceil(math.log2(high)), 5)
-
-
-def information_chart(rows: Sequence[dict], theme: Theme, wording: Wording) -> Figure | None:
-    """Information about size, given the level, with interval and the 99 % null; None if there is none.
-
-    Args:
-        rows: each ``{'label', 'given_level', 'ci', 'null', 'marginal'}``; all but the label may be None.
-        theme: colours.
-        wording: title and caption.
-    """
-    if all(finite(row['given_level']) is None and finite(row['marginal']) is None for row in rows):
-        return None
-    figure = new_figure(WIDTH, 0.85 + 0.5 * len(rows), theme, wording)
-    axes = figure.add_subplot()
-    chance = palette.LIGHT['share']
-    axes.plot([], [], 'o', color=theme.ink, label='I(E;S | level)')
-    axes.plot([], [], 'o', mfc='none', color=theme.ink, label='I(E;S)')
-    if any(finite(row['null']) is not None for row in rows):
-        axes.plot([], [], '|', color=chance, ms=11, mew=2.6, label='99 % of chance')
-    for i, row in enumerate(rows):
-        axes.plot([0, 0], [i - 0.13, i + 0.35], color=theme.muted, lw=1)  # zero, but not through the labels
-        bounds = row['ci']
-        if bounds is not None and None not in (finite(bounds[0]), finite(bounds[1])):
-            axes.plot(list(bounds), [i, i], color=theme.ink, lw=2)
-        if finite(row['null']) is not None:
-            axes.plot(row['null'], i, '|', color=chance, ms=13, mew=2.6)
-        if finite(row['marginal']) is not None:
-            axes.plot(row['marginal'], i, 'o', mfc='none', color=theme.ink, ms=6)
-        if finite(row['given_level']) is not None:
-            axes.plot(row['given_level'], i, 'o', color=theme.ink, ms=6)
-        # above the row, not beside it: layers have long names
-        label = row['label'] if len(row['label']) <= 48 else row['label'][:23] + '…' + row['label'][-24:]
-        axes.annotate(label, (0, i - 0.36), (0, 0), ('axes fraction', 'data'), 'offset points', va='center', size=9.5)
-    axes.set_ylim(len(rows) - 0.5, -0.62)
-    axes.set_yticks([])
-    axes.spines['left'].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.set_xlabel('bits')
-    _legend(axes)
-    return figure
 
 
 def intervention_chart(results: dict, layer: dict, theme: Theme, wording: Wording) -> Figure | None:
@@ -118,7 +77,7 @@ def intervention_chart(results: dict, layer: dict, theme: Theme, wording: Wordin
     for axes, (name, rows) in zip(every, panels, strict=True):
         axes.axvline(0, color=theme.muted, lw=1)
         for i, column in enumerate(AP_COLUMNS):
-            colour, marker = _AP_LOOK.get(column, (theme.ink, '|'))
+            colour, marker = AP_LOOK.get(column, (theme.ink, '|'))
             look = {'color': colour, 'ms': 11, 'mew': 2} if marker == '|' else {'color': colour, 'ms': 5.5}
             axes.plot([], [], marker, label=column, **look)
             for j, row in enumerate(rows):
@@ -129,9 +88,9 @@ def intervention_chart(results: dict, layer: dict, theme: Theme, wording: Wordin
         axes.set_title(name, loc='left', size=9.5, weight='bold')
         axes.grid(axis='x')
         axes.set_axisbelow(True)
-        _expert_axis(axes, [f'expert {row["expert"]}' for row in rows])
+        named_axis(axes, [f'expert {row["expert"]}' for row in rows])
     every[-1].set_xlabel('change of AP from the natural routing (points)')
-    _legend(every[0], above=0.2)
+    legend(every[0], above=0.2)
     return figure
 
 
@@ -144,7 +103,7 @@ def top_k_chart(results: dict, theme: Theme, wording: Wording) -> Figure | None:
     figure = new_figure(WIDTH, 2.7, theme, wording)
     axes = figure.add_subplot()
     for column in AP_COLUMNS:
-        colour, marker = _AP_LOOK.get(column, (theme.ink, 'o'))
+        colour, marker = AP_LOOK.get(column, (theme.ink, 'o'))
         points = [(row['k'], 100 * row[column]) for row in rows if finite(row.get(column)) is not None]
         if points:
             width = 2.4 if column == 'AP' else 1.4
@@ -160,7 +119,7 @@ def top_k_chart(results: dict, theme: Theme, wording: Wording) -> Figure | None:
     axes.set_ylabel('AP (points)')
     axes.margins(y=0.12)
     axes.grid(axis='y')
-    _legend(axes)
+    legend(axes)
     return figure
 
 
@@ -181,19 +140,20 @@ def usage_chart(layer: dict, theme: Theme, wording: Wording) -> Figure | None:
     axes.axvline(100 / experts, color=theme.muted, ls='--', lw=1.2, label='fair share')
     axes.set_xlim(left=0)
     axes.set_xlabel('share of all weights, and of all choices (%)')
-    _expert_axis(axes, [f'expert {e}' for e in range(experts)])
-    _legend(axes)
+    named_axis(axes, [f'expert {e}' for e in range(experts)])
+    legend(axes)
     return figure
 
 
-def _expert_axis(axes: Axes, labels: list[str]) -> None:
+def named_axis(axes: Axes, labels: list[str]) -> None:
+    """One row per label, from the top."""
     axes.set_ylim(len(labels) - 0.45, -0.55)
     axes.set_yticks(range(len(labels)), labels)
     axes.tick_params(axis='y', length=0, pad=7)
     axes.spines['left'].set_visible(False)
 
 
-def _legend(axes: Axes, columns: int = 4, above: float = 0.0) -> None:
+def legend(axes: Axes, columns: int = 4, above: float = 0.0) -> None:
     """A legend in one line over the axes, ``above`` inches higher where these have a title."""
     place = axes.transAxes + ScaledTranslation(0, above, axes.figure.dpi_scale_trans)
     axes.legend(

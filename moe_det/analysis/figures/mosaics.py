@@ -94,6 +94,6 @@ def _weights(axes: Axes, name: str, heat: Heat) -> None:
     axes.set_yticks(range(len(heat.rows)), [head.text for head, _ in heat.rows], size=8)
     axes.set_xticks(range(len(heat.columns)), [head.text for head in heat.columns], size=8)
     axes.tick_params(length=0)
-    axes.set_title(f'{name}: weight by {heat.corner} and expert', loc='left', size=8.5)
+    axes.set_title(f'{name}: weight by expert and level', loc='left', size=8.5)
     for spine in axes.spines.values():
         spine.set_visible(False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from . import palette, values
@@ -40,9 +41,13 @@ def level_name(results: dict, index: int | None) -> str:
 def level_names(results: dict, layer: dict) -> str:
     """The levels of a layer in words: ``P3–P7``."""
     names = [level_name(results, index) for index in layer.get('levels') or []]
-    if not names:
-        return 'one decision for all levels'
-    return names[0] if len(names) == 1 else f'{names[0]}–{names[-1]}'
+    words = names[0] if len(names) == 1 else f'{names[0]}–{names[-1]}' if names else 'no pyramid level'
+    return f'{words}, one decision for all' if decides_once(layer) and len(names) > 1 else words
+
+
+def decides_once(layer: dict) -> bool:
+    """Whether one decision holds for all levels of an image."""
+    return layer.get('unit') == 'image' or not layer.get('levels')
 
 
 def lift_of(counts: Sequence[Sequence[float]] | None, expert: int, column: int) -> float | None:
@@ -88,7 +93,7 @@ def size_heat(results: dict, layer: dict) -> Heat:
         for size in range(len(results['sizes'])):
             lift = at(layer.get('lift'), expert, size)
             bounds = (at(layer.get('lift_low'), expert, size), at(layer.get('lift_high'), expert, size))
-            notes = (values.interval(bounds, 2), _n(values.count(at(counts, expert, size), whole=_whole(counts))))
+            notes = (values.interval(bounds, 2), n_of(values.count(at(counts, expert, size), whole=_whole(counts))))
             cells.append(Cell(values.lift(lift), notes, *palette.shade_lift(lift), _few(counts, size)))
         rows.append((head, cells))
     return Heat('expert', size_heads(results, counts), rows)
@@ -102,6 +107,32 @@ def unit_heat(results: dict, layer: dict, unit: dict) -> Heat:
         cells = [_lift_cell(counts, expert, size) for size in range(len(results['sizes']))]
         rows.append((head, cells))
     return Heat('expert', size_heads(results, counts), rows if counts else [])
+
+
+def relative_heat(results: dict, layer: dict) -> Heat:
+    """Expert x relative size: the lift over the expert's base rate, and the count."""
+    counts = (layer.get('relative_size') or {}).get('expert_by_size')
+    names = (results.get('relative_sizes') or {}).get('names') or []
+    columns = []
+    for i in range(len((counts or [[]])[0])):
+        n = values.count(sum(at(row, i) or 0 for row in counts), whole=_whole(counts))
+        columns.append(Head(str((names[i] if i < len(names) else None) or f'bin {i}'), (f'n {n.text}',)))
+    rows = []
+    for expert, head in enumerate(expert_heads(counts, layer['num_experts'])):
+        rows.append((head, [_lift_cell(counts, expert, i) for i in range(len(columns))]))
+    return Heat('expert', columns, rows)
+
+
+def limits_rows(results: dict) -> list[tuple[str, list[str]]]:
+    """The name of each level and the areas of its thirds in words."""
+    rows = []
+    for entry in (results.get('relative_sizes') or {}).get('limits') or []:
+        areas = [values.area(area).text for area in entry.get('areas') or [] if finite(area) is not None]
+        if areas:
+            between = [f'{low}–{high}' for low, high in itertools.pairwise(areas)]
+            texts = [f'≤ {areas[0]}', *between, f'> {areas[-1]}']
+            rows.append((level_name(results, entry.get('level')), texts))
+    return rows
 
 
 def level_heat(results: dict, layer: dict) -> Heat:
@@ -119,27 +150,38 @@ def level_heat(results: dict, layer: dict) -> Heat:
             count = at(counts, expert, i)
             share = count / level_sum if count is not None and level_sum else None
             few = 0 < level_sum < FEW_OBJECTS
-            cells.append(Cell(values.share(share), (_n(values.count(count)),), *palette.shade_share(share), few))
+            cells.append(Cell(values.share(share), (n_of(values.count(count)),), *palette.shade_share(share), few))
         rows.append((head, cells))
     return Heat('expert', columns, rows)
 
 
-def within_heat(results: dict, layer: dict) -> Heat:
-    """Expert x size within each level: the lift over the expert's share of that level."""
+def within_heats(results: dict, layer: dict) -> list[tuple[str, Heat]]:
+    """Per level, expert x size: the lift over the expert's share of that level."""
     tables = layer.get('expert_by_size_by_level') or []
-    levels = list(zip(layer.get('levels') or [], tables, strict=False))
-    sizes = results['sizes']
-    columns, groups = [], []
-    for index, counts in levels:
-        groups.append((level_name(results, index), len(sizes)))
-        for i, size in enumerate(sizes):
+    heats = []
+    for index, counts in zip(layer.get('levels') or [], tables, strict=False):
+        columns = []
+        for i, size in enumerate(results['sizes']):
             n = values.count(sum(at(row, i) or 0 for row in counts or []))
             columns.append(Head(str(size['name']), (f'n {n.text}',), i))
+        rows = [
+            (Head(f'expert {expert}'), [_lift_cell(counts, expert, size) for size in range(len(results['sizes']))])
+            for expert in range(layer['num_experts'])
+        ]
+        heats.append((level_name(results, index), Heat('expert', columns, rows)))
+    return heats
+
+
+def within_heat(results: dict, layer: dict) -> Heat:
+    """All of :func:`within_heats` side by side."""
+    heats = [(name, heat) for name, heat in within_heats(results, layer) if heat]
+    if not heats:
+        return Heat('expert', [], [])
+    columns = [head for _, heat in heats for head in heat.columns]
     rows = []
-    for expert in range(layer['num_experts']):
-        cells = [_lift_cell(counts, expert, size) for _, counts in levels for size in range(len(sizes))]
-        rows.append((Head(f'expert {expert}'), cells))
-    return Heat('expert', columns, rows, groups)
+    for lines in zip(*(heat.rows for _, heat in heats), strict=True):
+        rows.append((lines[0][0], [cell for _, cells in lines for cell in cells]))
+    return Heat('expert', columns, rows, [(name, len(heat.columns)) for name, heat in heats])
 
 
 def ap_heat(results: dict, interventions: list[dict]) -> Heat:
@@ -168,95 +210,10 @@ def ap_scale(natural: dict, interventions: list[dict]) -> float:
     return max([0.01, *(abs(d) for d in differences if d is not None)])
 
 
-def usage_heat(results: dict, layer: dict) -> Heat:
-    """Importance and load of the experts, over all rows and per level."""
-    overall = layer.get('utilisation') or {}
-    by_level = layer.get('utilisation_by_level') or []
-    experts = layer['num_experts']
-    columns = [Head('importance', ('of weights',)), Head('load', ('1 is fair',))]
-    columns += [
-        Head(level_name(results, entry.get('level')), (f'{values.count(entry.get("rows")).text} rows',))
-        for entry in by_level
-    ]
-    groups = [('all rows', 2), ('importance per level', len(by_level))] if by_level else []
-    rows = []
-    for expert in range(experts):
-        share = at(overall.get('importance_share'), expert)
-        load = at(overall.get('load_ratio'), expert)
-        cells = [
-            Cell(values.share(share), (), *palette.shade_share(share)),
-            Cell(values.fixed(load), (), *palette.shade_lift(load)),
-        ]
-        for entry in by_level:
-            share = at(entry.get('importance_share'), expert)
-            cells.append(Cell(values.share(share), (), *palette.shade_share(share)))
-        rows.append((Head(f'expert {expert}'), cells))
-    return Heat('expert', columns, rows if overall or by_level else [], groups)
-
-
-def usage_summary(results: dict, layer: dict) -> Heat:
-    """Living experts and entropies, over all rows and per level."""
-    entries = [('all rows', layer.get('utilisation'))]
-    entries += [(level_name(results, e.get('level')), e) for e in layer.get('utilisation_by_level') or []]
-    columns = [
-        Head('living', (f'of {layer["num_experts"]}',)),
-        Head('H_s', ('bits',)),
-        Head('H_u', ('bits',)),
-        Head('rows'),
-    ]
-    rows = [
-        (
-            Head(name),
-            [
-                Cell(values.count(entry.get('living'))),
-                Cell(values.fixed(entry.get('row_entropy'), 3)),
-                Cell(values.fixed(entry.get('batch_entropy'), 3)),
-                Cell(values.count(entry.get('rows'))),
-            ],
-        )
-        for name, entry in entries
-        if entry
-    ]
-    return Heat('rows of', columns, rows)
-
-
-def spearman_heat(results: dict, layer: dict, unit: dict) -> Heat:
-    """Expert x level: rank correlation between the gate's weight and the image's sizes."""
-    entries = unit.get('spearman') or []
-    levels = sorted({e.get('level') for e in entries}, key=lambda level: (level is not None, level or 0))
-    found = {(e['expert'], e.get('level')): e for e in entries}
-    rows = []
-    for expert in range(layer['num_experts']):
-        cells = []
-        for level in levels:
-            entry = found.get((expert, level), {})
-            rho, p = values.fixed(entry.get('rho')), values.p_value(entry.get('p_value'))
-            notes = (_prefixed('p ', p), _n(values.count(entry.get('n'))))
-            cells.append(Cell(rho, notes, *palette.shade_signed(rho.value)))
-        rows.append((Head(f'expert {expert}'), cells))
-    names = [level_name(results, level if layer.get('levels') else None) for level in levels]
-    return Heat('expert', [Head(name) for name in names], rows if levels else [])
-
-
-def routing_heat(results: dict, layer: dict, levels: list[dict]) -> Heat:
-    """One image: the weight of every expert at every level; of patches their mean."""
-    rows = []
-    for entry in levels:
-        patches = entry.get('weights') or []
-        cells = []
-        for expert in range(layer['num_experts']):
-            found = [weight for weight in (at(patches, i, expert) for i in range(len(patches))) if weight is not None]
-            mean = sum(found) / len(found) if found else None
-            cells.append(Cell(values.fixed(mean), (), *palette.shade_share(mean)))
-        level = entry.get('level') if layer.get('levels') else None  # one decision for all levels has no level
-        rows.append((Head(level_name(results, level)), cells))
-    return Heat('level', [Head(str(expert)) for expert in range(layer['num_experts'])], rows)
-
-
 def _lift_cell(counts: Sequence[Sequence[float]] | None, expert: int, size: int) -> Cell:
     lift = lift_of(counts, expert, size)
     count = values.count(at(counts, expert, size), whole=_whole(counts))
-    return Cell(values.lift(lift), (_n(count),), *palette.shade_lift(lift), _few(counts, size))
+    return Cell(values.lift(lift), (n_of(count),), *palette.shade_lift(lift), _few(counts, size))
 
 
 def _few(counts: Sequence[Sequence[float]] | None, column: int) -> bool:
@@ -268,9 +225,11 @@ def _whole(counts: Sequence[Sequence[float]] | None) -> bool:
     return all(float(n).is_integer() for row in counts or [] for n in row if finite(n) is not None)
 
 
-def _n(number: Number) -> Number:
-    return _prefixed('n ', number)
+def n_of(number: Number) -> Number:
+    """The number after an ``n``."""
+    return prefixed('n ', number)
 
 
-def _prefixed(prefix: str, number: Number) -> Number:
+def prefixed(prefix: str, number: Number) -> Number:
+    """The number after a prefix, unless there is none."""
     return number if number.value is None else Number(number.value, prefix + number.text)

@@ -6,6 +6,9 @@ import math
 from dataclasses import dataclass
 from numbers import Real
 
+from ...errors import DataError
+
+RESULTS_FORMAT = 2
 MISSING = '–'
 MINUS = '−'
 
@@ -30,6 +33,21 @@ def finite(value: object) -> float | int | None:
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         return None
     return value
+
+
+def readable(results: dict) -> dict:
+    """A copy of the results in which every number that is not finite is None.
+
+    Raises:
+        DataError: they have another format than the one that is drawn here.
+    """
+    found = results.get('format')
+    if found != RESULTS_FORMAT:
+        raise DataError(
+            f'the results have format {found}, not {RESULTS_FORMAT}: run the tool again '
+            '(tools/analysis_tools/size_specialization.py) to measure the checkpoint anew'
+        )
+    return cleaned(results)
 
 
 def cleaned(node: object) -> object:
@@ -77,15 +95,27 @@ def average_precision(value: float | None, why: str = '') -> Number:
 def ap_difference(value: float | None, reference: float | None) -> Number:
     """Difference of two average precisions in points, with its sign."""
     value, reference = finite(value), finite(reference)
-    if value is None or reference is None:
-        return Number(None, MISSING)
-    return _number(value - reference, '+.1f', scale=100)
+    return points(None if value is None or reference is None else value - reference)
 
 
-def share(value: float | None, why: str = '') -> Number:
-    """A share from 0 to 1 in percent."""
+def points(difference: float | None, why: str = '') -> Number:
+    """A difference of average precisions, from -1 to 1, in points with its sign."""
+    return _number(difference, '+.1f', why, scale=100)
+
+
+def points_interval(bounds: list[float] | None) -> Number:
+    """An interval of a difference of average precisions in points, as ``[low, high]``; its value is the low bound."""
+    if bounds is None or len(bounds) != 2 or finite(bounds[0]) is None or finite(bounds[1]) is None:
+        return Number(None, '')
+    low, high = (points(bound).text for bound in bounds)
+    return Number(bounds[0], f'[{low}, {high}]')
+
+
+def share(value: float | None, why: str = '', digits: int | None = None) -> Number:
+    """A share from 0 to 1 in percent, with one digit where it is small unless ``digits`` says otherwise."""
     value = finite(value)
-    digits = 0 if value is not None and value >= 0.0995 else 1
+    if digits is None:
+        digits = 0 if value is not None and value >= 0.0995 else 1
     return _number(value, f'.{digits}f', why, scale=100, unit=' %')
 
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..figures import captions, charts, evidence, palette, tables, unit_evidence, values
+from ..figures import captions, charts, palette, question_charts, questions, routing_tables, tables, values
 from ..figures.pictures import Pictures
 from ..figures.style import PAGE, Wording, drawing, inline_svg
 from ..figures.values import Number
+from ..result import VERDICTS
 from .embedding import Embedder
 from .routing_view import example_views
 
 _FOLDER = Path(__file__).parent
-VERDICTS = ('size-specialised', 'level-specialised', 'not specialised', 'undetermined')
 # one picture per expert and kind at least; this many in the whole page before experts get fewer
 _MANY_PICTURES = 640
 _MOST_PER_EXPERT = 8
@@ -30,6 +30,7 @@ class LayerView:
     index: int
     layer: dict
     context: str
+    short: str
     tables: dict
     charts: dict
     favourites: list[dict]
@@ -47,10 +48,14 @@ def write_report(results: dict, out_dir: Path | str) -> Path:
 
     Returns:
         path of the page.
+
+    Raises:
+        DataError: the results have another format.
     """
+    results = values.readable(results)
     path = Path(out_dir) / 'report.html'
     path.parent.mkdir(parents=True, exist_ok=True)
-    page = _render(values.cleaned(results), Embedder(Pictures(out_dir)))
+    page = _render(results, Embedder(Pictures(out_dir)))
     draft = path.with_suffix('.html.part')
     # file names that are not valid unicode must not cost the page
     draft.write_text(page, encoding='utf-8', errors='backslashreplace')
@@ -69,7 +74,7 @@ def _render(results: dict, embedder: Embedder) -> str:
     environment.filters['data'] = data_element
     with drawing(PAGE, paths=False):
         views = [_layer_view(results, i, embedder) for i in range(len(results['layers']))]
-        information = _inline(charts.information_chart(evidence(results), PAGE, Wording()), 'information')
+        information = _inline(question_charts.information_chart(results['layers'], PAGE, Wording()), 'information')
         top_k = _inline(charts.top_k_chart(results, PAGE, Wording()), 'topk')
     return environment.get_template('report_template.html').render(
         results=results,
@@ -84,12 +89,17 @@ def _render(results: dict, embedder: Embedder) -> str:
         seeds=results.get('seeds') or {},
         css=Markup((_FOLDER / 'report.css').read_text(encoding='utf-8')),
         colours=Markup(_colours()),
-        verdict_class=lambda verdict: verdict.replace(' ', '-') if verdict in VERDICTS else 'undetermined',
+        verdict_class=_verdict_class,
         captions=captions,
+        questions=questions,
         palette=palette,
         tables=tables,
         values=values,
     )
+
+
+def _verdict_class(verdict: str | None) -> str:
+    return verdict.replace(',', '').replace(' ', '-') if verdict in VERDICTS else 'undetermined'
 
 
 def data_element(number: Number) -> Markup:
@@ -106,21 +116,24 @@ def _layer_view(results: dict, index: int, embedder: Embedder) -> LayerView:
     image = units.get('image') or {}
     heats = {
         'size': tables.size_heat(results, layer),
+        'relative': tables.relative_heat(results, layer),
         'level': tables.level_heat(results, layer),
-        'within': tables.within_heat(results, layer),
+        'within': tables.within_heats(results, layer),
         'forced': tables.ap_heat(results, layer.get('forced') or []),
         'knocked_out': tables.ap_heat(results, layer.get('knocked_out') or []),
-        'usage': tables.usage_heat(results, layer),
-        'usage_summary': tables.usage_summary(results, layer),
+        'usage': routing_tables.usage_heat(results, layer),
+        'usage_summary': routing_tables.usage_summary(results, layer),
         'detection': tables.unit_heat(results, layer, units.get('detection') or {}),
         'training': tables.unit_heat(results, layer, units.get('training') or {}),
-        'image': tables.spearman_heat(results, layer, image),
+        'image': routing_tables.spearman_heat(results, layer, image),
     }
     figures = {
         'lift': charts.lift_chart(results, layer, PAGE, Wording()),
         'interventions': charts.intervention_chart(results, layer, PAGE, Wording()),
         'usage': charts.usage_chart(layer, PAGE, Wording()),
-        'units': charts.information_chart(unit_evidence(layer), PAGE, Wording()),
+        'random': question_charts.random_gates_chart(layer, PAGE, Wording()),
+        'swap': question_charts.swap_chart(results, layer, PAGE, Wording()),
+        'routes': question_charts.routes_chart(results, layer, PAGE, Wording()),
     }
     inline = {
         kind: _inline(figure, f'{kind}{index}', f'{captions.TITLES[kind]}, layer {layer["name"]}')
@@ -129,7 +142,9 @@ def _layer_view(results: dict, index: int, embedder: Embedder) -> LayerView:
     experts = sum(other['num_experts'] for other in results['layers'])
     most = max(1, min(_MOST_PER_EXPERT, _MANY_PICTURES // (2 * experts)))
     favourites = [_favourites(entry, most, results, embedder) for entry in layer.get('favourites') or []]
-    return LayerView(index, layer, captions.context(results, layer), heats, inline, favourites)
+    return LayerView(
+        index, layer, captions.context(results, layer), f'Layer {layer["name"]}.', heats, inline, favourites
+    )
 
 
 def _inline(figure: object, prefix: str, label: str = '') -> Markup | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..figures import palette, tables, values
+from ..figures import palette, routing_tables, tables, values
 from ..figures.heat import Cell
 from .embedding import Embedder
 
@@ -23,7 +23,7 @@ def example_views(results: dict, embedder: Embedder) -> list[dict]:
             layers.append(
                 {
                     'name': layer['name'],
-                    'heat': None if in_patches else tables.routing_heat(results, known[layer['name']], levels),
+                    'heat': None if in_patches else routing_tables.routing_heat(results, known[layer['name']], levels),
                     'grids': [_grid(results, level) for level in levels] if in_patches else [],
                 }
             )

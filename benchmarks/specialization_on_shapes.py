@@ -23,10 +23,44 @@ PAGE = ROOT / 'docs' / 'results' / 'shapes.md'
 KINDS = ('dense', 'moe_soft', 'moe_hard', 'moe_similarity')
 CONFIGS = {kind: ROOT / 'configs' / 'shapes' / f'retinanet_{kind}.py' for kind in KINDS}
 HEAD = 'model.bbox_head.moe'
+FORMAT = 2  # of size_specialization.json, which the record draws on
+IMAGE = (256, 256)  # height and width that costs are counted for: the network's input
+KEPT = (  # of each layer, as size_specialization.json has it
+    'verdict',
+    'plain',
+    'mi_bits',
+    'mi_p_value',
+    'mi_cramers_v',
+    'mi_given_level_bits',
+    'mi_given_level_ci',
+    'ceiling_bits',
+    'p_value',
+    'p_value_holm',
+    'cramers_v_given_level',
+    'level_mi_bits',
+    'relative_size',
+    'swap',
+    'routes',
+    'counterfactual',
+    'n_objects',
+)
+# written down before these runs were measured with swap test, random gates and relative size, after a trial of both on
+# one checkpoint each of a setting with one decision per level and of one with one per image
+EXPECTED = [
+    "The paper's setting (`soft-level-all`) loses 2 to 3 points of AP under the swap, in the class branch and in the "
+    'box branch.',
+    'Settings with one decision per image lose 1.5 to 2 points.',
+    'The box branch of both sorts by relative size with 0.03 to 0.1 bits, hardly more than random gates do.',
+    "No setting reaches dense's AP.",
+    'Hard and soft constraints cannot be told apart.',
+]
 
 
 def settings() -> dict[str, tuple[str, dict[str, object]]]:
-    """Name -> kind of config and its changed keys: dense; the grid of unit, balance and constraint; similarity."""
+    """Name -> kind of config and its changed keys.
+
+    Dense; the grid of unit, balance and constraint; similarity; the two that cost what dense costs.
+    """
     grid: dict[str, tuple[str, dict[str, object]]] = {'dense': ('dense', {})}
     units = {'level': {}, 'image': {'unit': 'image'}, 'patch2': {'unit': 'patch', 'grid': 2}}
     units['patch3'] = {'unit': 'patch', 'grid': 3}
@@ -44,6 +78,9 @@ def settings() -> dict[str, tuple[str, dict[str, object]]]:
             options = {f'{HEAD}.{key}': value for key, value in units[unit].items()}
             options[f'{HEAD}.constraint.distance'] = distance
             grid[f'{name}-{unit}-level'] = ('moe_similarity', options)
+    for name in ('soft-level-all', 'hard-image-all'):
+        kind, options = grid[name]
+        grid[f'{name}-matched'] = (kind, {**options, f'{HEAD}.width': 'matched'})
     return grid
 
 
@@ -93,14 +130,40 @@ def analyse(name: str, seeds: list[int], checkpoints: list[Path], args: argparse
     kind, options = settings()[name]
     out_dir = folder_of(name, args) / 'analysis'
     done = out_dir / 'seeds.json'
-    if not done.is_file() or json.loads(done.read_text(encoding='utf-8')) != seeds:
+    if not analysed(out_dir, seeds):
         print(f'{name}: analysis of {len(checkpoints)} seeds', flush=True)
         command = [sys.executable, 'tools/analysis_tools/size_specialization.py', str(CONFIGS[kind])]
         command += [*map(str, checkpoints), '--data-root', args.data_root, '--out-dir', str(out_dir), '--no-figures']
         call([*command, *as_options(options)], out_dir / 'analysis.log', args.threads)
-        done.write_text(json.dumps(seeds), encoding='utf-8')
+        done.write_text(json.dumps({'format': FORMAT, 'seeds': seeds}), encoding='utf-8')
     results = [out_dir if i == 0 else out_dir / f'seed_{i + 1}' for i in range(len(checkpoints))]
     return [json.loads((folder / 'size_specialization.json').read_text(encoding='utf-8')) for folder in results]
+
+
+def analysed(out_dir: Path, seeds: list[int]) -> bool:
+    """Whether a folder holds the analysis of these seeds in the present format."""
+    done = out_dir / 'seeds.json'
+    return done.is_file() and json.loads(done.read_text(encoding='utf-8')) == {'format': FORMAT, 'seeds': seeds}
+
+
+def multiply_adds_over_dense(name: str) -> dict[str, float]:
+    """Multiply-adds of a setting's detector for one image over those of the same detector without experts.
+
+    Returns:
+        ``head`` and ``model``.
+    """
+    from mmengine.registry import init_default_scope
+
+    from moe_det.engine.dense_counterpart import dense_counterpart
+    from moe_det.engine.launch import load_config
+    from moe_det.engine.part_costs import WHOLE, model_cost
+
+    kind, options = settings()[name]
+    cfg = load_config(str(CONFIGS[kind]), [f'{key}={value}' for key, value in options.items()])
+    init_default_scope(cfg.default_scope)
+    own, dense = (model_cost(model, IMAGE).parts for model in (cfg.model, dense_counterpart(cfg.model)[0]))
+    parts = {'head': 'bbox_head', 'model': WHOLE}
+    return {key: own[part].active_macs / dense[part].active_macs for key, part in parts.items()}
 
 
 def dense_precision(checkpoint: Path) -> dict[str, float]:
@@ -114,22 +177,17 @@ def dense_precision(checkpoint: Path) -> dict[str, float]:
 
 def summarise(results: dict) -> dict:
     """What the record keeps of one analysis."""
-    keys = (
-        'verdict',
-        'mi_bits',
-        'mi_given_level_bits',
-        'mi_given_level_ci',
-        'p_value',
-        'p_value_holm',
-        'level_mi_bits',
-    )
     layers = {}
     for layer in results['layers']:
-        kept = {key: layer[key] for key in keys}
-        kept |= {'cramers_v_given_level': layer['cramers_v_given_level'], 'counterfactual': layer['counterfactual']}
-        kept |= {'living': layer['utilisation']['living'], 'n_objects': layer['n_objects']}
-        layers[layer['name']] = kept
-    return {'ap': results['ap']['natural'], 'layers': layers}
+        gates = layer['random_gates']
+        layers[layer['name']] = {
+            **{key: layer[key] for key in KEPT},
+            # the place among random gates is kept, not the bits of each of them
+            'random_gates': gates and {key: value for key, value in gates.items() if key != 'values'},
+            'sorts': {unit: layer['units'][unit].get('sorts') for unit in ('detection', 'training')},
+            'living': layer['utilisation']['living'],
+        }
+    return {'ap': results['ap']['natural'], 'swap': results['swap'], 'layers': layers}
 
 
 def over_seeds(results: dict) -> dict | None:
@@ -164,11 +222,14 @@ def main() -> None:
 
 
 def drop_outdated(record: dict, epochs: int) -> None:
-    """Removes settings from the record that were measured with other configs, images or epochs, and says so."""
+    """Removes settings from the record that were trained or analysed in another way, and says so."""
     known = settings()
     for name, setting in list(record['settings'].items()):
         if name not in known or setting.get('fingerprint') != fingerprint_of(name, epochs):
             print(f'{name}: recorded with another config, not kept', flush=True)
+            del record['settings'][name]
+        elif name != 'dense' and setting.get('format') != FORMAT:
+            print(f'{name}: analysed in another format, not kept', flush=True)
             del record['settings'][name]
 
 
@@ -184,10 +245,12 @@ def measure(name: str, old: dict | None, args: argparse.Namespace) -> tuple[dict
         found = analyse(name, seeds, checkpoints, args)
         runs, across = [summarise(results) for results in found], over_seeds(found[0])
         versions = found[0]['provenance']['versions']
+    cost = {'head': 1.0, 'model': 1.0} if name == 'dense' else multiply_adds_over_dense(name)
     for seed, run in zip(seeds, runs, strict=True):
-        run['seed'] = seed
+        run |= {'seed': seed, 'multiply_adds_over_dense': cost}
     digest = fingerprint_of(name, args.epochs)
-    return {'fingerprint': digest, 'epochs': args.epochs, 'runs': runs, 'seeds': across}, versions
+    setting = {'fingerprint': digest, 'format': FORMAT, 'epochs': args.epochs, 'runs': runs, 'seeds': across}
+    return setting, versions
 
 
 def write(record: dict) -> None:
@@ -200,6 +263,7 @@ def write(record: dict) -> None:
         'machine': machine(),
         'date': datetime.now(timezone.utc).strftime('%Y-%m-%d'),
         'command': 'python benchmarks/specialization_on_shapes.py',
+        'expected': EXPECTED,
     }
     RECORD.parent.mkdir(exist_ok=True)
     RECORD.write_text(json.dumps(record, indent=1) + '\n', encoding='utf-8')

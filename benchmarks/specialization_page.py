@@ -2,131 +2,157 @@
 
 from __future__ import annotations
 
-from statistics import mean, stdev
+from collections.abc import Callable, Sequence
+from statistics import fmean, stdev
 
-LAYERS = {'bbox_head.cls': 'class branch', 'bbox_head.reg': 'box branch'}
-GUIDED = 'boxes-'  # settings that see box sizes of the ground truth while they train
-BASELINE = 'soft-level-all'  # the setting of arXiv 2204.10598
-TOLERANCE = 0.005  # a loss of AP below half a point is within what one seed differs from another
-ENOUGH_SEEDS = 3  # one seed proves nothing: the most informative setting of seed 0 was an ordinary one with the others
-PAPER_SPREAD = {'AP_S': 2.3, 'AP_L': 1.8}  # arXiv 2204.10598, between forced experts, points of AP on COCO
+from seed_statistics import answers, layers_of, loses, relative_bits, swap_loss, welch  # beside this script
+from specialization_conclusion import LAYERS, conclusion, label
+
+MEASURES = ('AP', 'AP_S', 'AP_M', 'AP_L')
+MISSING = '-'
 
 
-def points(values: list[float | None]) -> str:
+def points(values: Sequence[float | None]) -> str:
     """Mean and, from two seeds on, standard deviation in points of AP."""
     known = [100 * value for value in values if value is not None]
     if not known:
-        return '-'
-    return f'{mean(known):.1f}' + (f' ± {stdev(known):.1f}' if len(known) > 1 else '')
+        return MISSING
+    return f'{fmean(known):.1f}' + (f' ± {stdev(known):.1f}' if len(known) > 1 else '')
 
 
-def label(name: str) -> str:
-    """A setting's name, marked where ground truth guides its experts."""
-    return f'`{name}` (guided)' if name.startswith(GUIDED) else f'`{name}`'
+def by_seed(values: Sequence[float | None], digits: int) -> str:
+    """Values in the order of the seeds."""
+    return ', '.join(MISSING if value is None else f'{value:.{digits}f}' for value in values)
 
 
-def row(name: str, setting: dict) -> str:
-    """One setting: average precision and, per layer, what is left of size given the level."""
-    runs = setting['runs']
-    cells = [label(name), str(len(runs)), *(points([r['ap'][k] for r in runs]) for k in ('AP', 'AP_S', 'AP_M', 'AP_L'))]
-    for layer in LAYERS:
-        found = [run['layers'][layer] for run in runs if layer in run['layers']]
-        if not found:
-            cells.append('')
-            continue
-        bits = ', '.join(f'{f["mi_given_level_bits"]:.3f}' for f in found)
-        effect = ', '.join(f'{f["cramers_v_given_level"]:.2f}' for f in found)
-        cells.append(f'{bits} bits; V {effect}')
+def _line(cells: Sequence[str]) -> str:
     return '| ' + ' | '.join(cells) + ' |'
 
 
-def verdict_row(name: str, setting: dict) -> str:
-    """One setting: verdicts by seed, the common verdict and the spread between forced experts."""
+def _table(heads: Sequence[str], settings: dict[str, dict], row: Callable[[str, dict], list[str]]) -> list[str]:
+    rows = [_line(row(name, setting)) for name, setting in settings.items()]
+    return [_line(heads), '|' + '---|' * len(heads), *rows]
+
+
+def precision_row(name: str, setting: dict, dense: dict | None) -> list[str]:
+    """One setting: cost, average precision, and how far it is from dense."""
+    runs = setting['runs']
+    cost = runs[0].get('multiply_adds_over_dense') or {}
+    cells = [label(name), str(len(runs))]
+    cells += [f'{cost[part]:.3f}' if part in cost else MISSING for part in ('head', 'model')]
+    cells += [points([run['ap'][measure] for run in runs]) for measure in MEASURES]
+    if name == 'dense' or dense is None:
+        return [*cells, '']
+    apart = welch(*([100 * run['ap']['AP'] for run in side['runs']] for side in (setting, dense)))
+    return [*cells, f'{apart.mean:+.1f} [{apart.low:+.1f}, {apart.high:+.1f}]' if apart else MISSING]
+
+
+def bits(values: Sequence[float | None], ceilings: Sequence[float | None]) -> str:
+    """Bits by seed, and the most that they could have been."""
+    known = [ceiling for ceiling in ceilings if ceiling is not None]
+    return by_seed(values, 3) + (f' of {fmean(known):.2f}' if known else '')
+
+
+def swap_cell(found: Sequence[dict], measure: str) -> str:
+    """Mean change under the swap in points, and in how many seeds it is a loss beyond chance."""
+    known = [value for value in (swap_loss(layer, measure) for layer in found) if value is not None]
+    if not known:
+        return MISSING
+    return f'{100 * fmean(known):+.1f} ({sum(loses(layer, measure) for layer in found)} of {len(known)})'
+
+
+def branch_row(name: str, setting: dict, layer: str) -> list[str]:
+    """One setting: the three questions for one branch."""
+    found = layers_of(setting, layer)
+    relative = [(one['relative_size'] or {}).get('ceiling_bits') for one in found]
+    gates = [(one['random_gates'] or {}).get('quantile') for one in found]
+    return [
+        label(name),
+        bits([one['mi_given_level_bits'] for one in found], [one['ceiling_bits'] for one in found]),
+        bits([relative_bits(one) for one in found], relative),
+        f'{answers(found).sorts} of {len(found)}',
+        by_seed([None if place is None else 100 * place for place in gates], 0),
+        *(swap_cell(found, measure) for measure in MEASURES),
+        by_seed([one['mi_bits'] for one in found], 3),
+    ]
+
+
+def verdict_row(name: str, setting: dict) -> list[str]:
+    """One setting: verdicts by seed and over seeds."""
     cells = [label(name)]
     for layer in LAYERS:
-        found = [run['layers'][layer] for run in setting['runs']]
-        words = ', '.join(f['verdict'] for f in found)
-        common = ((setting['seeds'] or {}).get('layers') or {}).get(layer)
-        spread = [points([f['counterfactual'][f'spread_AP_{size}'] for f in found]) for size in 'SL']
-        cells += [words + (f'; {common["verdict"]}' if common else ''), f'{spread[0]} / {spread[1]}']
-    return '| ' + ' | '.join(cells) + ' |'
-
-
-def information(setting: dict) -> float:
-    """I(E;S given level) in bits, summed over the layers, mean over seeds."""
-    return mean(sum(layer['mi_given_level_bits'] for layer in run['layers'].values()) for run in setting['runs'])
-
-
-def conclusion(finished: dict[str, dict]) -> str:
-    """Names the settings with the most information about size that cost no AP, without guidance and with it.
-
-    Only settings with enough seeds are compared; those with fewer that show more are named as undecided.
-    """
-    if BASELINE not in finished:
-        return ''
-
-    def precision(name: str) -> float:
-        return mean(run['ap']['AP'] for run in finished[name]['runs'])
-
-    bar = precision(BASELINE) - TOLERANCE
-    able = {name: information(s) for name, s in finished.items() if s['runs'][0]['layers'] and precision(name) >= bar}
-    compared = {name: bits for name, bits in able.items() if len(finished[name]['runs']) >= ENOUGH_SEEDS}
-    sentences, undecided = [], []
-    for guided, kind in ((False, 'no guidance'), (True, 'guidance')):
-        of_kind = {name: bits for name, bits in compared.items() if name.startswith(GUIDED) == guided}
-        if of_kind:
-            best = max(of_kind, key=of_kind.get)
-            sentences.append(f'with {kind} `{best}` ({of_kind[best]:.3f} bits, AP {100 * precision(best):.1f})')
-        undecided += [
-            f'`{name}` ({bits:.3f} bits)'
-            for name, bits in able.items()
-            if name not in compared and name.startswith(GUIDED) == guided and bits > max(of_kind.values(), default=0)
-        ]
-    baseline = f'`{BASELINE}` ({100 * precision(BASELINE):.1f})'
-    named = (
-        f'Most I(E;S given level), class and box branch together, among the settings with {ENOUGH_SEEDS} seeds that '
-        f'lose less than {100 * TOLERANCE:g} points of AP against {baseline}: {"; ".join(sentences) or "none"}.'
-    )
-    return named + (f' More with fewer seeds, so undecided: {", ".join(undecided)}.' if undecided else '')
+        common = ((setting['seeds'] or {}).get('layers') or {}).get(layer) or {}
+        cells += ['; '.join(one['verdict'] for one in layers_of(setting, layer)), common.get('sentence') or MISSING]
+    return cells
 
 
 def page(record: dict, order: list[str]) -> str:
     """Markdown of all finished settings, in the order of the grid."""
     finished = {name: record['settings'][name] for name in order if name in record['settings']}
+    mixed = {name: setting for name, setting in finished.items() if setting['runs'][0]['layers']}
     missing = [name for name in order if name not in finished]
+    dense = finished.get('dense')
+    lines = [*_introduction(record, finished), *_expected(record), '', '## Average precision and cost', '']
+    lines += [
+        'Cost: multiply-adds for one image over those of the detector without experts, in the head and in the whole',
+        'model. Only a row at equal cost is a fair comparison with `dense`. The last column is the difference from',
+        "`dense` in points, with Welch's 95 % interval over seeds (two seeds at least).",
+        '',
+    ]
+    heads = ['setting', 'seeds', 'cost: head', 'cost: model', *MEASURES, 'AP minus dense']
+    lines += _table(heads, finished, lambda name, setting: precision_row(name, setting, dense))
+    lines += ['', '## The three questions', '', *_QUESTIONS]
+    heads = ['setting', 'COCO bins, bits', 'relative size, bits', 'sorts', 'random gates, %']
+    heads += [f'swap: {measure}' for measure in MEASURES] + ['I(E;S), bits']
+    for layer, branch in LAYERS.items():
+        rows = _table(heads, mixed, lambda name, setting, layer=layer: branch_row(name, setting, layer))
+        lines += ['', f'### {branch.capitalize()}', '', *rows]
+    lines += ['', '## Verdicts', '']
+    heads = ['setting', *(f'{branch}: {what}' for branch in LAYERS.values() for what in ('by seed', 'over seeds'))]
+    lines += _table(heads, mixed, verdict_row)
+    lines += ['', '## What came out', '', *(f'- {sentence}' for sentence in conclusion(finished))]
+    if missing:
+        lines += ['', f'Not run yet: {", ".join(f"`{name}`" for name in missing)}.']
+    return '\n'.join(lines) + '\n'
+
+
+def _introduction(record: dict, finished: dict[str, dict]) -> list[str]:
     versions = ', '.join(f'{name} {version}' for name, version in (record.get('versions') or {}).items())
-    lines = [
+    epochs = ', '.join(sorted({str(setting['epochs']) for setting in finished.values()}))
+    return [
         '# Do experts specialise in object size? Results on the synthetic shapes',
         '',
         'A narrow RetinaNet (`configs/shapes/`) with four experts in the class and in the box branch, two per',
         'decision, trained from scratch on 800 synthetic images and measured on 200 others with',
-        '`tools/analysis_tools/size_specialization.py` (detection unit, 10,000 permutations). Names are',
-        'constraint-unit-balance: `soft-level-all` is the setting of arXiv 2204.10598. AP in points, mean ± standard',
-        'deviation over seeds. `similarity-*` have the sample similarity loss of arXiv 2302.14703 on pooled features,',
-        '`boxes-*` on the sizes of the boxes in the image or patch: **ground truth of the training images guides these',
-        'towards sizes**, all others are not guided. How to read the measures:',
+        '`tools/analysis_tools/size_specialization.py`. Names are constraint-unit-balance: `soft-level-all` is the',
+        'setting of arXiv 2204.10598. `-matched` has experts so wide that two cost what the dense branch costs.',
+        '`similarity-*` have the sample similarity loss of arXiv 2302.14703 on pooled features, `boxes-*` on the sizes',
+        'of the boxes in the image or patch: **ground truth of the training images guides these towards sizes**, all',
+        'others are not guided. AP in points, mean ± standard deviation over seeds. How to read the measures:',
         '[size_specialization.md](../size_specialization.md).',
         '',
         f'Measured on {record.get("date", "?")} on {record.get("machine", "?")}; {versions}.',
-        f'Command: `{record.get("command", "?")}`. Epochs: '
-        + ', '.join(sorted({str(s['epochs']) for s in finished.values()}))
-        + '.',
-        '',
-        '| setting | seeds | AP | AP_S | AP_M | AP_L | class: I(E;S given level), by seed | box: likewise |',
-        '|---|---|---|---|---|---|---|---|',
-        *(row(name, setting) for name, setting in finished.items()),
-        '',
-        '## Verdicts, and what forcing an expert does',
-        '',
-        'Spread: the best minus the worst forced expert, AP_S / AP_L, in points. The paper reports '
-        f'{PAPER_SPREAD["AP_S"]} / {PAPER_SPREAD["AP_L"]} on COCO.',
-        '',
-        '| setting | class: verdict by seed; over seeds | class: spread | box: verdict | box: spread |',
-        '|---|---|---|---|---|',
-        *(verdict_row(name, setting) for name, setting in finished.items() if setting['runs'][0]['layers']),
+        f'Command: `{record.get("command", "?")}`. Epochs: {epochs}.',
     ]
-    if named := conclusion(finished):
-        lines += ['', '## Which setting', '', named]
-    if missing:
-        lines += ['', f'Not run yet: {", ".join(f"`{name}`" for name in missing)}.']
-    return '\n'.join(lines) + '\n'
+
+
+def _expected(record: dict) -> list[str]:
+    if not record.get('expected'):
+        return []
+    listed = [f'- {sentence}' for sentence in record['expected']]
+    told = 'Written down before these runs were measured, after a trial with single checkpoints:'
+    return ['', '## What was expected', '', told, '', *listed]
+
+
+_QUESTIONS = [
+    '1. Does the gate sort by size beyond the level? *COCO bins*: I(E;S | level), *relative size*: I(E; third of log',
+    '   area within the level | level), each by seed and with the most that it could be (*of*); *sorts*: seeds whose',
+    '   relative size passes in the detection unit and in the training unit.',
+    '2. Is that more than a random gate on the same features does? *Random gates*: percentage of random gates,',
+    '   matched in use, that tell less, by seed; more than 95 is asked for.',
+    '3. Does it matter for the detector? *Swap*: every decision is replaced by that of another image at the same',
+    '   level; change in points, mean over seeds, and in brackets in how many seeds the 95 % interval lies below zero.',
+    '',
+    'I(E;S) is not conditioned on the level and so contains what the level tells about size: it answers none of the',
+    'three and is not comparable with the bits given the level.',
+]

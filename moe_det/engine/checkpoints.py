@@ -1,4 +1,4 @@
-"""Finding and checking checkpoint files before a run is built."""
+"""Finding, checking and telling apart checkpoint files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import glob
 import hashlib
 import os
 import zipfile
+from collections.abc import Sequence
 
+import torch
+
+from ..analysis.comparison import refuse_equal
 from ..errors import CheckpointError
 from .config_edit import is_remote
 from .console import near
@@ -75,3 +79,38 @@ def file_sha256(path: str) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def weights_sha256(path: str) -> str:
+    """Returns a SHA-256 of a checkpoint's weights: the same for a copy that was renamed or saved again.
+
+    Names, types, shapes and values of the tensors count; their order, the optimizer's state and notes do not.
+
+    Args:
+        path: file or URL.
+
+    Raises:
+        CheckpointError: it cannot be read, or holds no weights.
+    """
+    from .trained_model import read_checkpoint, state_of  # which imports this module
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state_of(read_checkpoint(path), path).items()):
+        digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
+        # bytes: NumPy has no bfloat16
+        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def refuse_equal_weights(checkpoints: Sequence[str]) -> None:
+    """Refuses checkpoints that are to stand for several trainings but hold the same weights.
+
+    Args:
+        checkpoints: files or URLs.
+
+    Raises:
+        DataError: two hold the same weights, under whatever names.
+        CheckpointError: one cannot be read.
+    """
+    if len(checkpoints) > 1:
+        refuse_equal([(path, weights_sha256(path)) for path in checkpoints])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,48 @@ def test_only_runs_of_the_present_config_stay_in_the_record(script, capsys):
     assert record == {'settings': {'dense': present}}
     said = capsys.readouterr().out
     assert 'soft-level-all' in said and 'hard-level-all' in said
+
+
+def test_only_analyses_of_the_present_format_stay_in_the_record(script, capsys):
+    present = {'fingerprint': script.fingerprint_of('soft-level-all', 4), 'format': script.FORMAT}
+    old = {'fingerprint': script.fingerprint_of('hard-level-all', 4)}  # format 1 was not recorded
+    record = {'settings': {'soft-level-all': present, 'hard-level-all': old}}
+    script.drop_outdated(record, 4)
+    assert record == {'settings': {'soft-level-all': present}}
+    assert capsys.readouterr().out == 'hard-level-all: analysed in another format, not kept\n'
+
+
+def test_an_analysis_of_other_seeds_or_format_is_made_again(script, tmp_path):
+    assert not script.analysed(tmp_path, [0, 1])
+    (tmp_path / 'seeds.json').write_text('[0, 1]')  # as before format 2
+    assert not script.analysed(tmp_path, [0, 1])
+    (tmp_path / 'seeds.json').write_text(json.dumps({'format': script.FORMAT, 'seeds': [0, 1]}))
+    assert script.analysed(tmp_path, [0, 1]) and not script.analysed(tmp_path, [0, 1, 2])
+
+
+def test_matched_settings_differ_in_width_alone_and_cost_what_dense_costs(script):
+    for name in ('soft-level-all', 'hard-image-all'):
+        kind, options = script.settings()[name]
+        assert script.settings()[f'{name}-matched'] == (kind, {**options, f'{script.HEAD}.width': 'matched'})
+        cost = script.multiply_adds_over_dense(f'{name}-matched')
+        assert cost['head'] == pytest.approx(1, abs=0.045) and cost['model'] == pytest.approx(1, abs=0.03)
+    # independent of the costs' code: experts of half the width cost less than the branch that they replace
+    assert 0.7 < script.multiply_adds_over_dense('soft-level-all')['head'] < 0.8
+
+
+def test_the_record_of_a_run_has_the_three_questions(script):
+    plain = dict.fromkeys(script.KEPT, 1)
+    assert {'verdict', 'mi_p_value', 'ceiling_bits', 'relative_size', 'swap', 'routes'} <= set(plain)
+    gates = dict(count=200, quantile=0.9, values=[0.1] * 200)
+    units = dict(detection=dict(sorts=True, mi_bits=1), training=dict(unavailable='why'), image=dict(spearman=[]))
+    layer = plain | dict(name='a', random_gates=gates, units=units, utilisation=dict(living=4), expert_by_size=[[1]])
+    other = layer | dict(name='b', random_gates=None)
+    found = script.summarise(dict(ap=dict(natural=dict(AP=0.5)), swap=None, layers=[layer, other]))
+    assert found['ap'] == {'AP': 0.5} and found['swap'] is None
+    assert found['layers']['a'] == plain | dict(
+        random_gates=dict(count=200, quantile=0.9), sorts=dict(detection=True, training=None), living=4
+    )
+    assert found['layers']['b']['random_gates'] is None
 
 
 def test_the_record_over_seeds_has_verdicts_and_no_paths(script):

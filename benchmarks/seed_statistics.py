@@ -1,0 +1,115 @@
+"""What the runs of several seeds of benchmarks/specialization_on_shapes.py say together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+from statistics import fmean, variance
+
+from scipy.stats import t
+
+BEYOND_RANDOM = 0.95  # share of random gates that a gate must surpass
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of some seeds minus mean of others, with Welch's interval.
+
+    Attributes:
+        mean: the difference.
+        low: lower end of the interval.
+        high: upper end.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def apart(self) -> bool:
+        """Whether the interval excludes zero."""
+        return self.low > 0 or self.high < 0
+
+
+def welch(first: Sequence[float | None], second: Sequence[float | None], level: float = 0.95) -> Difference | None:
+    """Welch's interval for the difference of two means; None for fewer than two values on either side.
+
+    Args:
+        first: a value per seed; None where a seed has none.
+        second: likewise, of other runs.
+        level: chance that the interval holds the true difference.
+    """
+    groups = [[value for value in values if value is not None] for values in (first, second)]
+    if min(map(len, groups)) < 2:
+        return None
+    mean = fmean(groups[0]) - fmean(groups[1])
+    squares = [variance(values) / len(values) for values in groups]
+    error = sqrt(sum(squares))
+    if error == 0:
+        return Difference(mean, mean, mean)
+    freedom = sum(squares) ** 2 / sum(s**2 / (len(v) - 1) for s, v in zip(squares, groups, strict=True))
+    half = float(t.ppf((1 + level) / 2, freedom)) * error
+    return Difference(mean, mean - half, mean + half)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How many seeds answer each of the three questions with yes.
+
+    Attributes:
+        seeds: how many there are.
+        sorts: by relative size beyond the level, in the detection unit and in the training unit.
+        beyond: of these, more than random gates do.
+        costs: lose AP at some size under the swap.
+        size_specialised: have that verdict.
+    """
+
+    seeds: int
+    sorts: int
+    beyond: int
+    costs: int
+    size_specialised: int
+
+    @property
+    def closeness(self) -> tuple[float, float]:
+        """To be compared: share of seeds with the verdict, then share of the questions answered with yes."""
+        return self.size_specialised / self.seeds, (self.sorts + self.beyond + self.costs) / (3 * self.seeds)
+
+
+def answers(found: Sequence[dict]) -> Answers:
+    """Counts the seeds of one layer.
+
+    Args:
+        found: of each seed, what the record keeps of the layer.
+    """
+    sorts = [all(layer['sorts'].get(unit) is True for unit in ('detection', 'training')) for layer in found]
+    beyond = [bool(layer['random_gates']) and layer['random_gates']['quantile'] > BEYOND_RANDOM for layer in found]
+    return Answers(
+        seeds=len(found),
+        sorts=sum(sorts),
+        beyond=sum(a and b for a, b in zip(sorts, beyond, strict=True)),
+        costs=sum(bool(layer['swap'] and layer['swap']['costs']) for layer in found),
+        size_specialised=sum(layer['verdict'] == 'size-specialised' for layer in found),
+    )
+
+
+def layers_of(setting: dict, layer: str) -> list[dict]:
+    """What each seed recorded of a layer."""
+    return [run['layers'][layer] for run in setting['runs'] if layer in run['layers']]
+
+
+def relative_bits(layer: dict) -> float | None:
+    """I(E; relative size | level) of one seed; None where it was not measured."""
+    return (layer['relative_size'] or {}).get('mi_bits')
+
+
+def swap_loss(layer: dict, measure: str = 'AP') -> float | None:
+    """What the swap changes of a measure, from -1 to 1, negative where it costs; None where it was not tested."""
+    return ((layer['swap'] or {}).get(measure) or {}).get('difference')
+
+
+def loses(layer: dict, measure: str) -> bool:
+    """Whether the swap's interval of a measure lies below zero."""
+    interval = ((layer['swap'] or {}).get(measure) or {}).get('interval')
+    return interval is not None and interval[1] < 0

@@ -133,7 +133,8 @@ def analyse(name: str, seeds: list[int], checkpoints: list[Path], args: argparse
     if not analysed(out_dir, seeds):
         print(f'{name}: analysis of {len(checkpoints)} seeds', flush=True)
         command = [sys.executable, 'tools/analysis_tools/size_specialization.py', str(CONFIGS[kind])]
-        command += [*map(str, checkpoints), '--data-root', args.data_root, '--out-dir', str(out_dir), '--no-figures']
+        command += [*map(str, checkpoints), '--data-root', args.data_root, '--out-dir', str(out_dir)]
+        command += ['--no-figures', '--no-forcing']
         call([*command, *as_options(options)], out_dir / 'analysis.log', args.threads)
         done.write_text(json.dumps({'format': FORMAT, 'seeds': seeds}), encoding='utf-8')
     results = [out_dir if i == 0 else out_dir / f'seed_{i + 1}' for i in range(len(checkpoints))]

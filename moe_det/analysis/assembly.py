@@ -12,15 +12,16 @@ import numpy as np
 
 from ..errors import DataError
 from . import counterfactual, units
-from .ground_truth import SIZE_NAMES, WHOLE, GroundTruth
+from .ground_truth import SIZE_NAMES, GroundTruth
+from .layer_numbers import by_level, gate_numbers, of_experts, plain, result_numbers, unit_numbers
 from .random_gates import RandomGates, random_gates
 from .result import SpecializationResult, adjust_for_layers
 from .sentences import layer_sentence, plain_sentence
-from .sizes import QUANTILES, RELATIVE_NAMES, RelativeSizes, relative_sizes
+from .sizes import QUANTILES, RelativeSizes, relative_sizes
 from .specialization import measure_specialization
 from .swap_results import Donors, RoutePrecision, route_results, swap_results
 from .usage import usage_of_rows
-from .verdicts import Evidence, decide
+from .verdicts import Evidence, TooLittle, decide
 
 LIFT_SAMPLES = 2000  # bootstrap samples of the lift's intervals; percentiles need no more
 
@@ -67,34 +68,6 @@ class Settings:
     swaps: int = 4
     resamples: int = 200
     random_gates: int = 200
-
-
-def size_table(ground_truth: GroundTruth, matches: np.ndarray) -> list[dict]:
-    """The sizes with their limits and how many objects each has.
-
-    Raises:
-        DataError: a size has no object.
-    """
-    sizes = ground_truth.objects.sizes
-    table = []
-    for size, (name, (low, high)) in enumerate(zip(SIZE_NAMES, ground_truth.area_ranges()[1:], strict=True)):
-        at = sizes == size
-        if not at.any():
-            bound = f'{low:g} to {high:g}' if high < WHOLE else f'{low:g} and more'
-            raise DataError(
-                f'{ground_truth.path}: none of the {len(sizes)} objects in {len(ground_truth.image_ids)} images is '
-                f'{name} (area {bound} square pixels): take more images, or set other sides with --area-ranges'
-            )
-        table.append(
-            {
-                'name': name,
-                'low': low,
-                'high': high if high < WHOLE else None,
-                'objects': int(at.sum()),
-                'matched': int((matches[at] >= 0).sum()),
-            }
-        )
-    return table
 
 
 @dataclass(frozen=True)
@@ -170,7 +143,7 @@ def layer_results(info: LayerInfo, analysed: Analysed) -> LayerAnalysis:
         reason = analysed.unavailable[name] if analysed.has_levels or name == 'detection' else None
         if reason is None and len(np.unique(unit.sizes)) < 2:
             found = len(np.unique(unit.objects))
-            reason = f'its {found} objects are all of one size' if found else 'it has no object'
+            reason = TooLittle(f'its {found} objects are all of one size' if found else 'it has no object')
         measured[name] = reason or measure(unit, info, analysed, hard=name == 'detection')
     found = LayerAnalysis(info, made, measured, _random_gates(info, made['training'], measured, analysed))
     if isinstance(measured[found.main], str):
@@ -178,30 +151,30 @@ def layer_results(info: LayerInfo, analysed: Analysed) -> LayerAnalysis:
         raise DataError(f'{info.name}: nothing can be measured ({reasons})')
     result, unit = measured[found.main], made[found.main]
     observed, low, high = units.lift(unit, len(SIZE_NAMES), min(settings.bootstrap, LIFT_SAMPLES), settings.seed)
-    forced = _of_experts(analysed.precisions, info, 'forced')
+    forced = of_experts(analysed.precisions, info.name, info.num_experts, 'forced')
     agrees = counterfactual.agreement(result.expert_by_size_by_level, forced)
     levels = sorted({int(level) for of_unit in made.values() for level in of_unit.levels})
     if not by_image:
         levels = sorted({*levels, *map(int, np.unique(layer.levels))})
-    table = _all_levels(result, levels)
+    table = by_level(result, levels)
     found.numbers = {
         **vars(info),
         'constraints': list(info.constraints),
         'levels': levels if analysed.has_levels else [],
         'main_unit': found.main,
-        **_numbers(result, unit),
+        **result_numbers(result, unit),
         'level_mi_bits': result.level_mi_bits,
         'level_p_value': result.level_p_value,
-        'lift': _plain(observed),
-        'lift_low': _plain(low),
-        'lift_high': _plain(high),
-        'expert_by_level': _plain(table.sum(2).T) if analysed.has_levels else [],
-        'expert_by_size_by_level': _plain(table) if analysed.has_levels else [],
+        'lift': plain(observed),
+        'lift_low': plain(low),
+        'lift_high': plain(high),
+        'expert_by_level': plain(table.sum(2).T) if analysed.has_levels else [],
+        'expert_by_size_by_level': plain(table) if analysed.has_levels else [],
         'units': {
-            **{name: _unit_numbers(value, made[name]) for name, value in measured.items()},
+            **{name: unit_numbers(value, made[name]) for name, value in measured.items()},
             'image': {'spearman': units.image_unit(layer, objects.image_ids, objects.areas)},
         },
-        'random_gates': _gate_numbers(found.gates, result),
+        'random_gates': gate_numbers(found.gates),
         'random_gates_reason': found.gates if isinstance(found.gates, str) else None,
         'swap': None if analysed.routes is None else swap_results(analysed.routes, info.name, analysed.donors),
         'swap_reason': analysed.donors.reason,
@@ -209,7 +182,7 @@ def layer_results(info: LayerInfo, analysed: Analysed) -> LayerAnalysis:
         if analysed.routes is None
         else route_results(analysed.routes, info.name, analysed.losses, analysed.donors),
         'forced': forced,
-        'knocked_out': _of_experts(analysed.precisions, info, 'knocked_out'),
+        'knocked_out': of_experts(analysed.precisions, info.name, info.num_experts, 'knocked_out'),
         'counterfactual': {
             'agreement': agrees,
             'agrees': None if agrees is None else agrees > 0,
@@ -224,14 +197,6 @@ def layer_results(info: LayerInfo, analysed: Analysed) -> LayerAnalysis:
         else [],
     }
     return found
-
-
-def _all_levels(result: SpecializationResult, levels: Sequence[int]) -> np.ndarray:
-    """(L, E, S) objects, with zeros for levels that have none."""
-    table = np.zeros((len(levels), *result.expert_by_size.shape))
-    for position, level in enumerate(result.levels):
-        table[levels.index(level)] = result.expert_by_size_by_level[..., position]
-    return table
 
 
 def measure(unit: units.Unit, info: LayerInfo, analysed: Analysed, hard: bool) -> SpecializationResult:
@@ -291,15 +256,6 @@ def relative_sizes_of(unit: units.Unit, ground_truth: GroundTruth) -> RelativeSi
     return relative_sizes(ground_truth.objects.areas[unit.objects], unit.levels, unit.shares)
 
 
-def relative_table(relative: RelativeSizes) -> dict:
-    """The areas that part the sizes within each level, for the report."""
-    limits = [
-        {'level': int(level), 'areas': row.tolist()}
-        for level, row in zip(relative.levels, relative.limits, strict=True)
-    ]
-    return {'names': list(RELATIVE_NAMES), 'limits': limits}
-
-
 def _random_gates(
     info: LayerInfo, unit: units.Unit, measured: Mapping[str, SpecializationResult | str], analysed: Analysed
 ) -> RandomGates | str:
@@ -323,76 +279,6 @@ def _random_gates(
         count=settings.random_gates,
         seed=settings.seed,
     )
-
-
-def _gate_numbers(gates: RandomGates | str, result: SpecializationResult) -> dict | None:
-    if isinstance(gates, str):
-        return None
-    low, median, high = np.quantile(gates.values, (0.025, 0.5, 0.975))
-    return {
-        'count': len(gates.values),
-        'quantile': gates.quantile,
-        'bits': gates.bits,
-        'median_bits': float(median),
-        'low_bits': float(low),
-        'high_bits': float(high),
-        'values': gates.values.tolist(),
-    }
-
-
-def _numbers(result: SpecializationResult, unit: units.Unit) -> dict:
-    size = result.relative_size
-    return {
-        'mi_bits': result.mi_bits,
-        'mi_p_value': result.mi_p_value,
-        'mi_cramers_v': result.mi_cramers_v,
-        'mi_given_level_bits': result.mi_given_level_bits,
-        'mi_given_level_ci': _interval(result.mi_given_level_ci),
-        'null_99_bits': result.null_99,
-        'p_value': result.p_value,
-        'p_value_holm': None,
-        'p_value_reason': result.reason or None,
-        'cramers_v_given_level': result.cramers_v_given_level,
-        'ceiling_bits': result.h_size_given_level,
-        'expert_by_size': _plain(result.expert_by_size),
-        'relative_size': None
-        if size is None
-        else {
-            'mi_bits': size.mi_bits,
-            'mi_ci': _interval(size.mi_ci),
-            'null_99_bits': size.null_99,
-            'p_value': size.p_value,
-            'p_value_holm': None,
-            'p_value_reason': size.reason or None,
-            'cramers_v': size.cramers_v,
-            'ceiling_bits': size.ceiling_bits,
-            'expert_by_size': _plain(size.expert_by_size),
-        },
-        'n_objects': len(np.unique(unit.objects)),
-        'n_images': int(result.num_images),
-    }
-
-
-def _interval(interval: tuple[float, float] | None) -> list[float] | None:
-    return None if interval is None else list(interval)
-
-
-def _unit_numbers(result: SpecializationResult | str, unit: units.Unit) -> dict:
-    return {'unavailable': result} if isinstance(result, str) else _numbers(result, unit)
-
-
-def _of_experts(precisions: Mapping[str, dict], info: LayerInfo, kind: str) -> list[dict]:
-    names = [f'{info.name}/{kind}/{expert}' for expert in range(info.num_experts)]
-    return [{'expert': e, **precisions[name]} for e, name in enumerate(names) if name in precisions]
-
-
-def _plain(values: np.ndarray | None) -> list | None:
-    """Nested lists, with None for what is not a number: JSON has no NaN."""
-    if values is None:
-        return None
-    if np.ndim(values) == 0:
-        return float(values) if np.isfinite(values) else None
-    return [_plain(value) for value in values]
 
 
 def conclude(layers: Sequence[LayerAnalysis], has_levels: bool) -> dict[str, SpecializationResult]:

@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from .result import NOT_BY_SIZE, SCALE, SIZE, SORTED, UNDETERMINED, SpecializationResult
 
 
+class TooLittle(str):
+    """Why a unit that can be had in principle has too little data; any other text is why it cannot be had at all."""
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What was found on a layer.
@@ -48,7 +52,9 @@ def sorting(evidence: Evidence) -> tuple[bool | None, str]:
         return None, 'the objects of this detector have no level of a pyramid, so nothing can be said beyond the level'
     reasons, unavailable, found = [], [], []
     for name, unit in (('detection', evidence.detection), ('training', evidence.training)):
-        if isinstance(unit, str):
+        if isinstance(unit, TooLittle):
+            reasons.append(f'{name} unit: {unit}')
+        elif isinstance(unit, str):
             unavailable.append(f'{name} unit: {unit}')
         elif unit.sorts is None:
             reasons.append(f'{name} unit: {unit.undetermined_reason}')

@@ -126,7 +126,7 @@ def _analysed(config: str, data_root: str, folder: Path, fingerprint: str, train
     if _stored(record, fingerprint) is not None and report.is_file() and (out_dir / RESULTS_NAME).is_file():
         say(f'4/4 size specialisation: already done, {report}')
         return report
-    say('4/4 size specialisation: every expert forced and knocked out in turn')
+    say('4/4 size specialisation: routes swapped between images, every expert forced and knocked out')
     # the page shows every figure; files of each would take a quarter of the time
     options = AnalysisOptions(data_root=data_root, out_dir=str(out_dir), command='make demo', figures=False)
     analyse(config, [trained['checkpoint']], options)

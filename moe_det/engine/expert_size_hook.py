@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import numpy as np
 from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
@@ -58,8 +60,8 @@ class ExpertSizeHook(Hook):
         self.mass: dict[str, np.ndarray] = {}
         self.counts = np.zeros(len(SIZE_NAMES))
         self.levels: dict[str, np.ndarray] = {}
-        self._objects: dict[int, ImageObjects] | None = None
-        self._found: dict[int, dict] = {}
+        self._objects: dict[Hashable, ImageObjects] | None = None
+        self._found: dict[Hashable, dict] = {}
         self._recorder: RoutingRecorder | None = None
 
     def before_train(self, runner) -> None:
@@ -91,36 +93,37 @@ class ExpertSizeHook(Hook):
         if any('img_id' not in sample.metainfo_keys() for sample in samples):
             raise MoEConfigError("ExpertSizeHook: PackDetInputs of the validation pipeline needs 'img_id' in meta_keys")
         self._recorder.records.clear()
-        self._recorder.start_batch([sample.img_id for sample in samples])
+        self._recorder.start_batch(range(len(samples)))  # ids of a json may be of any kind
 
     def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Gives every ground truth of the batch its row's weights."""
         layers: dict[str, list[RoutingRecord]] = {}
         for record in self._recorder.records:
             layers.setdefault(record.layer, []).append(record)
-        for sample in outputs:
-            objects = self._objects_of(int(sample.img_id))
+        for position, sample in enumerate(outputs):
+            objects = self._objects_of(sample.img_id)
             sizes = size_bins(objects.areas)
             found = {}
             for name, records in layers.items():
-                weights, levels = weights_of_objects(records, sample.metainfo, objects, self._strides, self._scale)
+                pyramid = self._strides, self._scale
+                weights, levels = weights_of_objects(records, position, sample.metainfo, objects, *pyramid)
                 mass = np.zeros((weights.shape[1], len(SIZE_NAMES)))
                 np.add.at(mass.T, sizes, weights)
                 by_level = np.zeros((1 + max(max(record.map_sizes) for record in records), len(SIZE_NAMES)))
                 np.add.at(by_level, (levels, sizes), 1)
                 found[name] = (mass, by_level if records[0].unit != 'image' and len(by_level) > 1 else None)
-            self._found[int(sample.img_id)] = {'counts': np.bincount(sizes, minlength=len(SIZE_NAMES)), 'layers': found}
+            self._found[sample.img_id] = {'counts': np.bincount(sizes, minlength=len(SIZE_NAMES)), 'layers': found}
 
     def after_val_epoch(self, runner, metrics=None) -> None:
         """Joins the processes' images and logs table and scalars."""
         self._recorder.stop()
-        joined: dict[int, dict] = {}
+        joined: dict[Hashable, dict] = {}
         for part in all_gather_object(self._found):
             joined.update(part)  # samplers repeat images so that processes have equally many; each counts once
         self._found = {}
         self.mass, self.levels = {}, {}
         self.counts = np.zeros(len(SIZE_NAMES))
-        for image_id in sorted(joined):  # the same order, so the same rounding, for any number of processes
+        for image_id in sorted(joined, key=str):  # the same order, so the same rounding, for any number of processes
             self.counts += joined[image_id]['counts']
             for name, (mass, by_level) in joined[image_id]['layers'].items():
                 self.mass[name] = self.mass.get(name, 0) + mass
@@ -154,7 +157,7 @@ class ExpertSizeHook(Hook):
             self.path = self.ann_file or annotation_file(runner.cfg, 'val')
             self._objects = read_objects(self.path)
 
-    def _objects_of(self, image_id: int) -> ImageObjects:
+    def _objects_of(self, image_id: Hashable) -> ImageObjects:
         objects = self._objects.get(image_id)
         if objects is None:
             return ImageObjects(np.zeros(0), np.zeros((0, 2)), ())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +38,7 @@ class ImageObjects:
     categories: tuple[str, ...]
 
 
-def read_objects(path: str) -> dict[int, ImageObjects]:
+def read_objects(path: str) -> dict[Hashable, ImageObjects]:
     """Reads the ground truths of a COCO json by image, crowds left out.
 
     Raises:
@@ -48,7 +48,7 @@ def read_objects(path: str) -> dict[int, ImageObjects]:
     if not isinstance(content, dict) or not isinstance(content.get('annotations'), list):
         raise DataError(f"{path}: expected COCO annotations with the list 'annotations'")
     names = {category['id']: str(category['name']) for category in content.get('categories', [])}
-    by_image: dict[int, list[dict]] = {}
+    by_image: dict[Hashable, list[dict]] = {}
     for annotation in content['annotations']:
         if annotation.get('iscrowd'):
             continue
@@ -80,13 +80,19 @@ def pyramid_of(model: nn.Module) -> tuple[list[float], float]:
 
 
 def weights_of_objects(
-    records: Sequence[RoutingRecord], meta: Mapping, objects: ImageObjects, strides: Sequence[float], scale: float
+    records: Sequence[RoutingRecord],
+    position: int,
+    meta: Mapping,
+    objects: ImageObjects,
+    strides: Sequence[float],
+    scale: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Finds the routing row of each object of an image.
 
     Args:
-        records: what one layer decided in the batch, one record per call.
-        meta: of the image: ``img_id``, ``scale_factor``, ``batch_input_shape``.
+        records: what one layer decided in the batch, one record per call, with images numbered by position.
+        position: of the image in the batch.
+        meta: of the image: ``scale_factor``, ``batch_input_shape``.
         objects: its ground truths.
         strides: of the head's levels; for a layer with another number of levels those of its maps are taken.
         scale: smallest anchor side in strides.
@@ -115,7 +121,7 @@ def weights_of_objects(
             grid = patch_grid(map_sizes[level], 1 + int(columns[2][columns[1] == level].max()))
             x, y = np.clip((centre * (width, height)).astype(int), 0, (width - 1, height - 1)).tolist()
             patch = int(patch_numbers(torch.tensor(y), torch.tensor(x), height, width, grid))
-        rows.append(row_of[meta['img_id'], level, patch])
+        rows.append(row_of[position, level, patch])
     return weights[np.array(rows, dtype=int)], levels
 
 

@@ -24,12 +24,11 @@ from ..analysis.assembly import (
     conclude,
     layer_results,
     relative_sizes_of,
-    relative_table,
-    size_table,
 )
 from ..analysis.definitions import DEFINITIONS
 from ..analysis.figures import write_figures
 from ..analysis.ground_truth import COCO_LIMITS, GroundTruth
+from ..analysis.layer_numbers import relative_table, size_table
 from ..analysis.report import console_table, write_report
 from ..analysis.resampled_precision import ResampledPrecision
 from ..analysis.result import SpecializationResult
@@ -232,7 +231,7 @@ def analyse_checkpoint(
     routes = None
     if swapped is not None:
         precision = ResampledPrecision(ground_truth, settings.resamples, settings.seed, groups, thirds)
-        routes = RoutePrecision(precision, {**swapped.conditions, NATURAL: findings.detections})
+        routes = RoutePrecision(precision, {**swapped.conditions, NATURAL: swapped.detections})
     analysed = Analysed(
         findings=findings,
         matches=matches,

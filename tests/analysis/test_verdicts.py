@@ -9,7 +9,7 @@ import pytest
 
 from moe_det.analysis import RelativeSize, adjust_for_layers, holm, measure_specialization
 from moe_det.analysis.swap_results import costs, sizes_that_lose
-from moe_det.analysis.verdicts import Evidence, decide
+from moe_det.analysis.verdicts import Evidence, TooLittle, decide
 
 PREFERENCE = np.array([[8, 1, 1], [1, 8, 1], [1, 1, 8], [4, 4, 4]])
 
@@ -97,6 +97,7 @@ UNKNOWN = dataclasses.replace(RESULT, p_value=None, reason='9 objects')
         (SORTS, UNKNOWN, True, True, 'undetermined'),
         (SORTS, 'no assigner', True, True, 'undetermined'),
         (NOTHING, 'no assigner', None, False, 'not specialised'),
+        (TooLittle('9 of one size'), NOTHING, False, False, 'undetermined'),
     ],
 )
 def test_every_case_has_its_word(detection, training, random, swap, word):

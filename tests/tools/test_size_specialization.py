@@ -44,7 +44,7 @@ def quiet_place(tmp_path, monkeypatch):
 @pytest.fixture(scope='module')
 def shapes(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('shapes') / 'data'
-    make_shapes(folder, ShapesSettings(train=1, val=16, size=128, seed=3))
+    make_shapes(folder, ShapesSettings(train=1, val=24, size=128, seed=3))
     for path in (folder / 'annotations').iterdir():
         content = json.loads(path.read_text())
         for annotation in content['annotations']:
@@ -80,7 +80,7 @@ def analyse(tool, capsys, shapes, shapes_config, tmp_path, monkeypatch):
         weights = [str(checkpoint(shapes_config, tmp_path / f'{seed}.pth', make, seed)) for seed in seeds]
         capsys.readouterr()
         common = ['--data-root', str(data), '--device', 'cpu', '--out-dir', 'report', '--area-ranges', '16', '48']
-        few = ['--permutations', '200', '--bootstrap', '100']
+        few = ['--permutations', '200', '--bootstrap', '100', '--swaps', '2', '--resamples', '50']
         status = tool(TOOL).main([str(shapes_config), *weights, *common, *few, *options])
         path = Path('report/size_specialization.json')
         found = json.loads(path.read_text()) if path.is_file() else None
@@ -90,7 +90,7 @@ def analyse(tool, capsys, shapes, shapes_config, tmp_path, monkeypatch):
 
 
 def test_a_whole_report(analyse, shapes_config, shapes, tmp_path):
-    status, out, _, results = analyse('--random-gate', figures=True)
+    status, out, _, results = analyse(figures=True)
     assert status == 0
     assert 'report/report.html' in out and 'bbox_head.cls' in out
     assert {path.suffix for path in Path('report/figures').iterdir()} == {'.png', '.svg'}
@@ -116,12 +116,28 @@ def test_a_whole_report(analyse, shapes_config, shapes, tmp_path):
         assert 0.8 * len(objects) < training['n_objects'] <= len(objects)
         np.testing.assert_allclose(np.sum(training['expert_by_size']), training['n_objects'])
         assert len(layer['forced']) == len(layer['knocked_out']) == 3
-        assert layer['random_gate']['n_objects'] > 0
-        assert layer['utilisation']['rows'] == 16 * 5
+        assert all(layer[key] for key in ('plain', 'sentence', 'verdict'))
+        size, gates, swap = layer['relative_size'], layer['random_gates'], layer['swap']
+        assert np.sum(size['expert_by_size']) == layer['n_objects']
+        assert size['mi_bits'] <= size['ceiling_bits'] <= np.log2(3) + 1e-9
+        assert gates['count'] == 200 and gates['values'] == sorted(gates['values']) and 0 <= gates['quantile'] <= 1
+        assert (swap['draws'], swap['images'] + swap['images_left']) == (2, 24) and swap['images'] >= 20
+        for name in ('AP', 'AP_S', 'AP_M', 'AP_L', 'AP_lower', 'AP_middle', 'AP_upper'):
+            change = swap[name]
+            assert change is None or change['interval'][0] <= change['difference'] <= change['interval'][1]
+        assert swap['AP'] is not None
+        assert len(layer['routes']['fixed']['experts']) == 2
+        assert layer['routes']['best_per_image']['candidates'] == 4  # three pairs of experts and the gate's own
+        assert layer['routes']['between_levels']['AP'] is not None
+        assert layer['utilisation']['rows'] == 24 * 5
         for favourite in layer['favourites']:
             for entry in favourite['objects'] + favourite['images']:
                 assert (Path('report') / entry['picture']).is_file()
     assert [row['k'] for row in results['ap']['top_k']] == [1, 2, 3]
+    assert results['format'] == 2 and results['swap']['draws'] == 2
+    assert [row['level'] for row in results['relative_sizes']['limits']] == sorted(
+        {row['level'] for row in results['relative_sizes']['limits']}
+    )
     # the natural AP is the one of a plain test
     cfg = load_config(str(shapes_config), None, str(shapes), None, 'plain')
     cfg.load_from = str(tmp_path / '0.pth')
@@ -132,14 +148,15 @@ def test_a_whole_report(analyse, shapes_config, shapes, tmp_path):
 
 
 def test_two_processes_say_what_one_says(analyse, shapes_config, shapes, tmp_path):
-    single = ['--cfg-options', 'test_dataloader.batch_size=1']  # two parts of eight images
-    _, _, _, alone = analyse('--random-gate', *single)
+    single = ['--cfg-options', 'test_dataloader.batch_size=1']  # three parts of eight images
+    _, _, _, alone = analyse(*single)
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     command = [sys.executable, TOOLS / 'misc/torchrun.py', '--nproc_per_node=2', f'--master_port={port}', TOOLS / TOOL]
     options = ['--data-root', shapes, '--out-dir', 'together', '--area-ranges', '16', '48', '--permutations', '200']
-    options += ['--bootstrap', '100', '--random-gate', '--no-figures', '--launcher', 'pytorch', *single]
+    options += ['--bootstrap', '100', '--swaps', '2', '--resamples', '50', '--no-figures']
+    options += ['--launcher', 'pytorch', *single]
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
     weights = [shapes_config, tmp_path / '0.pth']
     done = subprocess.run(
@@ -148,7 +165,8 @@ def test_two_processes_say_what_one_says(analyse, shapes_config, shapes, tmp_pat
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('Report: ') == 1
     assert Path('together/report.html').is_file() and not Path('together/figures').exists()
-    assert len(list(Path('together/findings').glob('*.npz'))) == 2
+    assert len(list(Path('together/findings').glob('*.npz'))) == 3
+    assert len(list(Path('together/findings_of_swaps').glob('*.npz'))) == 3
     together = json.loads(Path('together/size_specialization.json').read_text())
     for results in (alone, together):
         for key in ('date', 'seconds', 'command'):
@@ -181,7 +199,57 @@ def test_seeds_are_compared(analyse):
         assert layer['of'] == 3 and layer['verdict'] == 'not established'
         assert all(sorted(order) == [0, 1, 2] for order in layer['alignment'])
     assert (Path('report/seed_2/report.html')).is_file() and Path('report/seed_3/size_specialization.json').is_file()
-    assert all(layer['verdict'] != 'size-specialised' for layer in results['layers'])  # nothing was forced
+    assert all(layer['forced'] == [] for layer in results['layers'])
+
+
+def test_equal_weights_are_not_several_seeds(analyse, tmp_path, monkeypatch):
+    import moe_det.engine.size_specialization as engine
+
+    monkeypatch.setattr(engine, 'analyse_checkpoint', lambda *args: pytest.fail('analysed'))
+    status, _, err, results = analyse(seeds=(0, 0))
+    assert status == 2 and results is None
+    assert 'are the same weights' in err and err.count('\n') == 1
+
+
+def test_without_the_swap_test(analyse):
+    status, out, _, results = analyse('--swaps', '0', '--no-forcing')
+    assert status == 0 and results['swap'] is None
+    for layer in results['layers']:
+        assert layer['swap'] is None and layer['swap_reason'] == 'it was not run' and layer['routes'] is None
+        assert layer['verdict'] != 'size-specialised'
+
+
+def test_ids_of_any_kind_say_the_same(analyse, shapes, tmp_path):
+    few = ('--swaps', '0', '--no-forcing')
+    _, _, _, plain = analyse(*few)
+
+    def rename(content):
+        for image in content['images']:
+            image['id'] += 2**60
+        for number, annotation in enumerate(content['annotations']):  # 0 among them
+            annotation |= {'image_id': annotation['image_id'] + 2**60, 'id': number}
+
+    status, _, _, renamed = analyse(*few, data=edited(shapes, tmp_path / 'renamed', rename))
+    assert status == 0 and renamed['ap'] == plain['ap']
+    assert renamed['provenance']['matched'] == plain['provenance']['matched']
+    for first, second in zip(plain['layers'], renamed['layers'], strict=True):
+        assert {k: v for k, v in first.items() if k != 'favourites'} == {
+            k: v for k, v in second.items() if k != 'favourites'
+        }
+        shown = [entry['image_id'] for favourite in second['favourites'] for entry in favourite['objects']]
+        assert shown and min(shown) > 2**60
+
+
+def test_groups_of_images(analyse, shapes, tmp_path):
+    def add_videos(content):
+        for number, image in enumerate(content['images']):
+            image['video'] = f'clip {number // 2}'
+
+    data = edited(shapes, tmp_path / 'videos', add_videos)
+    status, _, _, results = analyse('--groups', 'video', '--no-forcing', data=data)
+    assert status == 0 and results['provenance']['groups'] == 12
+    status, _, err, _ = analyse('--groups', 'film', data=data)
+    assert status == 2 and '--groups film' in err and 'its keys are' in err and 'video' in err
 
 
 def test_few_images_give_no_p_value(analyse):
@@ -280,4 +348,4 @@ def test_ctrl_c_keeps_what_is_finished(analyse, monkeypatch):
     assert status == 130 and results is None and 'Traceback' not in err
     status, _, _, results = analyse()
     assert status == 0 and results is not None
-    assert len(calls) == 4 + 1  # 4 batches: three were kept
+    assert len(calls) == 4 + 3 + 6  # 6 batches, of which three were kept; then the other routes

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from faster_coco_eval import faster_eval_api_cpp
-from scipy.stats import norm
+from scipy.stats import t as student
 
 from .ground_truth import GroundTruth, mean_precision
 
@@ -53,11 +53,13 @@ class PrecisionSamples:
         point: on the images as they are, by name; None where no object decides.
         samples: (B, M) under the resamples, NaN where no object decides.
         names: of the M measures.
+        freedom: by name the degrees of freedom of a standard error from these samples, at least 1.
     """
 
     point: dict[str, float | None]
     samples: np.ndarray
     names: tuple[str, ...]
+    freedom: Mapping[str, float]
 
 
 class ResampledPrecision:
@@ -93,6 +95,25 @@ class ResampledPrecision:
         rng = np.random.default_rng(seed)
         drawn = rng.integers(0, len(members), (resamples, len(members)))
         self.draws = [np.concatenate([members[number] for number in of_one]) for of_one in drawn]
+        self._freedom = {name: self._degrees(at, group, resamples) for name, at in self._objects_of().items()}
+
+    def _objects_of(self) -> dict[str, np.ndarray]:
+        """By measure which objects decide it."""
+        objects = self.ground_truth.objects
+        found = {'AP': np.ones(len(objects.sizes), dtype=bool)}
+        found |= {name: objects.sizes == size for size, name in enumerate(SIZE_MEASURES[1:])}
+        if self.thirds is not None:
+            found |= {name: self.thirds.objects == third for third, name in enumerate(THIRD_MEASURES)}
+        return found
+
+    def _degrees(self, objects: np.ndarray, group: np.ndarray, resamples: int) -> float:
+        """Degrees of freedom of a standard error over images of which few hold most of the objects.
+
+        The effective number of images is (sum n)^2 / sum n^2 over their numbers n of objects (Kish 1965).
+        """
+        counts = np.bincount(group[self.ground_truth.objects.image_ids[objects]]).astype(float)
+        effective = counts.sum() ** 2 / max((counts**2).sum(), 1.0)
+        return float(max(1.0, min(effective, resamples) - 1))
 
     def of(self, detections: np.ndarray, thirds: bool = True) -> PrecisionSamples:
         """Evaluates detections.
@@ -108,7 +129,7 @@ class ResampledPrecision:
             ranges = [[third - 0.5, third + 0.5] for third in range(len(THIRD_MEASURES))]
             more, columns = self._evaluate(detections, THIRD_MEASURES, ranges, areas)
             point, samples = {**point, **more}, np.concatenate([samples, columns], axis=1)
-        return PrecisionSamples(point, samples, tuple(point))
+        return PrecisionSamples(point, samples, tuple(point), self._freedom)
 
     def _evaluate(
         self,
@@ -144,7 +165,7 @@ def difference(swapped: Sequence[PrecisionSamples], natural: PrecisionSamples) -
 
     Returns:
         By measure ``difference`` (swapped minus natural), ``interval`` (95 %, two ends) and ``p_value`` (one-sided, of
-        a loss), from the standard deviation over the resamples and the normal distribution; None where the average
+        a loss), from the standard deviation over the resamples and Student's distribution; None where the average
         precision is undefined, fewer than two resamples define it, or there was a change that no resample varies
         (a single image, or a single group).
     """
@@ -161,7 +182,8 @@ def difference(swapped: Sequence[PrecisionSamples], natural: PrecisionSamples) -
         if error < ROUNDING < abs(change):
             found[name] = None
             continue
-        low, high = (float(change + sign * norm.ppf(0.975) * error) for sign in (-1, 1))
-        p_value = float(norm.cdf(change / error)) if error >= ROUNDING else 1.0
+        freedom = natural.freedom[name]
+        low, high = (float(change + sign * student.ppf(0.975, freedom) * error) for sign in (-1, 1))
+        p_value = float(student.cdf(change / error, freedom)) if error >= ROUNDING else 1.0
         found[name] = {'difference': change, 'interval': [low, high], 'p_value': p_value}
     return found

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from scipy.stats import norm
+from scipy.stats import t as student
 
 from moe_det.analysis.ground_truth import GroundTruth
 from moe_det.analysis.resampled_precision import PrecisionSamples, ResampledPrecision, Thirds, difference
@@ -209,8 +209,12 @@ def test_resamples_are_the_same_for_all_detections(case):
     assert len(np.unique(first.samples[:, 0])) > 1
 
 
+FREEDOM = {'a': 7.0, 'b': 3.5}
+
+
 def samples(point, columns):
-    return PrecisionSamples(dict(zip('ab', point, strict=True)), np.array(columns, dtype=float).T, ('a', 'b'))
+    values = np.array(columns, dtype=float).T
+    return PrecisionSamples(dict(zip('ab', point, strict=True)), values, ('a', 'b'), FREEDOM)
 
 
 def test_difference_by_hand():
@@ -222,13 +226,32 @@ def test_difference_by_hand():
     found = difference(draws, natural)
     error = np.std([-0.08, -0.08, -0.05], ddof=1)  # means of the draws: .42, .44, .43
     assert found['b'] is None and found['a']['difference'] == pytest.approx(-0.08)
-    assert found['a']['interval'] == pytest.approx([-0.08 - 1.95996 * error, -0.08 + 1.95996 * error], abs=1e-5)
-    assert found['a']['p_value'] == pytest.approx(norm.cdf(-0.08 / error))
+    assert found['a']['interval'] == pytest.approx([-0.08 - 2.364624 * error, -0.08 + 2.364624 * error], abs=1e-5)
+    assert found['a']['p_value'] == pytest.approx(student.cdf(-0.08 / error, 7))
     natural = samples([0.5, 0.5], [[0.50, 0.52, 0.48], [0.5, np.nan, 0.7]])
     found = difference([samples([0.49, 0.6], [[0.49, 0.54, 0.44], [0.6, 0.4, 0.9]])], natural)
-    assert found['a']['p_value'] == pytest.approx(norm.cdf(-0.01 / np.std([-0.01, 0.02, -0.04], ddof=1)))
+    assert found['a']['p_value'] == pytest.approx(student.cdf(-0.01 / np.std([-0.01, 0.02, -0.04], ddof=1), 7))
     # of the resamples that have objects alone
-    assert found['b']['p_value'] == pytest.approx(norm.cdf(0.1 / np.std([0.1, 0.2], ddof=1)))
+    assert found['b']['p_value'] == pytest.approx(student.cdf(0.1 / np.std([0.1, 0.2], ddof=1), 3.5))
+
+
+def test_degrees_of_freedom_count_images_by_their_objects(tmp_path):
+    # five images with 1, 1, 1, 1 and 4 small objects, two of them with one large object as well
+    small = [truth_of(number, image, 10) for number, image in enumerate([0, 1, 2, 3, 4, 4, 4, 4])]
+    large = [truth_of(10 + image, image, 200) for image in (0, 1)]
+    truth = GroundTruth(write(tmp_path / 'a.json', small + large), range(5))
+    freedom = ResampledPrecision(truth, 100, 0).of(np.zeros((0, 8))).freedom
+    assert freedom['AP_S'] == pytest.approx(8**2 / 20 - 1)
+    assert freedom['AP'] == pytest.approx(10**2 / (2 * 4 + 2 * 1 + 16) - 1)
+    assert freedom['AP_L'] == 1 and freedom['AP_M'] == 1  # two images; none
+    assert ResampledPrecision(truth, 3, 0).of(np.zeros((0, 8))).freedom['AP_S'] == 2  # of three resamples
+    grouped = ResampledPrecision(truth, 100, 0, groups=[0, 0, 0, 0, 1]).of(np.zeros((0, 8))).freedom
+    assert grouped['AP_S'] == pytest.approx(max(1.0, 8**2 / 32 - 1))
+
+
+def truth_of(number, image, side):
+    box = [0, 0, side, side]
+    return dict(id=number, image_id=image, category_id=0, bbox=box, area=side * side, iscrowd=0)
 
 
 def test_what_no_resample_changes():
@@ -253,5 +276,6 @@ def test_the_standard_error_is_that_of_new_images(tmp_path):
         measure = ResampledPrecision(truth, 60, 0)
         found = difference([measure.of(worse)], measure.of(detections))['AP']
         changes.append(found['difference'])
-        errors.append((found['interval'][1] - found['interval'][0]) / 2 / 1.96)
+        quantile = student.ppf(0.975, measure.of(detections).freedom['AP'])
+        errors.append((found['interval'][1] - found['interval'][0]) / 2 / quantile)
     assert np.mean(errors) == pytest.approx(np.std(changes, ddof=1), rel=0.35)

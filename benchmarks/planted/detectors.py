@@ -18,7 +18,7 @@ from moe_det.analysis.resampled_precision import ResampledPrecision, difference
 from .routers import EXPERTS, crowding_rank, size_rows, thirds
 from .scenes import LEVELS, Scenes, coco_like, gamma_counts, heavy_counts
 
-IMAGES, DRAWS, RESAMPLES = 60, 3, 100
+IMAGES, DRAWS, RESAMPLES = 60, 2, 80
 STRENGTH = 0.8  # of gates that sort by size
 FALSE_POSITIVES = 3.0  # per image
 

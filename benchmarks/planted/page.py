@@ -52,6 +52,10 @@ def _counts(entries: dict[str, dict], key: str = 'simulations') -> str:
     )
 
 
+def _unused_runs(entries: dict[str, dict]) -> str:
+    return ' or '.join(str(count) for count in sorted({entry['plan']['unused'] for entry in entries.values()}))
+
+
 def _beyond(rates: dict[str, dict], level: float = ALPHA) -> str:
     """One sentence on rates of false positives that chance does not explain."""
     above = [name for name, rate in rates.items() if rate['low'] > level]
@@ -90,8 +94,9 @@ def _null(entries: dict[str, dict]) -> list[str]:
         f'{_counts(entries)}. *COCO* and *relative*: the permutation test of I(E; size | level), for the bins of COCO '
         'and for thirds of area within the level. *sorts*: what the verdict takes from it, relative size with p <= '
         '0.01 and V >= 0.1. *undetermined*: the test refuses, most often as too few arrangements exist. The last two '
-        'columns are tests that are not used, of the bins of COCO at 0.01: a chi-square of objects within levels, and '
-        'rows that are exchanged whatever their number of objects, each level on its own.',
+        f'columns are tests that are not used (in {_unused_runs(entries)} of the simulations), of the bins of COCO at '
+        '0.01: a chi-square of objects within levels, and rows that are exchanged whatever their number of objects, '
+        'each level on its own.',
         '',
         *table(columns, rows(held)),
         '',
@@ -161,7 +166,7 @@ def _power(entries: dict[str, dict]) -> list[str]:
         '## Something to find: gates that sort by size',
         '',
         "V is Cramer's V of expert and size given the level, over very many images. Asked for, in the size that is "
-        f'planted: 80 % at 100 images, 99 % at 200. {_counts(entries)}.',
+        f'planted: 80 % at 100 images, 99 % at 200. {_counts(entries, "power")}.',
         '',
         *table(('planted', 'p <= 0.01, COCO', 'p <= 0.01, relative', 'sorts'), rows),
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,7 +108,7 @@ def measure_specialization(
     streams = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(5)]
     joint = rows.image_tables().sum(0)
     permuted = permuted_tables(rows, permutations, streams[0])
-    cores = [_core(rows, view(joint), view(permuted), num_sizes * quantiles) for view in views]
+    cores = [_core(rows, view(joint), view(permuted)) for view in views]
     if bootstrap and any(core.p_value is not None for core in cores):
         values = bootstrap_cmi(rows, bootstrap, streams[1], views)
         for core, of_view in zip(cores, values, strict=True):
@@ -117,8 +116,14 @@ def measure_specialization(
                 core.interval = centred_interval(of_view, core.bits)
 
     core, tables = cores[0], views[0](joint)
-    unconditioned = _unconditioned(rows, views[0], permutations, streams, given, image_ids, experts, sizes, num_sizes)
-    level = _level(rows, tables, views[0], min(permutations, _LEVEL_PERMUTATIONS), streams)
+    shuffled = shuffled_tables(rows, _SHUFFLES, streams[2])
+    if rows.one_decision_per_image:
+        flat = np.zeros(rows.num_objects, dtype=int)
+        whole = gather_rows(image_ids, flat, experts, sizes, num_sizes=num_sizes, **given)
+        unconditioned = _of_whole_images(whole, permutations, streams[4])
+    else:
+        unconditioned = _unconditioned(tables.sum(0), views[0](shuffled))
+    level = _level(rows, tables, shuffled, min(permutations, _LEVEL_PERMUTATIONS), streams[3])
     return SpecializationResult(
         mi_bits=unconditioned['bits'],
         mi_p_value=unconditioned['p_value'],
@@ -197,14 +202,13 @@ class _Core:
         )
 
 
-def _core(rows: ObjectRows, tables: np.ndarray, permuted: np.ndarray, cells: int) -> _Core:
+def _core(rows: ObjectRows, tables: np.ndarray, permuted: np.ndarray) -> _Core:
     """The dependence of expert and size given the level.
 
     Args:
         rows: the observed rows.
         tables: (L, E, S) observed.
         permuted: (P, L, E, S) of the null.
-        cells: most values of the size, for messages.
     """
     cmi = float(conditional_mutual_information(tables))
     phi2, largest = float(mean_square_contingency(tables)), largest_contingency(tables)
@@ -250,47 +254,32 @@ def _p_value(rows: ObjectRows, tables: np.ndarray, cmi: float, null: np.ndarray)
     return p_value, ''
 
 
-def _unconditioned(
-    rows: ObjectRows,
-    view: Callable[[np.ndarray], np.ndarray],
-    permutations: int,
-    streams: list[np.random.Generator],
-    given: dict,
-    image_ids: ArrayLike,
-    experts: ArrayLike,
-    sizes: ArrayLike,
-    num_sizes: int,
-) -> dict[str, float | None]:
-    """I(E;S) without conditioning; it has a p-value where an image has one decision, so that images can be exchanged.
+def _of_whole_images(whole: ObjectRows, permutations: int, rng: np.random.Generator) -> dict[str, float | None]:
+    """I(E;S) where an image has one decision, so that images can be exchanged whole."""
+    tables = whole.image_tables().sum(0)
+    core = _core(whole, tables, permuted_tables(whole, permutations, rng))
+    return {'raw': core.raw_bits, 'bits': core.bits, 'p_value': core.p_value, 'v': core.v}
 
-    Elsewhere the level alone would make it significant.
-    """
-    table = view(rows.image_tables().sum((0, 1)))
+
+def _unconditioned(table: np.ndarray, shuffled: np.ndarray) -> dict[str, float | None]:
+    """I(E;S) elsewhere: without a p-value, for the level alone would make it significant."""
     raw = float(mutual_information(table))
-    if not rows.one_decision_per_image:
-        chance = view(shuffled_tables(rows, _SHUFFLES, streams[2]).sum(1))
-        return {'raw': raw, 'bits': raw - float(mutual_information(chance).mean()), 'p_value': None, 'v': None}
-    whole = gather_rows(image_ids, np.zeros(rows.num_objects, dtype=int), experts, sizes, num_sizes=num_sizes, **given)
-    core = _core(whole, table[None], permuted_tables(whole, permutations, streams[2]), num_sizes)
-    return {'raw': raw, 'bits': core.bits, 'p_value': core.p_value, 'v': core.v}
+    chance = float(mutual_information(shuffled.sum(1)).mean())
+    return {'raw': raw, 'bits': raw - chance, 'p_value': None, 'v': None}
 
 
 def _level(
-    rows: ObjectRows,
-    tables: np.ndarray,
-    view: Callable[[np.ndarray], np.ndarray],
-    permutations: int,
-    streams: list[np.random.Generator],
+    rows: ObjectRows, tables: np.ndarray, shuffled: np.ndarray, permutations: int, rng: np.random.Generator
 ) -> dict[str, float | None]:
     """The dependence of the expert on the level."""
     table = tables.sum(2).T  # (E, L)
-    chance = shuffled_tables(rows, _SHUFFLES, streams[4]).sum(3).swapaxes(1, 2)
+    chance = shuffled.sum(3).swapaxes(1, 2)
     raw, phi2 = float(mutual_information(table)), float(mean_square_contingency(table[None]))
     mean_phi2 = float(mean_square_contingency(chance[:, None]).mean())
     p_value = None
     several = np.count_nonzero(rows.level_weights(), axis=1) > 1
     if len(np.unique(rows.groups[several])) >= MIN_IMAGES:
-        null = mutual_information(level_shifted_tables(rows, permutations, streams[3]))
+        null = mutual_information(level_shifted_tables(rows, permutations, rng))
         p_value, smallest = upper_tail(raw, null)
         if smallest > ALPHA and (table.sum(1) > 0).sum() > 1:
             p_value = None

@@ -27,6 +27,7 @@ from ..analysis.assembly import (
 )
 from ..analysis.definitions import DEFINITIONS
 from ..analysis.figures import write_figures
+from ..analysis.figures.values import RESULTS_FORMAT
 from ..analysis.ground_truth import COCO_LIMITS, GroundTruth
 from ..analysis.layer_numbers import relative_table, size_table
 from ..analysis.report import console_table, write_report
@@ -52,7 +53,6 @@ from .size_pictures import add_pictures
 from .software import machine, versions
 from .trained_model import TestBatches, analysis_device, annotation_file, load_trained_model, test_batches
 
-RESULTS_FORMAT = 2
 RESULTS_NAME = 'size_specialization.json'
 
 

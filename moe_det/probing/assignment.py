@@ -8,6 +8,7 @@ import torch
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from .one_process import one_process
 from .provenance import priors_per_location
 
 
@@ -60,7 +61,8 @@ def positive_anchors(
     truths = [InstanceData(bboxes=b, labels=c) for b, c in zip(boxes, labels, strict=True)]
     assigner.assign = follow
     try:
-        head.loss_by_feat(*outputs, batch_gt_instances=truths, batch_img_metas=metas)
+        with one_process():
+            head.loss_by_feat(*outputs, batch_gt_instances=truths, batch_img_metas=metas)
     finally:
         del assigner.assign
     found = []

@@ -10,6 +10,7 @@ from mmdet.models.dense_heads import AnchorHead
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from .one_process import one_process
 from .places import Truth
 from .provenance import cannot_follow
 
@@ -37,7 +38,8 @@ def image_losses(
         device = own[0][0].device
         labels = torch.as_tensor(truth.labels, device=device)
         objects = InstanceData(bboxes=truth.resized(meta).to(device), labels=labels)
-        losses = head.loss_by_feat(*own, batch_gt_instances=[objects], batch_img_metas=[meta])
+        with one_process():
+            losses = head.loss_by_feat(*own, batch_gt_instances=[objects], batch_img_metas=[meta])
         found[image] = sum(
             float(sum(value.sum() for value in ([loss] if isinstance(loss, Tensor) else loss)))
             for name, loss in losses.items()

@@ -189,7 +189,7 @@ def test_only_categories_of_the_data_set_count(tmp_path):
 
 
 def record(levels: dict[int, tuple[int, int]], patches: list[int], unit: str = 'level') -> RoutingRecord:
-    """Rows of image 7; each row's weights name the row."""
+    """Rows of the image at position 7 of a batch; each row's weights name the row."""
     rows = [(level, patch) for level, count in zip(levels, patches, strict=True) for patch in range(count)]
     weights = torch.stack([torch.arange(len(rows), dtype=torch.float), torch.zeros(len(rows))], dim=1)
     image_ids = torch.full((len(rows),), 7)
@@ -199,9 +199,9 @@ def record(levels: dict[int, tuple[int, int]], patches: list[int], unit: str = '
 
 def rows_of_objects(records, objects, strides=(8.0, 16.0), scale=4.0, **meta) -> list[int]:
     areas, centres = zip(*objects, strict=True)
-    meta = dict(img_id=7, batch_input_shape=(64, 96), scale_factor=(1.0, 1.0)) | meta
+    meta = dict(batch_input_shape=(64, 96), scale_factor=(1.0, 1.0)) | meta
     found = ImageObjects(np.array(areas, float), np.array(centres, float), ('',) * len(areas))
-    return weights_of_objects(records, meta, found, strides, scale)[0][:, 0].astype(int).tolist()
+    return weights_of_objects(records, 7, meta, found, strides, scale)[0][:, 0].astype(int).tolist()
 
 
 def test_levels_are_chosen_in_resized_pixels():

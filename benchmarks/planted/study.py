@@ -36,7 +36,8 @@ class Plan:
     """How much is simulated.
 
     Attributes:
-        simulations: of worlds and detectors in which nothing is to be found.
+        simulations: of worlds in which nothing is to be found.
+        detectors: simulations of detectors in which the swap costs nothing.
         power: simulations of gates that sort by size.
         unused: simulations, of those of a world, in which tests that are not used are run as well.
         intervals: simulations of intervals.
@@ -49,10 +50,11 @@ class Plan:
     """
 
     simulations: int = 1000
+    detectors: int = 400
     power: int = 400
     unused: int = 200
     intervals: int = 300
-    effects: int = 100
+    effects: int = 60
     gates: int = 200
     permutations: int = 199
     bootstrap: int = 500
@@ -61,7 +63,7 @@ class Plan:
 
 
 FULL = Plan()
-QUICK = Plan(simulations=60, power=60, unused=60, intervals=60, effects=20, gates=20, bootstrap=200, objects=4_000)
+QUICK = Plan(simulations=60, detectors=60, power=60, unused=60, intervals=60, effects=20, gates=20, bootstrap=200, objects=4_000)
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,7 @@ def coverage(plan: Plan, world: World, kind: str, truth: float) -> dict:
 
 def swaps(plan: Plan, planted_detector: detectors.Planted) -> dict:
     """How often the swap test says that the gate's choice matters."""
-    count = plan.effects if planted_detector.costs else plan.simulations
+    count = plan.effects if planted_detector.costs else plan.detectors
     found, lost = [], {name: [] for name in SIZE_MEASURES}
     changes: dict[str, list[float]] = {name: [] for name in SIZE_MEASURES}
     holds_zero: dict[str, list[bool]] = {name: [] for name in SIZE_MEASURES}

@@ -63,7 +63,7 @@ class Plan:
 
 
 FULL = Plan()
-QUICK = Plan(simulations=60, detectors=60, power=60, unused=60, intervals=60, effects=20, gates=20, bootstrap=200, objects=4_000)
+QUICK = Plan(60, 60, 60, 60, 60, effects=20, gates=20, bootstrap=200, objects=4_000)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from moe_det.analysis import measure_specialization, relative_sizes
 from moe_det.analysis.information import conditional_mutual_information
 from moe_det.errors import DataError
 
-TINY = study.Plan(simulations=2, intervals=2, effects=2, gates=2, permutations=99, bootstrap=20, objects=200)
+TINY = study.Plan(2, 2, 2, 2, 2, effects=2, gates=2, permutations=99, bootstrap=20, objects=200)
 STRENGTHS = {
     kind: {v: study.Strength(strength, v, 0.01) for v, strength in ((0.1, 0.2), (0.2, 0.5), (0.4, 0.8))}
     for kind in KINDS

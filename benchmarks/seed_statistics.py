@@ -9,7 +9,7 @@ from statistics import fmean, variance
 
 from scipy.stats import t
 
-BEYOND_RANDOM = 0.95  # share of random gates that a gate must surpass
+from moe_det.analysis.random_gates import BEYOND
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def answers(found: Sequence[dict]) -> Answers:
         found: of each seed, what the record keeps of the layer.
     """
     sorts = [all(layer['sorts'].get(unit) is True for unit in ('detection', 'training')) for layer in found]
-    beyond = [bool(layer['random_gates']) and layer['random_gates']['quantile'] > BEYOND_RANDOM for layer in found]
+    beyond = [bool(layer['random_gates']) and layer['random_gates']['quantile'] > BEYOND for layer in found]
     return Answers(
         seeds=len(found),
         sorts=sum(sorts),

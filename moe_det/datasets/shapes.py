@@ -22,6 +22,9 @@ The interval is a bootstrap over images; ``benchmarks/shapes_statistics.py`` pri
 flatter than COCO's. Of the synthetic objects about 42 % are small, 35 % medium and 23 % large by COCO's limits,
 whatever the scene scale.
 
+``scene_kinds`` above 1 gives every image one of several kinds with classes and a background tint of its own: images
+that a gate can tell apart, and classes that are hard to tell apart without knowing the kind.
+
 Each class has a hue of its own, most shapes are plain and stand nearly upright before a quiet background: the set is
 meant to be learnt within minutes, so it says nothing about how well a detector tells shapes apart.
 """
@@ -49,11 +52,12 @@ from .shapes_folder import (
     prepare_folder,
 )
 from .shapes_render import render_scene
-from .shapes_scene import CLASSES, draw_scene
+from .shapes_scene import class_names, draw_scene
 
 FORMAT = 3  # raised when the same settings would give other images
 DEFAULT_SCENE_SCALE = 0.4
 MOST_IMAGES = 1_000_000  # per split; image ids of val start here
+MOST_KINDS = 8  # with more the hues of two classes would overlap
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class ShapesSettings:
         size: side of the square images in pixels.
         seed: seed of all images; each image has its own stream, independent of the number of images.
         scene_scale: 0 (sizes independent of the image) to 1 (one size per image).
+        scene_kinds: kinds of scenes, each with six classes of its own.
     """
 
     train: int = 800
@@ -73,9 +78,11 @@ class ShapesSettings:
     size: int = 256
     seed: int = 0
     scene_scale: float = DEFAULT_SCENE_SCALE
+    scene_kinds: int = 1
 
     def __post_init__(self) -> None:
-        for name, least, most in (('train', 0, MOST_IMAGES - 1), ('val', 0, MOST_IMAGES - 1), ('size', 64, 4096)):
+        images = ('train', 0, MOST_IMAGES - 1), ('val', 0, MOST_IMAGES - 1)
+        for name, least, most in (*images, ('size', 64, 4096), ('scene_kinds', 1, MOST_KINDS)):
             value = getattr(self, name)
             if not least <= value <= most:
                 raise MoEConfigError(f'{name}={value}: expected an integer from {least} to {most}')
@@ -86,7 +93,10 @@ class ShapesSettings:
 
     def record(self) -> dict:
         """What the annotation files keep in ``info``."""
-        return {'description': DESCRIPTION, 'format': FORMAT, **asdict(self)}
+        settings = asdict(self)
+        if self.scene_kinds == 1:  # as in data sets that were made before there were kinds
+            del settings['scene_kinds']
+        return {'description': DESCRIPTION, 'format': FORMAT, **settings}
 
 
 def matches(folder: str | Path, settings: ShapesSettings) -> bool:
@@ -106,7 +116,7 @@ def make_image(settings: ShapesSettings, split: str, index: int) -> tuple[bytes,
         The JPEG file's bytes, and its COCO annotations.
     """
     rng = np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=(SPLITS.index(split), index)))
-    scene = draw_scene(rng, settings.size, settings.scene_scale)
+    scene = draw_scene(rng, settings.size, settings.scene_scale, settings.scene_kinds)
     image, instances = render_scene(rng, scene, settings.size)
     file = io.BytesIO()
     image.save(file, format='JPEG', quality=95)
@@ -199,7 +209,8 @@ def _coco(settings: ShapesSettings, split: str, annotations: list[dict]) -> dict
         }
         for index in range(getattr(settings, split))
     ]
-    categories = [{'id': i + 1, 'name': name, 'supercategory': 'shape'} for i, name in enumerate(CLASSES)]
+    names = class_names(settings.scene_kinds)
+    categories = [{'id': i + 1, 'name': name, 'supercategory': 'shape'} for i, name in enumerate(names)]
     return {
         'info': settings.record(),
         'licenses': [],

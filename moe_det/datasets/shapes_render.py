@@ -17,7 +17,8 @@ from .shapes_geometry import Stamp, make_stamp
 from .shapes_scene import CLASSES, Scene
 
 MIN_VISIBLE_PX = 20
-HUE_SPREAD = 0.01  # of a full turn; the hues of two classes lie 1/6 apart
+HUE_SPREAD = 0.01  # of a full turn; the hues of two classes lie 1/6 apart, with K kinds of scenes 1/(6 K)
+TINT_SATURATION, TINT_VALUE = 0.25, 0.4  # of the background, where scenes are of several kinds
 # visible share that every object must keep, try after try; most objects go where they hide nothing, or nowhere
 _APART = (1.0,) * 32
 _OVERLAPPING = (1.0,) * 8 + (0.9,) * 12 + (0.75,) * 12
@@ -30,7 +31,7 @@ class Instance:
     """One annotated region.
 
     Attributes:
-        category: index in ``CLASSES``.
+        category: number of the class, as :func:`~moe_det.datasets.shapes_scene.class_names` counts.
         mask: visible pixels, shape (size, size), bool.
         crowd: whether it is a region of many shapes (``iscrowd``).
     """
@@ -45,10 +46,12 @@ class Canvas:
 
     Args:
         image: the background, shape (3, size, size), float32 in 0..255; painted on in place.
+        kinds: number of kinds of scenes, among which the hues are shared out.
     """
 
-    def __init__(self, image: np.ndarray) -> None:
+    def __init__(self, image: np.ndarray, kinds: int = 1) -> None:
         self.image = image
+        self.kinds = kinds
         self.size = image.shape[-1]
         self.owner = np.zeros(image.shape[1:], dtype=np.int16)  # 0: background
         self._full = [0]
@@ -113,7 +116,7 @@ class Canvas:
         window, _ = self._clip(top - 2, left - 2, (shape[0] + 4, shape[1] + 4))
         seen = self.image[(slice(None), *window)]
         seen = seen[:, :: max(1, seen.shape[1] // 7), :: max(1, seen.shape[2] // 7)].reshape(1, 3, -1)
-        colours = np.stack([_class_colour(rng, category) for _ in range(10)])
+        colours = np.stack([_class_colour(rng, category, self.kinds) for _ in range(10)])
         apart = np.sort(np.sqrt(((seen - colours[..., 0]) ** 2).sum(axis=1)), axis=1)[:, seen.shape[2] // 5]
         good = np.flatnonzero(apart > 110.0)
         return colours[good[0] if len(good) else int(np.argmax(apart))]
@@ -142,9 +145,13 @@ class Canvas:
         return tuple(window), tuple(part)
 
 
-def _class_colour(rng: np.random.Generator, category: int) -> np.ndarray:
-    """Draws a shade of the hue that a class has: with it a small detector learns the classes in a few hundred steps."""
-    hue = (category / len(CLASSES) + rng.normal(0.0, HUE_SPREAD)) % 1.0
+def _class_colour(rng: np.random.Generator, category: int, kinds: int) -> np.ndarray:
+    """Draws a shade of the hue that a class has: with it a small detector learns the classes in a few hundred steps.
+
+    The classes of one kind of scene lie 1/6 apart, and between two of them lies one of each other kind.
+    """
+    kind, shape = divmod(category, len(CLASSES))
+    hue = (shape / len(CLASSES) + kind / (len(CLASSES) * kinds) + rng.normal(0.0, HUE_SPREAD)) % 1.0
     return hsv_to_rgb(hue, rng.uniform(0.85, 1.0), rng.uniform(0.8, 1.0))
 
 
@@ -169,7 +176,7 @@ def _fill(rng: np.random.Generator, stamp: Stamp, part: tuple[slice, slice], bas
 
 
 def _add_object(rng: np.random.Generator, canvas: Canvas, category: int, size: float) -> bool:
-    stamp = make_stamp(rng, CLASSES[category], size)
+    stamp = make_stamp(rng, CLASSES[category % len(CLASSES)], size)
     place = canvas.find_place(rng, stamp.mask)
     if place is None:
         return False
@@ -178,9 +185,10 @@ def _add_object(rng: np.random.Generator, canvas: Canvas, category: int, size: f
     return True
 
 
-def _add_crowd(rng: np.random.Generator, canvas: Canvas) -> bool:
+def _add_crowd(rng: np.random.Generator, canvas: Canvas, first_class: int) -> bool:
     """Adds many tiny shapes of one class, claimed as one region that also covers the gaps between them."""
-    category = int(rng.integers(len(CLASSES)))
+    shape = int(rng.integers(len(CLASSES)))
+    category = first_class + shape
     member = max(5.5, canvas.size * rng.uniform(0.028, 0.042))
     step, wide = 1.45 * member, rng.uniform(1.0, 1.8)
     across = math.sqrt(rng.uniform(14.0, 40.0) * wide / math.pi)
@@ -192,7 +200,7 @@ def _add_crowd(rng: np.random.Generator, canvas: Canvas) -> bool:
             if (x / across) ** 2 + (y / down) ** 2 <= 1.0:
                 spots.append((y * step, x * step))
     margin = math.ceil(2.0 * member)
-    stamps = [make_stamp(rng, CLASSES[category], member * rng.uniform(0.85, 1.15)) for _ in spots]
+    stamps = [make_stamp(rng, CLASSES[shape], member * rng.uniform(0.85, 1.15)) for _ in spots]
     corners = np.round(np.array(spots) - [[0.5 * s.shape[0], 0.5 * s.shape[1]] for s in stamps]).astype(int)
     corners += margin - corners.min(axis=0)
     height, width = (corners + [s.shape for s in stamps]).max(axis=0) + margin
@@ -225,17 +233,22 @@ def render_scene(rng: np.random.Generator, scene: Scene, size: int) -> tuple[Ima
         The RGB image and its annotated regions. An object for which no place is found
         is neither painted nor annotated.
     """
-    canvas = Canvas(render_background(rng, size))
+    background = render_background(rng, size)
+    if scene.kinds > 1:
+        tint = hsv_to_rgb(scene.kind / scene.kinds, TINT_SATURATION, TINT_VALUE)
+        background += tint - tint.mean()
+    canvas = Canvas(background, scene.kinds)
+    first_class = scene.kind * len(CLASSES)
     # mostly large to small, so that small objects are seen, with exceptions, so that they are sometimes hidden
     depth = np.log(scene.sizes) + rng.normal(0.0, 0.2, len(scene.sizes))
     order = np.argsort(-depth, kind='stable')
     crowd_at = int(np.sum(depth > math.log(0.25 * size))) if scene.crowd else -1
     for position, index in enumerate(order):
         if position == crowd_at:
-            _add_crowd(rng, canvas)
-        _add_object(rng, canvas, int(scene.classes[index]), float(scene.sizes[index]))
+            _add_crowd(rng, canvas, first_class)
+        _add_object(rng, canvas, first_class + int(scene.classes[index]), float(scene.sizes[index]))
     if crowd_at == len(order):
-        _add_crowd(rng, canvas)
+        _add_crowd(rng, canvas, first_class)
 
     light = np.float32(1.0) + np.float32(rng.uniform(0.0, 0.25)) * np.linspace(-0.5, 0.5, size, dtype=np.float32)
     image = canvas.image * (light if rng.random() < 0.5 else light[:, None])

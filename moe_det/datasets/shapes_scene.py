@@ -16,6 +16,9 @@ Near scenes (large ``g``) hold few objects and far scenes many: with ``b = sqrt(
 and images are drawn with density proportional to ``phi(g) / m(g)``. Counted over *objects*, ``g`` is then standard
 normal again, so the sizes have the same distribution whatever the scene scale. Counted over images its mean is about
 ``b``, and the term ``b ** 2 / 2`` keeps the mean number of objects per image near ``n``.
+
+With ``scene_kinds`` above 1 an image is of one of several kinds, as photographs of kitchens and of streets are: each
+kind has classes of its own, which the other kinds do not show, and a tint of its own in the background.
 """
 
 from __future__ import annotations
@@ -48,11 +51,22 @@ class Scene:
         classes: for each object its index in ``CLASSES``, shape (n,).
         sizes: for each object ``sqrt(area)`` in pixels, shape (n,), unoccluded.
         crowd: whether a crowd of tiny shapes is to be added.
+        kind: of the scene, from 0 to ``kinds - 1``.
+        kinds: number of kinds of scenes in the data set.
     """
 
     classes: np.ndarray
     sizes: np.ndarray
     crowd: bool
+    kind: int = 0
+    kinds: int = 1
+
+
+def class_names(scene_kinds: int) -> tuple[str, ...]:
+    """Names of a data set's classes in the order of their numbers: the shapes of kind 0, then those of kind 1, ..."""
+    if scene_kinds == 1:
+        return CLASSES
+    return tuple(f'{name}_{kind}' for kind in range(scene_kinds) for name in CLASSES)
 
 
 def expected_count(scene: np.ndarray | float, scene_scale: float) -> np.ndarray:
@@ -61,20 +75,22 @@ def expected_count(scene: np.ndarray | float, scene_scale: float) -> np.ndarray:
     return np.clip(MEAN_COUNT * np.exp(0.5 * slope**2 - slope * np.asarray(scene)), 1.0, MAX_EXPECTED_COUNT)
 
 
-def draw_scene(rng: np.random.Generator, size: int, scene_scale: float) -> Scene:
+def draw_scene(rng: np.random.Generator, size: int, scene_scale: float, scene_kinds: int = 1) -> Scene:
     """Draws the content of one image.
 
     Args:
         rng: the image's own random stream.
         size: side of the image in pixels.
         scene_scale: 0 (sizes independent of the image) to 1 (one scale per image).
+        scene_kinds: number of kinds of scenes, all equally frequent.
 
     Returns:
         The scene; about 3 % are empty and about 3 % ask for a crowd, for which there is not always room.
     """
-    kind = rng.random()
-    if kind < EMPTY_SHARE:
-        return Scene(np.zeros(0, dtype=np.int64), np.zeros(0), crowd=False)
+    kind = int(rng.integers(scene_kinds)) if scene_kinds > 1 else 0
+    special = rng.random()
+    if special < EMPTY_SHARE:
+        return Scene(np.zeros(0, dtype=np.int64), np.zeros(0), crowd=False, kind=kind, kinds=scene_kinds)
 
     density = np.exp(-0.5 * _SCENE_GRID**2) / expected_count(_SCENE_GRID, scene_scale)
     cumulative = np.cumsum(density)
@@ -87,4 +103,5 @@ def draw_scene(rng: np.random.Generator, size: int, scene_scale: float) -> Scene
     normal = math.sqrt(rho) * near + math.sqrt(1.0 - rho) * rng.standard_normal(count)
     uniform = np.array([0.5 * (1.0 + math.erf(value / math.sqrt(2.0))) for value in normal])
     sizes = MIN_SIZE_PX * (MAX_SIZE_SHARE * size / MIN_SIZE_PX) ** (uniform**SIZE_TILT)
-    return Scene(rng.integers(0, len(CLASSES), count), sizes, crowd=kind > 1.0 - CROWD_SHARE)
+    classes = rng.integers(0, len(CLASSES), count)
+    return Scene(classes, sizes, crowd=special > 1.0 - CROWD_SHARE, kind=kind, kinds=scene_kinds)

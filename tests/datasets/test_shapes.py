@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import colorsys
 import hashlib
+import io
 import json
 import runpy
 from pathlib import Path
@@ -11,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools.coco import COCO
+from pycocotools.mask import decode
 from scipy.stats import chi2_contingency, kstest
 
 from moe_det.datasets.shapes import DEFAULT_SCENE_SCALE, ShapesSettings, make_image, make_shapes, matches
 from moe_det.datasets.shapes_geometry import make_stamp
-from moe_det.datasets.shapes_scene import CLASSES, MAX_SIZE_SHARE, MIN_SIZE_PX, SIZE_TILT, draw_scene
+from moe_det.datasets.shapes_scene import CLASSES, MAX_SIZE_SHARE, MIN_SIZE_PX, SIZE_TILT, class_names, draw_scene
 from moe_det.errors import DataError, MoEConfigError
 
 SETTINGS = ShapesSettings(train=120, val=12, size=128, seed=3)
@@ -152,6 +155,48 @@ def test_classes_say_nothing_about_size():
     assert chi2_contingency(table).pvalue > 1e-3
 
 
+def test_without_kinds_of_scenes_nothing_has_changed(shapes):
+    info = json.loads((shapes / 'annotations' / 'instances_val2017.json').read_text())['info']
+    assert 'scene_kinds' not in info  # data sets that were made before there were kinds are still recognised
+    assert class_names(1) == CLASSES
+
+
+@pytest.fixture(scope='module')
+def kinds() -> list[tuple[np.ndarray, list[dict]]]:
+    """Pixels and annotations of images of three kinds of scenes."""
+    settings = ShapesSettings(size=128, seed=4, scene_kinds=3)
+    made = [make_image(settings, 'train', i) for i in range(60)]
+    return [(np.asarray(Image.open(io.BytesIO(content))), annotations) for content, annotations in made]
+
+
+def test_an_image_shows_classes_of_one_kind_of_scene_alone(kinds):
+    of_image = [{(a['category_id'] - 1) // 6 for a in annotations} for _, annotations in kinds]
+    assert all(len(found) <= 1 for found in of_image)
+    assert {kind for found in of_image for kind in found} == {0, 1, 2}
+    assert class_names(3)[6:8] == ('circle_1', 'square_1')
+
+
+def test_kinds_have_hues_between_each_other_and_a_tint(kinds):
+    tints = {0: [], 1: [], 2: []}
+    for pixels, found in kinds:
+        background = np.ones(pixels.shape[:2], dtype=bool)
+        for annotation in found:
+            kind, shape = divmod(annotation['category_id'] - 1, 6)
+            if annotation['iscrowd']:
+                continue
+            mask = decode(annotation['segmentation']).astype(bool)
+            background &= ~mask
+            if annotation['area'] < 300:
+                continue
+            hue = colorsys.rgb_to_hsv(*np.median(pixels[mask], axis=0) / 255)[0]
+            away = (hue - shape / 6 - kind / 18 + 0.5) % 1 - 0.5
+            assert abs(away) < 0.035  # the next hue is 1/18 away, and the light is noisy
+        if found:
+            tints[kind].append(np.median(pixels[background], axis=0) - np.median(pixels[background]))
+    for kind, seen in tints.items():  # red, green, blue for kinds 0, 1, 2
+        assert np.mean(seen, axis=0).argmax() == kind
+
+
 def test_same_seed_same_files_for_any_number_of_workers(tmp_path):
     settings = ShapesSettings(train=5, val=3, size=64, seed=9)
     make_shapes(tmp_path / 'a', settings)
@@ -235,7 +280,16 @@ def test_an_interrupted_run_leaves_an_unfinished_folder_that_a_rerun_completes(t
 
 @pytest.mark.parametrize(
     ('key', 'value'),
-    [('size', 63), ('train', -1), ('val', -1), ('scene_scale', 1.1), ('scene_scale', -0.1), ('seed', -1)],
+    [
+        ('size', 63),
+        ('train', -1),
+        ('val', -1),
+        ('scene_scale', 1.1),
+        ('scene_scale', -0.1),
+        ('seed', -1),
+        ('scene_kinds', 0),
+        ('scene_kinds', 9),
+    ],
 )
 def test_settings_out_of_range_are_named(key, value):
     with pytest.raises(MoEConfigError, match=f'{key}={value}'):

@@ -25,6 +25,13 @@ def main(argv: list[str] | None = None) -> int:
         metavar='X',
         help='how much object sizes depend on the image, from 0 to 1 (default: %(default)s, as in photographs)',
     )
+    parser.add_argument(
+        '--scene-kinds',
+        type=int,
+        default=1,
+        metavar='K',
+        help='kinds of scenes, each with six classes and a background tint of its own (default: %(default)s)',
+    )
     parser.add_argument('--workers', type=int, metavar='N', help='processes (default: one per core)')
     parser.add_argument('--overwrite', action='store_true', help='replace shapes of other settings')
     args = parser.parse_args(argv)

@@ -1,0 +1,79 @@
+"""What the record of benchmarks/experts_that_pay.py says, in sentences."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+from .settings import BASELINE, TWICE
+from .statistics import against
+
+TARGET = 1.0  # points above the control
+MOST_COST = 1.02  # multiply-adds over dense
+MARGIN = 0.3  # points below the control that experts with functions of their own may be
+SWAP, SWAP_OF_A_SIZE = 1.0, 2.0  # points lost under the swap
+
+
+def conclusion(rows: dict[str, dict]) -> list[str]:
+    """One sentence per question; what is open is said to be open."""
+    baseline = rows.get(BASELINE)
+    if baseline is None:
+        return [f'"{BASELINE}" is not finished: nothing can be compared yet.']
+    return [_capacity(rows, baseline), _pays(rows, baseline), _differs(rows, baseline)]
+
+
+def _capacity(rows: dict[str, dict], baseline: dict) -> str:
+    found = against(rows[TWICE], baseline, 'AP') if TWICE in rows else None
+    if found is None:
+        return f'Whether capacity binds is open: "{TWICE}" is not finished.'
+    binds = 'binds' if found.mean >= 1.5 and found.above else 'is not shown to bind'
+    return f'Capacity {binds}: a head of twice the width has {found.mean:+.1f} AP ({found.pairs} seeds).'
+
+
+def _mixtures(rows: dict[str, dict], baseline: dict) -> list[tuple[dict, object]]:
+    found = [
+        (row, against(row, baseline, 'AP'))
+        for row in rows.values()
+        if not row['control'] and row['multiply_adds_over_dense'] <= MOST_COST
+    ]
+    return [(row, one) for row, one in found if one is not None and one.pairs >= 3]
+
+
+def _pays(rows: dict[str, dict], baseline: dict) -> str:
+    mixtures = _mixtures(rows, baseline)
+    if not mixtures:
+        return 'Whether a mixture pays is open: no row at equal cost has three seeds yet.'
+    row, best = max(mixtures, key=lambda one: one[1].mean)
+    text = f'"{row["name"]}" has {best.mean:+.1f} AP (standard error {best.error:.2f}, {best.pairs} seeds) at '
+    text += f'{row["multiply_adds_over_dense"]:.3f} of the multiply-adds'
+    if best.mean >= TARGET and best.above:
+        return f'Experts pay here: {text}.'
+    return f'No mixture at equal cost is better by {TARGET:.0f} point and two standard errors; the nearest: {text}.'
+
+
+def swap_losses(row: dict) -> list[dict[str, float]]:
+    """What each seed loses under the swap, in points, by measure."""
+    found = []
+    for run in row['seeds']:
+        whole = (run.get('swap') or {}).get('whole')
+        if whole:
+            of_run = {m: whole[m]['difference'] for m in ('AP', 'AP_S', 'AP_M', 'AP_L') if whole.get(m)}
+            found.append({m: -100 * value for m, value in of_run.items() if value is not None})
+    return found
+
+
+def _differs(rows: dict[str, dict], baseline: dict) -> str:
+    good = []
+    for row, one in _mixtures(rows, baseline):
+        losses = swap_losses(row)
+        large = [
+            loss['AP'] >= SWAP or max(v for m, v in loss.items() if m != 'AP') >= SWAP_OF_A_SIZE for loss in losses
+        ]
+        if one.mean >= -MARGIN and len(losses) >= 3 and all(large):
+            good.append((fmean(loss['AP'] for loss in losses), row['name'], one.mean))
+    if not good:
+        return (
+            f'No row within {MARGIN} AP of the control loses {SWAP:.0f} AP (or {SWAP_OF_A_SIZE:.0f} at one size) under '
+            'the swap in three seeds.'
+        )
+    loss, name, gain = max(good)
+    return f'AP and experts that differ, both: "{name}" has {gain:+.1f} AP and loses {loss:.1f} under the swap.'

@@ -1,0 +1,148 @@
+"""The page that benchmarks/experts_that_pay.py writes from its record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean, stdev
+
+from .conclusion import conclusion
+from .settings import BASELINE, ROWS, STARTS, TWICE
+from .statistics import Paired, against, defined
+
+MEASURES = ('AP', 'AP_S', 'AP_M', 'AP_L')
+MISSING = '-'
+
+
+def points(values: Sequence[float | None]) -> str:
+    """Mean and standard deviation over seeds, in points."""
+    known = [100 * value for value in values if defined(value)]
+    if not known:
+        return MISSING
+    return f'{fmean(known):.1f}' + (f' ± {stdev(known):.1f}' if len(known) > 1 else '')
+
+
+def difference(found: Paired | None) -> str:
+    """Mean of the pairs and Student's interval."""
+    if found is None:
+        return MISSING
+    if found.low is None:
+        return f'{found.mean:+.1f}'
+    return f'{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}]'
+
+
+def _line(cells: Sequence[str]) -> str:
+    return '| ' + ' | '.join(cells) + ' |'
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [_line(heads), '|' + '---|' * len(heads), *(_line(row) for row in rows)]
+
+
+def precision_row(row: dict, baseline: dict | None) -> list[str]:
+    """Cost, average precision, and the difference from the control, of one row."""
+    name = row['name']
+    cells = [f'**{name}**' if row['control'] else name, str(len(row['seeds']))]
+    cells += [f'{row[key]:.3f}' for key in ('multiply_adds_over_dense', 'parameters_over_dense')]
+    cells.append(points([run['AP'] for run in row['seeds']]))
+    if baseline is None or name == BASELINE or name in STARTS:
+        return [*cells, *[''] * len(MEASURES)]
+    return [*cells, *(difference(against(row, baseline, measure)) for measure in MEASURES)]
+
+
+def swap_change(run: dict, measure: str) -> tuple[float, bool] | None:
+    """What the swap of all layers changes, in points, and whether its interval lies below zero; None if not tested."""
+    found = (((run.get('swap') or {}).get('whole')) or {}).get(measure)
+    if not found or found.get('difference') is None:
+        return None
+    interval = found.get('interval')
+    return 100 * found['difference'], interval is not None and interval[1] < 0
+
+
+def swap_row(row: dict) -> list[str]:
+    """The swap test of one row, and how its experts are used."""
+    cells = [row['name']]
+    for measure in MEASURES:
+        found = [one for one in (swap_change(run, measure) for run in row['seeds']) if one is not None]
+        losses = sum(loss for _, loss in found)
+        text = f'{fmean(change for change, _ in found):+.1f} ({losses} of {len(found)})' if found else MISSING
+        cells.append(text)
+    layers = [layer for run in row['seeds'] for layer in ((run.get('swap') or {}).get('layers') or {}).values()]
+    if not layers:
+        return [*cells, MISSING, MISSING, MISSING]
+    cells.append(f'{min(layer["living"] for layer in layers)} to {max(layer["living"] for layer in layers)}')
+    cells.append(f'{fmean(layer["gate_entropy_bits"] for layer in layers):.2f}')
+    verdicts = [layer['verdict'] for layer in layers]
+    counted = [f'{verdict} ({verdicts.count(verdict)})' for verdict in dict.fromkeys(verdicts)]
+    return [*cells, ', '.join(counted)]
+
+
+def curve_rows(record: dict) -> list[list[str]]:
+    """AP by epoch of the detectors without experts, mean over seeds."""
+    rows = []
+    for row in record['rows']:
+        if not row['control']:
+            continue
+        epochs = sorted({int(epoch) for run in row['seeds'] for epoch in run['curve']})
+        cells = []
+        for epoch in epochs:
+            values = [run['curve'][str(epoch)]['AP'] for run in row['seeds'] if str(epoch) in run['curve']]
+            cells.append(f'{epoch}: {100 * fmean(values):.1f}')
+        rows.append([row['name'], ', '.join(cells)])
+    return rows
+
+
+def page(record: dict) -> str:
+    """Markdown of everything that is finished."""
+    rows = {row['name']: row for row in record['rows']}
+    baseline = rows.get(BASELINE)
+    lines = [*_introduction(record), '', '## What came out', '']
+    lines += [f'- {sentence}' for sentence in conclusion(rows)]
+    lines += ['', '## Average precision', '', *_READING, '']
+    heads = ['row', 'seeds', 'multiply-adds', 'parameters', 'AP', *(f'{measure} minus control' for measure in MEASURES)]
+    lines += _table(heads, [precision_row(row, baseline) for row in record['rows']])
+    lines += ['', 'What the rows are:', '']
+    lines += [f'- {name}: {row.about}' for name, row in {**STARTS, **ROWS}.items()]
+    mixed = [row for row in record['rows'] if not row['control']]
+    lines += ['', '## Do the experts differ in what they can do?', '', *_SWAP, '']
+    heads = ['row', *(f'swap: {measure}' for measure in MEASURES), 'living experts', 'gate entropy, bits', 'verdicts']
+    lines += _table(heads, [swap_row(row) for row in mixed])
+    lines += ['', '## Has dense training ended?', '', 'AP by epoch, mean over seeds.', '']
+    lines += _table(['row', 'epoch: AP'], curve_rows(record))
+    lines += ['', '## Expected before the runs', '', *(f'- {sentence}' for sentence in record['expected'])]
+    missing = [name for name in (*STARTS, *ROWS) if name not in rows]
+    if missing:
+        lines += ['', f'Not run yet: {"; ".join(missing)}.']
+    return '\n'.join(lines) + '\n'
+
+
+def _introduction(record: dict) -> list[str]:
+    start, more = record['schedule']['start'], record['schedule']['more']
+    data = record['data']
+    versions = ', '.join(f'{name} {version}' for name, version in record['versions'].items() if version)
+    return [
+        '# Experts that pay',
+        '',
+        f'`{record["command"]}`, {record["machine"]}, {record["date"]}; {versions}.',
+        '',
+        f'A RetinaNet of `configs/shapes/kinds_dense.py` is trained for {start["epochs"]} epochs; each row below goes',
+        f'on from it for {more["epochs"]} epochs at a peak learning rate of {more["learning_rate"]:g}, whole detector,',
+        'same seed, same images, with or without experts. So every difference is between two continuations of the same',
+        f'detector. Images: {data["train"]} for training, {data["val"]} for validation, {data["size"]} px, shapes of',
+        f'{data["scene-kinds"]} kinds of scenes. An image shows six classes of its kind on a background with a tint',
+        'of the kind, and between the hues of two classes of a kind lie those of the other kinds. The head has too few',
+        'channels for all classes, so capacity binds, and images come in kinds that a gate can see: both are made so',
+        'on purpose. Where images are of one kind, or a head is wide enough, none of this needs to hold.',
+    ]
+
+
+_READING = [
+    'Multiply-adds and parameters: of the whole detector, over those of `dense`. Bold rows are controls without',
+    f'experts. Differences are from "{BASELINE}", in points, seed by seed, with Student\'s 95 % interval of the pairs;',
+    f'"{TWICE}" starts from a detector of its own.',
+]
+_SWAP = [
+    'The swap test gives every image the route of another image with like many objects: what is lost is what the',
+    "gate's choice is worth (docs/size_specialization.md). Changes in points, mean over seeds, all layers at once; in",
+    'brackets the seeds whose interval lies below zero. Verdicts are of layers (class and box branch), in brackets how',
+    'many.',
+]

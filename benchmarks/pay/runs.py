@@ -1,0 +1,141 @@
+"""Trains and measures one row of benchmarks/experts_that_pay.py; what is done is kept and found again."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from functools import cache
+from pathlib import Path
+
+from command_runs import as_options, call, fingerprint  # of benchmarks/
+
+from .settings import CONFIGS, MORE_EPOCHS, MORE_RATE, ROWS, START_EPOCHS, START_RATE, STARTS
+
+IMAGE = (128, 128)  # height and width that costs are counted for: the network's input
+MEASURES = {'AP': 'bbox_mAP', 'AP_S': 'bbox_mAP_s', 'AP_M': 'bbox_mAP_m', 'AP_L': 'bbox_mAP_l'}
+TEST_EVERY = 5  # epochs
+
+
+def schedule(epochs: int, rate: float) -> dict[str, object]:
+    """The changed keys of a training of so many epochs at this peak learning rate."""
+    return {
+        'train_cfg.max_epochs': epochs,
+        'train_cfg.val_interval': TEST_EVERY,
+        'param_scheduler.1.end': epochs,
+        'param_scheduler.1.eta_min': rate / 100,
+        'optim_wrapper.optimizer.lr': rate,
+        'default_hooks.checkpoint.max_keep_ckpts': 1,
+    }
+
+
+def changes_of(name: str) -> tuple[Path, dict[str, object]]:
+    """Config and changed keys of a start or a row."""
+    if name in STARTS:
+        return CONFIGS['dense'], {**STARTS[name].options, **schedule(START_EPOCHS, START_RATE)}
+    row = ROWS[name]
+    return CONFIGS[row.config], {**row.options, **schedule(row.epochs or MORE_EPOCHS, row.rate or MORE_RATE)}
+
+
+@cache
+def fingerprint_of(name: str) -> str:
+    """Digest of a row's config, of the detector that it starts from, and of the way the images are drawn."""
+    from moe_det.datasets.shapes import FORMAT
+
+    start = [] if name in STARTS else [fingerprint_of(ROWS[name].start)]
+    return fingerprint(*changes_of(name), f'shapes {FORMAT}', *start)
+
+
+def folder_of(name: str, seed: int, args: Namespace) -> Path:
+    """Where a run lies, as it is configured now."""
+    return Path(args.work_dir) / name.replace(', ', '_').replace(' ', '-') / fingerprint_of(name) / f'seed_{seed}'
+
+
+def checkpoint_of(name: str, seed: int, args: Namespace) -> Path:
+    """The checkpoint that a run ends with."""
+    epochs = START_EPOCHS if name in STARTS else ROWS[name].epochs or MORE_EPOCHS
+    return folder_of(name, seed, args) / f'epoch_{epochs}.pth'
+
+
+def train(name: str, seed: int, args: Namespace) -> Path:
+    """Trains one run, and what it starts from, unless they are finished; goes on with one that was interrupted.
+
+    Returns:
+        The run's checkpoint.
+    """
+    checkpoint = checkpoint_of(name, seed, args)
+    if checkpoint.is_file():
+        return checkpoint
+    config, options = changes_of(name)
+    if name not in STARTS:
+        options = {**options, 'load_from': train(ROWS[name].start, seed, args).resolve()}
+    print(f'{name}, seed {seed}: training', flush=True)
+    command = [sys.executable, 'tools/train.py', str(config), '--work-dir', str(checkpoint.parent)]
+    command += ['--seed', str(seed), '--data-root', args.data_root]
+    if (checkpoint.parent / 'last_checkpoint').is_file():
+        command.append('--resume')
+    call([*command, *as_options(options)], checkpoint.parent / 'train.log', args.threads)
+    return checkpoint
+
+
+def curve_of(checkpoint: Path) -> dict[str, dict[str, float]]:
+    """Average precisions by epoch, from the evaluations during a run; those of a resumed run come from all its logs."""
+    found = {}
+    for scalars in sorted(checkpoint.parent.glob('*/vis_data/scalars.json')):
+        for line in scalars.read_text(encoding='utf-8').splitlines():
+            row = json.loads(line)
+            if 'coco/bbox_mAP' in row:
+                found[str(row['step'])] = {short: row[f'coco/{name}'] for short, name in MEASURES.items()}
+    return found
+
+
+def swap_of(name: str, seed: int, checkpoint: Path, args: Namespace) -> dict[str, dict]:
+    """What the size-specialisation tool says of a run's layers: swap test, verdict and use of the experts."""
+    out_dir = checkpoint.parent / 'analysis'
+    results = out_dir / 'size_specialization.json'
+    if not results.is_file():
+        print(f'{name}, seed {seed}: swap test', flush=True)
+        config, options = changes_of(name)
+        command = [sys.executable, 'tools/analysis_tools/size_specialization.py', str(config), str(checkpoint)]
+        command += ['--data-root', args.data_root, '--out-dir', str(out_dir), '--no-figures', '--no-forcing']
+        call([*command, *as_options(options)], checkpoint.parent / 'analysis.log', args.threads)
+    found = {}
+    content = json.loads(results.read_text(encoding='utf-8'))
+    for layer in content['layers']:
+        kept = {key: layer[key] for key in ('verdict', 'swap', 'relative_size', 'mi_given_level_bits')}
+        used = layer['utilisation']
+        found[layer['name']] = {**kept, 'living': used['living'], 'gate_entropy_bits': used['row_entropy']}
+    return {'whole': content['swap'], 'layers': found}
+
+
+def measure(name: str, seed: int, args: Namespace) -> dict:
+    """Trains and measures one run."""
+    checkpoint = train(name, seed, args)
+    curve = curve_of(checkpoint)
+    run = {'seed': seed, **curve[max(curve, key=int)], 'curve': curve}
+    if name in ROWS and not ROWS[name].control and not args.no_swap:
+        run['swap'] = swap_of(name, seed, checkpoint, args)
+    return run
+
+
+@cache
+def cost_of(name: str) -> dict[str, float]:
+    """Multiply-adds for one image, in head and model, over those of the dense start; parameters likewise."""
+    from mmengine.registry import init_default_scope
+
+    from moe_det.engine.launch import load_config
+    from moe_det.engine.part_costs import WHOLE, model_cost
+
+    costs = []
+    for of in (name, 'dense'):
+        config, options = changes_of(of)
+        cfg = load_config(str(config), [f'{key}={value}' for key, value in options.items()])
+        init_default_scope(cfg.default_scope)
+        costs.append(model_cost(cfg.model, IMAGE).parts)
+    own, dense = costs
+    parts = {'head': 'bbox_head', 'model': WHOLE}
+    return {
+        'multiply_adds_over_dense': own[WHOLE].active_macs / dense[WHOLE].active_macs,
+        'head_over_dense': own[parts['head']].active_macs / dense[parts['head']].active_macs,
+        'parameters_over_dense': own[WHOLE].params / dense[WHOLE].params,
+    }

@@ -1,0 +1,107 @@
+"""benchmarks/experts_that_pay.py: what its page says of records whose truth is known."""
+
+from __future__ import annotations
+
+import sys
+from math import sqrt
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / 'benchmarks'))
+
+from pay.conclusion import conclusion  # noqa: E402
+from pay.page import page  # noqa: E402
+from pay.settings import BASELINE, ROWS, STARTS, TWICE  # noqa: E402
+from pay.statistics import against, paired  # noqa: E402
+
+MIXTURE = next(name for name, row in ROWS.items() if not row.control)
+
+
+def run(seed: int, precision: float, swap: float | None = None) -> dict:
+    """A run of the record, all sizes alike; ``swap`` is the change of AP under the swap."""
+    sizes = dict.fromkeys(('AP', 'AP_S', 'AP_M', 'AP_L'), precision)
+    one = {'seed': seed, **sizes, 'curve': {'4': sizes}}
+    if swap is not None:
+        change = {'difference': swap, 'interval': [swap - 0.01, swap + 0.01]}
+        layer = {'living': 4, 'gate_entropy_bits': 1.5, 'verdict': 'specialised, not by size'}
+        whole = dict.fromkeys(sizes, change)
+        one['swap'] = {'whole': whole, 'layers': {'bbox_head.cls': layer}}
+    return one
+
+
+def row(name: str, precisions: list[float], cost: float = 1.0, swap: float | None = None) -> dict:
+    control = name in STARTS or ROWS[name].control
+    seeds = [run(seed, precision, swap) for seed, precision in enumerate(precisions)]
+    cost = {'multiply_adds_over_dense': cost, 'head_over_dense': cost, 'parameters_over_dense': cost}
+    return {'name': name, 'control': control, 'fingerprint': '', **cost, 'seeds': seeds}
+
+
+def said(*rows: dict) -> str:
+    return ' '.join(conclusion({one['name']: one for one in rows}))
+
+
+def test_paired_interval_by_hand():
+    found = paired([3.0, 5.0, 7.0], [2.0, 3.0, 4.0])  # differences 1, 2, 3
+    assert found.mean == 2
+    assert found.error == pytest.approx(1 / sqrt(3))
+    assert found.high - found.mean == pytest.approx(4.302653 / sqrt(3))  # Student's t, 2 degrees of freedom
+    assert found.above  # 2 > 2 / sqrt(3)
+    assert paired([1.0], [0.0]).low is None
+
+
+def test_pairs_are_of_the_same_seed_and_of_sizes_that_exist():
+    mine, other = row(MIXTURE, [0.5, 0.6, 0.7]), row(BASELINE, [0.4, 0.4])
+    other['seeds'][0]['AP_S'] = -1.0
+    assert against(mine, other, 'AP').mean == pytest.approx(15)
+    assert against(mine, other, 'AP').pairs == 2
+    assert against(mine, other, 'AP_S').pairs == 1
+
+
+BASE = [0.70, 0.71, 0.72]
+
+
+@pytest.mark.parametrize(
+    ('mixture', 'cost', 'pays'),
+    [
+        ([0.715, 0.725, 0.735], 1.0, True),
+        ([0.715, 0.725, 0.735], 1.03, False),  # not at equal cost
+        ([0.709, 0.719, 0.729], 1.0, False),  # less than a point
+        ([0.760, 0.700, 0.712], 1.0, False),  # one lucky seed
+        ([0.715, 0.725], 1.0, False),  # two seeds
+    ],
+)
+def test_a_mixture_pays_at_equal_cost_by_a_point_and_two_standard_errors(mixture, cost, pays):
+    text = said(row(BASELINE, BASE), row(MIXTURE, mixture, cost))
+    assert ('Experts pay here' in text) is pays
+
+
+@pytest.mark.parametrize(('swap', 'differ'), [(-0.012, True), (-0.008, False)])
+def test_experts_differ_when_every_seed_loses_under_the_swap(swap, differ):
+    text = said(row(BASELINE, BASE), row(MIXTURE, [0.70, 0.71, 0.72], swap=swap))
+    assert ('experts that differ, both' in text) is differ
+
+
+def test_capacity_binds_when_twice_the_width_is_better():
+    assert 'Capacity binds' in said(row(BASELINE, BASE), row(TWICE, [0.72, 0.735, 0.74]))
+    assert 'not shown to bind' in said(row(BASELINE, BASE), row(TWICE, [0.705, 0.715, 0.725]))
+    assert 'nothing can be compared' in said(row(MIXTURE, BASE))
+
+
+def test_the_page_holds_every_row_the_lost_ones_too():
+    rows = [row('dense', BASE), row(BASELINE, BASE), row(MIXTURE, [0.60, 0.61, 0.62], swap=-0.02)]
+    record = {
+        'rows': rows,
+        'command': 'python benchmarks/experts_that_pay.py',
+        'machine': 'a machine',
+        'versions': {'torch': '2'},
+        'date': '2026-01-01',
+        'data': {'train': 1, 'val': 1, 'size': 128, 'seed': 0, 'scene-kinds': 4},
+        'schedule': {'start': {'epochs': 1, 'learning_rate': 1.0}, 'more': {'epochs': 1, 'learning_rate': 1.0}},
+        'expected': ['Nothing.'],
+    }
+    text = page(record)
+    assert f'| {MIXTURE} | 3 | 1.000 | 1.000 | 61.0 ± 1.0 | -10.0 [-10.0, -10.0] |' in text
+    assert f'| {MIXTURE} | -2.0 (3 of 3) |' in text
+    assert 'Not run yet: ' in text and TWICE in text.partition('Not run yet: ')[2]

@@ -22,6 +22,8 @@ def page(record: dict) -> str:
         f'interval. `{made["command"]}`, {_duration(cases)} of one core ({made["cpu"]}, {made["cores"]} cores, Python '
         f'{made["python"]}, NumPy {made["numpy"]}, SciPy {made["scipy"]}, {made["date"]}).',
     ]
+    if 'note' in made:  # which cases are older than the code they measure
+        lines += ['', made['note']]
     for section, write in _SECTIONS.items():
         entries = {name: entry for name, entry in cases.get(section, {}).items()}
         if entries:
@@ -96,7 +98,7 @@ def _null(entries: dict[str, dict]) -> list[str]:
         '0.01 and V >= 0.1. *undetermined*: the test refuses, most often as too few arrangements exist. The last two '
         f'columns are tests that are not used (in {_unused_runs(entries)} of the simulations), of the bins of COCO at '
         '0.01: a chi-square of objects within levels, and rows that are exchanged whatever their number of objects, '
-        'each level on its own.',
+        'each level on its own. A world *again* is the same world with other random numbers.',
         '',
         *table(columns, rows(held)),
         '',
@@ -189,8 +191,7 @@ def _intervals(entries: dict[str, dict]) -> list[str]:
     return [
         '## How often the 95 % interval of I(E; size | level) holds the truth',
         '',
-        f'{_counts(entries, "intervals")}, {bootstrap} bootstrap samples. Where nothing is planted the interval is too '
-        'wide rather than too narrow.',
+        f'{_counts(entries, "intervals")}, {bootstrap} bootstrap samples.',
         '',
         *table(('planted', 'truth (bits)', 'covered', 'mean width (bits)', 'mean error (bits)'), rows),
     ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .bootstrap import bootstrap_cmi, centred_interval
+from .bootstrap import bootstrap_cmi, score_interval
 from .description import size_names
 from .information import (
     chance_corrected_v,
@@ -113,7 +113,7 @@ def measure_specialization(
         values = bootstrap_cmi(rows, bootstrap, streams[1], views)
         for core, of_view in zip(cores, values, strict=True):
             if core.p_value is not None:
-                core.interval = centred_interval(of_view, core.bits)
+                core.interval = score_interval(of_view, core.bits, (core.raw_bits - core.bits, core.null_variance))
 
     core, tables = cores[0], views[0](joint)
     shuffled = shuffled_tables(rows, _SHUFFLES, streams[2])
@@ -180,6 +180,7 @@ class _Core:
     p_value: float | None
     reason: str
     null_99: float
+    null_variance: float
     v: float
     raw_v: float
     ceiling: float
@@ -221,6 +222,7 @@ def _core(rows: ObjectRows, tables: np.ndarray, permuted: np.ndarray) -> _Core:
         p_value=p_value,
         reason=reason,
         null_99=float(np.quantile(null, 1 - ALPHA)) - mean,
+        null_variance=float(null.var()),
         v=chance_corrected_v(phi2, float(mean_square_contingency(permuted).mean()), largest),
         raw_v=float(np.sqrt(phi2 / largest)) if largest > 0 else 0.0,
         ceiling=float(conditional_entropy(tables)),

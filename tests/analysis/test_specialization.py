@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moe_det.analysis import SpecializationMeter, measure_specialization, relative_sizes, size_bins
-from moe_det.analysis.bootstrap import bootstrap_cmi, centred_interval
+from moe_det.analysis.bootstrap import bootstrap_cmi, score_interval
 from moe_det.analysis.information import conditional_mutual_information, mutual_information
 from moe_det.analysis.permutation import permuted_tables
 from moe_det.analysis.rows import gather_rows
@@ -439,10 +439,39 @@ def test_bootstrap_draws_images():
     np.testing.assert_allclose(np.quantile(found, quantiles), np.quantile(naive, quantiles), rtol=0.06)
 
 
-def test_interval_is_centred_on_the_estimate():
-    values = np.arange(101) / 100
-    assert centred_interval(values, 0.2) == pytest.approx((0.2 - 0.475, 0.2 + 0.475))
-    assert centred_interval(values, 0.2, 0.5) == pytest.approx((0.2 - 0.25, 0.2 + 0.25))
+@pytest.mark.parametrize('estimate', [-1.0, -0.3, -0.05, 0.0, 0.05, 0.39, 0.5, 2.0])
+@pytest.mark.parametrize(('mean', 'spread'), [(0.1, 0.09), (0.1, 0.5), (0.0, 0.04), (0.4, 0.01)])
+def test_interval_is_what_the_estimate_agrees_with(estimate, mean, spread):
+    values = np.array([-1, 1]) * np.sqrt(spread)
+    low, high = score_interval(values, estimate, (mean, 0.04))
+    at_zero = min(0.04, spread)
+    growth = (spread - at_zero) / max(mean + max(estimate, 0), 1e-9)
+    truths = np.linspace(-3, 60, 630_001)
+    agree = np.abs(estimate - truths) <= 1.959964 * np.sqrt(at_zero + growth * np.maximum(truths, 0))
+    assert low <= estimate <= high
+    assert (low, high) == pytest.approx((truths[agree].min(), truths[agree].max()), abs=2e-4)
+
+
+def test_interval_by_hand():
+    # nothing planted and resamples that vary as much as permutations: estimate and standard deviation
+    assert score_interval(np.array([0.0, 0.2]), 0.3, (0.0, 0.01), 0.6827) == pytest.approx((0.2, 0.4), abs=1e-4)
+    # one expert: nothing varies
+    assert score_interval(np.zeros(9), 0.0, (0.0, 0.0)) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize('strength', [0.0, 0.15])
+def test_interval_holds_the_truth_as_often_as_it_says(strength):
+    # a noisy reading of size, one object per image: the truth by hand
+    table = (1 - strength) / 9 + strength * np.eye(3) / 3
+    truth = float(conditional_mutual_information(table[None]))
+    held = 0
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        expert, size = np.divmod(rng.choice(9, size=300, p=table.ravel()), 3)
+        options = dict(num_experts=3, permutations=99, bootstrap=200, seed=seed)
+        low, high = measure(np.arange(300), 0 * size, expert, size, **options).mi_given_level_ci
+        held += low <= truth <= high
+    assert 0.91 < held / 300 < 0.98  # percentiles of resamples hold a truth of zero always
 
 
 def test_size_bins():

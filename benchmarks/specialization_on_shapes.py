@@ -23,6 +23,7 @@ PAGE = ROOT / 'docs' / 'results' / 'shapes.md'
 KINDS = ('dense', 'moe_soft', 'moe_hard', 'moe_similarity')
 CONFIGS = {kind: ROOT / 'configs' / 'shapes' / f'retinanet_{kind}.py' for kind in KINDS}
 HEAD = 'model.bbox_head.moe'
+HALF = 0.5  # width of the experts where they are not matched to the dense branch's cost, which is more
 FORMAT = 2  # of size_specialization.json, which the record draws on
 IMAGE = (256, 256)  # height and width that costs are counted for: the network's input
 KEPT = (  # of each layer, as size_specialization.json has it
@@ -32,13 +33,11 @@ KEPT = (  # of each layer, as size_specialization.json has it
     'mi_p_value',
     'mi_cramers_v',
     'mi_given_level_bits',
-    'mi_given_level_ci',
     'ceiling_bits',
     'p_value',
     'p_value_holm',
     'cramers_v_given_level',
     'level_mi_bits',
-    'relative_size',
     'swap',
     'routes',
     'counterfactual',
@@ -69,13 +68,13 @@ def settings() -> dict[str, tuple[str, dict[str, object]]]:
             for balance in ('all', 'level'):
                 if unit == 'image' and balance == 'level':
                     continue  # one decision for all levels: nothing to balance inside levels
-                options = {f'{HEAD}.{key}': value for key, value in keys.items()}
+                options = {f'{HEAD}.width': HALF, **{f'{HEAD}.{key}': value for key, value in keys.items()}}
                 if balance == 'level':
                     options[f'{HEAD}.balance_over'] = 'level'
                 grid[f'{kind}-{unit}-{balance}'] = (f'moe_{kind}', options)
     for name, distance in (('similarity', 'features'), ('boxes', 'box_sizes')):
         for unit in ('level', 'patch3'):  # balanced inside levels by the config
-            options = {f'{HEAD}.{key}': value for key, value in units[unit].items()}
+            options = {f'{HEAD}.width': HALF, **{f'{HEAD}.{key}': value for key, value in units[unit].items()}}
             options[f'{HEAD}.constraint.distance'] = distance
             grid[f'{name}-{unit}-level'] = ('moe_similarity', options)
     for name in ('soft-level-all', 'hard-image-all'):
@@ -180,9 +179,11 @@ def summarise(results: dict) -> dict:
     """What the record keeps of one analysis."""
     layers = {}
     for layer in results['layers']:
-        gates = layer['random_gates']
+        gates, relative = layer['random_gates'], layer['relative_size']
         layers[layer['name']] = {
             **{key: layer[key] for key in KEPT},
+            # intervals are in the report; the page judges by what the seeds say
+            'relative_size': relative and {key: value for key, value in relative.items() if key != 'mi_ci'},
             # the place among random gates is kept, not the bits of each of them
             'random_gates': gates and {key: value for key, value in gates.items() if key != 'values'},
             'sorts': {unit: layer['units'][unit].get('sorts') for unit in ('detection', 'training')},

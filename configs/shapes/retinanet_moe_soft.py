@@ -7,7 +7,7 @@ model = dict(
         moe=dict(
             num_experts=4,
             top_k=2,
-            width=0.5,  # half the dense branch's channels: two experts cost less than it
+            width='matched',  # two experts cost what the dense branch costs
             constraint=dict(type='KLConstraint', weight=0.25),
         ),
     )

@@ -69,17 +69,21 @@ def test_matched_settings_differ_in_width_alone_and_cost_what_dense_costs(script
 
 def test_the_record_of_a_run_has_the_three_questions(script):
     plain = dict.fromkeys(script.KEPT, 1)
-    assert {'verdict', 'mi_p_value', 'ceiling_bits', 'relative_size', 'swap', 'routes'} <= set(plain)
+    assert {'verdict', 'mi_p_value', 'ceiling_bits', 'swap', 'routes'} <= set(plain)
     gates = dict(count=200, quantile=0.9, values=[0.1] * 200)
     units = dict(detection=dict(sorts=True, mi_bits=1), training=dict(unavailable='why'), image=dict(spearman=[]))
     layer = plain | dict(name='a', random_gates=gates, units=units, utilisation=dict(living=4), expert_by_size=[[1]])
-    other = layer | dict(name='b', random_gates=None)
+    layer['relative_size'] = dict(mi_bits=0.1, mi_ci=[0, 1])
+    other = layer | dict(name='b', random_gates=None, relative_size=None)
     found = script.summarise(dict(ap=dict(natural=dict(AP=0.5)), swap=None, layers=[layer, other]))
     assert found['ap'] == {'AP': 0.5} and found['swap'] is None
     assert found['layers']['a'] == plain | dict(
-        random_gates=dict(count=200, quantile=0.9), sorts=dict(detection=True, training=None), living=4
+        random_gates=dict(count=200, quantile=0.9),
+        relative_size=dict(mi_bits=0.1),
+        sorts=dict(detection=True, training=None),
+        living=4,
     )
-    assert found['layers']['b']['random_gates'] is None
+    assert found['layers']['b']['random_gates'] is None and found['layers']['b']['relative_size'] is None
 
 
 def test_the_record_over_seeds_has_verdicts_and_no_paths(script):

@@ -25,17 +25,23 @@ class _Runner:
         self.cfg = cfg
         self.hooks = [MoEHook()]
 
+    @property
+    def name(self) -> str:
+        kind = self.cfg.model.bbox_head.type
+        assert any(hook.type == 'MoEHook' for hook in self.cfg.custom_hooks) == (kind == 'MoERetinaHead')
+        return {'RetinaHead': 'dense', 'MoERetinaHead': 'experts'}[kind]
+
     def train(self) -> None:
-        self.calls.append('train from ' + str(self.cfg.load_from))
+        self.calls.append(f'train {self.name} from {self.cfg.load_from}')
         folder = Path(self.cfg.work_dir)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / 'epoch_1.pth').write_bytes(b'weights')
         (folder / 'last_checkpoint').write_text(str(folder / 'epoch_1.pth'))
 
     def test(self) -> dict:
-        self.calls.append('test ' + Path(self.cfg.load_from).name)
+        self.calls.append(f'test {self.name} {Path(self.cfg.load_from).name}')
         self.hooks[0].utilisation = {'bbox_head.cls': UTILISATION}
-        return {f'coco/{name}': 0.25 for name in demo.METRICS}
+        return {f'coco/{name}': 0.25 if self.name == 'experts' else 0.5 for name in demo.METRICS}
 
 
 @pytest.fixture
@@ -69,36 +75,47 @@ def test_summary_holds_metrics_time_config_checkpoint_and_utilisation(run, tmp_p
     assert stored['train_seconds'] >= 0 and stored['config'] == CONFIG
     assert Path(stored['checkpoint']).name == 'epoch_1.pth'
     assert stored['utilisation']['bbox_head.cls']['living'] == 4
+    assert stored['dense']['bbox_mAP'] == 0.5
+    assert 0.98 <= stored['multiply_adds_over_dense'] <= 1.02
     printed = capsys.readouterr().out
-    assert '0.250' in printed and 'bbox_head.cls' in printed and 'tools/test.py' in printed
+    assert '0.250' in printed and '0.500' in printed and 'bbox_head.cls' in printed and 'tools/test.py' in printed
     assert str(tmp_path / 'work/size_specialization/report.html') in printed
+
+
+ALL = [
+    'train experts from None',
+    'train dense from None',
+    'test experts epoch_1.pth',
+    'test dense epoch_1.pth',
+    'analyse epoch_1.pth',
+]
 
 
 def test_second_run_trains_and_tests_nothing(run):
     run()
-    assert _Runner.calls == ['train from None', 'test epoch_1.pth', 'analyse epoch_1.pth']
+    assert _Runner.calls == ALL
     run()
-    assert len(_Runner.calls) == 3
+    assert len(_Runner.calls) == len(ALL)
 
 
 def test_lost_report_is_made_again(run, tmp_path):
     run()
     (tmp_path / 'work/size_specialization/report.html').unlink()
     run()
-    assert _Runner.calls[3:] == ['analyse epoch_1.pth']
+    assert _Runner.calls[len(ALL) :] == ['analyse epoch_1.pth']
 
 
 def test_lost_summary_is_made_from_the_kept_checkpoint(run, tmp_path):
     run()
     (tmp_path / 'work' / 'summary.json').unlink()
     run()
-    assert _Runner.calls[3:] == ['test epoch_1.pth']
+    assert _Runner.calls[len(ALL) :] == ['test experts epoch_1.pth']
 
 
 def test_other_settings_are_trained_anew(run):
     run()
     run(train=3)
-    assert _Runner.calls[3:] == ['train from None', 'test epoch_1.pth', 'analyse epoch_1.pth']
+    assert _Runner.calls[len(ALL) :] == ALL
 
 
 def test_interrupted_training_is_continued(run, tmp_path):
@@ -106,7 +123,8 @@ def test_interrupted_training_is_continued(run, tmp_path):
     (tmp_path / 'work' / 'trained.json').unlink()
     (tmp_path / 'work' / 'summary.json').unlink()
     run()
-    assert _Runner.calls[3].startswith('train from') and _Runner.calls[3].endswith('epoch_1.pth')
+    resumed = _Runner.calls[len(ALL)]
+    assert resumed.startswith('train experts from') and resumed.endswith('epoch_1.pth')
 
 
 def test_data_that_cannot_be_made_is_an_error(tmp_path):

@@ -55,6 +55,7 @@ REGISTERED = {
         'moe_det.engine.finite_hook:FiniteHook',
         'moe_det.engine.exact_resume_hook:ExactResumeHook',
         'moe_det.engine.auxiliary_loss_hook:AuxiliaryLossHook',
+        'moe_det.engine.schedule_hook:MoEScheduleHook',
         'moe_det.engine.classification_hook:ClassificationHook',
     ),
     DATASETS: ('moe_det.datasets.classification:ClassificationDataset',),

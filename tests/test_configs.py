@@ -17,6 +17,7 @@ from mmengine.runner import load_checkpoint
 from small_models import (
     REPOSITORY,
     RETINANET,
+    assert_same_detections,
     batch,
     build,
     config,
@@ -36,6 +37,7 @@ ENTRIES = sorted(
     str(path.relative_to(CONFIGS)) for folder in (CONFIGS, CONFIGS / 'shapes') for path in folder.glob('*.py')
 )
 SOFT = 'retinanet_moe_soft.py'
+FROM_DENSE = 'retinanet_moe_from_dense.py'
 DISTILLED = ('retinanet_moe_distilled.py', 'shapes/retinanet_moe_distilled.py')  # need a trained attentive run
 RUNTIME_HOOKS = ['MoEHook', 'ExactResumeHook', 'SkipBadImagesHook', 'FiniteHook']
 
@@ -133,6 +135,7 @@ def test_soft_and_hard_differ_in_one_key(folder):
         ('retinanet_moe_box_only.py', SOFT, {'model.bbox_head.moe.branches'}),
         ('retinanet_moe_importance.py', SOFT, {'model.bbox_head.moe.constraint'}),
         ('retinanet_moe_mean_hard.py', SOFT, {'model.bbox_head.moe.constraint'}),
+        (FROM_DENSE, None, {'model.bbox_head.', 'model.backbone.init_cfg', 'load_from', 'optim_wrapper.', 'custom_'}),
         ('shapes/retinanet_moe_soft.py', 'shapes/retinanet_dense.py', {'model.bbox_head', 'custom_hooks'}),
     ],
 )
@@ -209,13 +212,19 @@ def test_a_child_extends_imports_and_hooks_as_the_comment_says(tmp_path, monkeyp
     assert 'loss_moe_kl' in losses_of(model, batch())
 
 
-def test_copies_of_a_trained_retinanet_train_on_a_frozen_body(tmp_path):
-    cfg = shrink(entry('retinanet_moe_soft_from_dense.py'))
+def trained_retinanet(folder: Path) -> tuple[nn.Module, str]:
+    """A small plain RetinaNet and its checkpoint."""
     plain = initialise(build(shrink(config(f"_base_ = '{RETINANET}'")).model))
     spread_weights(plain.bbox_head)
-    torch.save(dict(state_dict=plain.state_dict()), tmp_path / 'dense.pth')
+    torch.save(dict(state_dict=plain.state_dict()), folder / 'dense.pth')
+    return plain, str(folder / 'dense.pth')
+
+
+def test_copies_of_a_trained_retinanet_train_on_a_frozen_body(tmp_path):
+    cfg = shrink(entry('retinanet_moe_soft_from_dense.py'))
+    plain, checkpoint = trained_retinanet(tmp_path)
     model = initialise(build(cfg.model))
-    load_checkpoint(model, str(tmp_path / 'dense.pth'), map_location='cpu')
+    load_checkpoint(model, checkpoint, map_location='cpu')
     for branch, name in (('cls', 'retina_cls'), ('reg', 'retina_reg')):
         dense = plain.bbox_head.get_submodule(name).weight
         for expert in model.bbox_head.branch_experts[branch].experts:
@@ -233,3 +242,32 @@ def test_copies_of_a_trained_retinanet_train_on_a_frozen_body(tmp_path):
     assert optim_wrapper.optimizer.defaults['lr'] == 1e-5 and optim_wrapper.clip_grad_kwargs['max_norm'] == 0.1
     assert cfg.train_dataloader.batch_size == 4 and cfg.train_cfg.max_epochs == 20
     assert [list(s.milestones) for s in cfg.param_scheduler] == [[13, 17]]
+
+
+def test_shards_of_a_trained_retinanet_start_with_its_detections(tmp_path):
+    plain, checkpoint = trained_retinanet(tmp_path)
+    cfg = shrink(entry(FROM_DENSE))
+    cfg.model.bbox_head.moe.copy_noise = 0
+    model = initialise(build(cfg.model))
+    load_checkpoint(model, checkpoint, map_location='cpu')
+    for ours, theirs in zip(predictions_of(model, batch()), predictions_of(plain, batch()), strict=True):
+        assert_same_detections(ours, theirs)
+    experts = {r.num_experts for r in find_routers(model).values()}
+    assert experts == {8} and {r.slots for r in find_routers(model).values()} == {2}
+
+
+def test_gates_and_copies_have_learning_rates_of_their_own():
+    cfg = shrink(entry(FROM_DENSE))
+    rates = {'.routers.': 0.5, '.experts.': 0.3}
+    for part, factor in rates.items():
+        cfg.optim_wrapper.paramwise_cfg.custom_keys[part].lr_mult = factor
+    model = build(cfg.model)
+    with mmdet_scope():
+        groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
+    found = {id(p): group['lr'] / cfg.optim_wrapper.optimizer.lr for group in groups for p in group['params']}
+    head = [(name, p) for name, p in model.named_parameters() if p.requires_grad and name.startswith('bbox_head.')]
+    by_rate = {f: {name.split('.')[1] for name, p in head if found[id(p)] == pytest.approx(f)} for f in (1, 0.5, 0.3)}
+    assert by_rate == {1: {'cls_convs', 'reg_convs', 'branch_experts'}, 0.5: {'routers'}, 0.3: {'branch_experts'}}
+    # what the copies have in common learns at the full rate
+    common = [name for name, p in head if 'branch_experts' in name and found[id(p)] == 1]
+    assert common and all('.common.' in name for name in common)

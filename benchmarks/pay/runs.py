@@ -14,14 +14,13 @@ from .settings import CONFIGS, MORE_EPOCHS, MORE_RATE, ROWS, START_EPOCHS, START
 
 IMAGE = (128, 128)  # height and width that costs are counted for: the network's input
 MEASURES = {'AP': 'bbox_mAP', 'AP_S': 'bbox_mAP_s', 'AP_M': 'bbox_mAP_m', 'AP_L': 'bbox_mAP_l'}
-TEST_EVERY = 5  # epochs
 
 
-def schedule(epochs: int, rate: float) -> dict[str, object]:
-    """The changed keys of a training of so many epochs at this peak learning rate."""
+def schedule(epochs: int, rate: float, tests: int) -> dict[str, object]:
+    """The changed keys of a training of so many epochs at this peak learning rate, tested so many times."""
     return {
         'train_cfg.max_epochs': epochs,
-        'train_cfg.val_interval': TEST_EVERY,
+        'train_cfg.val_interval': max(1, epochs // tests),
         'param_scheduler.1.end': epochs,
         'param_scheduler.1.eta_min': rate / 100,
         'optim_wrapper.optimizer.lr': rate,
@@ -32,9 +31,9 @@ def schedule(epochs: int, rate: float) -> dict[str, object]:
 def changes_of(name: str) -> tuple[Path, dict[str, object]]:
     """Config and changed keys of a start or a row."""
     if name in STARTS:
-        return CONFIGS['dense'], {**STARTS[name].options, **schedule(START_EPOCHS, START_RATE)}
+        return CONFIGS['dense'], {**STARTS[name].options, **schedule(START_EPOCHS, START_RATE, 4)}
     row = ROWS[name]
-    return CONFIGS[row.config], {**row.options, **schedule(row.epochs or MORE_EPOCHS, row.rate or MORE_RATE)}
+    return CONFIGS[row.config], {**row.options, **schedule(row.epochs or MORE_EPOCHS, row.rate or MORE_RATE, 2)}
 
 
 @cache

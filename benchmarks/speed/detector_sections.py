@@ -49,7 +49,7 @@ class DetectorSections(Sections):
         device, runs = self.plan.device, {}
         make = detectors.train_step if training else detectors.inference
         for name, model in models.items():
-            model.train(training)
+            model = (model if training else detectors.with_whole_experts(model)).train(training)
             runs[name] = make(model, detectors.batch(model, images, size, training), precision, device)
         return runs
 
@@ -195,7 +195,7 @@ class DetectorSections(Sections):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         results['kept'] = kept_memory(plan.device, forward, [data['inputs'], *model.parameters(), *model.buffers()])
-        params, active = parameter_counts(model)
+        params, active = parameter_counts(detectors.with_whole_experts(model))
         path = config if '::' in config else str(ROOT / 'configs' / config)
         cost = model_cost(load_config(path, options).model, plan.size).parts[WHOLE]
         results['cost'] = {
@@ -220,5 +220,6 @@ def detector_ratios(of: dict[str, list[float]]) -> dict[str, dict]:
         'k=2 / dense': ratio(of['k=2'], dense),
         'k=2 / FLOP-ideal': ratio(of['k=2'], ideal),
         f'{detectors.MATCHED} / dense': ratio(of[detectors.MATCHED], dense),
+        **{f'{name} / dense': ratio(of[name], dense) for name in detectors.SHARDS},
         'FLOP-ideal of k=2 / dense': ratio(ideal, dense),
     }

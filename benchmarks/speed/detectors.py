@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 from collections.abc import Callable
 
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 from moe_det.engine.launch import load_config
 from moe_det.routing import find_routers
+from moe_det.routing.experts import ExpertGroup
+from moe_det.routing.shared_copies import fold_common
 
 from .clock import Mark
 from .layers import plant_routing
@@ -22,11 +25,14 @@ from .record import ROOT
 
 DENSE = 'mmdet RetinaNet'
 MATCHED = 'k=2 matched'
+SHARDS = ('shards E=8', 'shards E=16')
 DETECTORS = {
     DENSE: ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', {}),
     'k=1': ('retinanet_moe_top1.py', {}),
     'k=2': ('retinanet_moe_soft.py', {}),
     MATCHED: ('retinanet_moe_soft_matched.py', {}),
+    SHARDS[0]: ('retinanet_moe_from_dense.py', {}),
+    SHARDS[1]: ('retinanet_moe_from_dense.py', {'model.bbox_head.moe.copies': 8}),
 }
 MANY = 'k=2, E=32'
 WITH_MANY = {**DETECTORS, MANY: ('retinanet_moe_soft.py', {'model.bbox_head.moe.num_experts': 32})}
@@ -47,6 +53,13 @@ def build(config: str, options: dict, device: str, images: int) -> nn.Module:
     for router in find_routers(model).values():
         plant_routing(router, images, LEVELS, ACTIVE)
     return model
+
+
+def with_whole_experts(model: nn.Module) -> nn.Module:
+    """The model as tools load it for use: where copies share weights, a copy that has their sums."""
+    if all(m.common is None for m in model.modules() if isinstance(m, ExpertGroup)):
+        return model
+    return fold_common(copy.deepcopy(model))
 
 
 def batch(model: nn.Module, images: int, size: tuple[int, int], training: bool) -> dict:

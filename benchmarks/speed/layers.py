@@ -47,26 +47,28 @@ class LayerShape:
 def plant_routing(router: Router, rows: int, levels: int = 1, active: int | None = None) -> None:
     """Makes a router choose evenly: row i of level l takes the K experts from (i + l) * K on, cyclically.
 
-    The gate still runs and its logits still set the weights; a constant is added to those of the planted experts. So
-    routing is balanced, as after training with a constraint, where the gates of a new network would send all rows to
-    few experts. The addition is one small operator per level, at our cost.
+    With shards it takes copy i + l of each, cyclically. The gate still runs and its logits still set the weights; a
+    constant is added to those of the planted experts. So routing is balanced, as after training with a constraint,
+    where the gates of a new network would send all rows to few experts. The addition is one small operator per level,
+    at our cost.
 
     Args:
         router: its gate gets a forward hook.
         rows: most rows of a level.
         levels: calls of the gate in one forward.
-        active: experts in use, the first ones; all by default.
+        active: experts, or copies of each shard, in use, the first ones; all by default.
     """
-    experts, top_k = router.num_experts, router.top_k
-    active = min(active or experts, experts)
-    if top_k > active:
-        raise ValueError(f'active={active}: expected at least top_k={top_k}')
+    copies, chosen = router.copies, router.top_k // router.slots
+    active = min(active or copies, copies)
+    if chosen > active:
+        raise ValueError(f'active={active}: expected at least top_k={chosen}')
     device = next(router.gate.parameters()).device
-    table = torch.zeros(levels, rows, experts)
+    table = torch.zeros(levels, rows, router.num_experts)
     for level in range(levels):
         for row in range(rows):
-            for slot in range(top_k):
-                table[level, row, ((row + level) * top_k + slot) % active] = MARGIN
+            for choice in range(router.top_k):
+                slot, number = divmod(choice, chosen)
+                table[level, row, slot * copies + ((row + level) * chosen + number) % active] = MARGIN
     table = table.to(device)
     calls = 0
 

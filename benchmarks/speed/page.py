@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .cost_table import cost_table
-from .detectors import DENSE, MATCHED
+from .detectors import DENSE, MATCHED, SHARDS
 from .layers import DENSE_EXPERT, OURS
 from .plot import draw, has_curves
 from .record import ROOT, Record, record_path
@@ -18,7 +18,7 @@ IMAGES = ROOT / 'docs' / 'images'
 DEVICES = {'cpu': 'CPU', 'cuda': 'GPU'}
 EMPTY = 'Not measured yet.'
 MIB = 2**20
-PROFILED = ('k=1', MATCHED)  # what should cost as much as a dense detector
+PROFILED = ('k=1', MATCHED, *SHARDS)  # what should cost as much as a dense detector
 WORTH_A_ROW = 1.0  # ms
 
 
@@ -80,6 +80,7 @@ def _parts(sections: dict) -> Iterator[str]:
         return
     yield '\n'.join(f'- {line}' for line in _origins(sections))
     yield _whole(sections.get('whole', {}))
+    yield _shards(sections.get('whole', {}))
     yield _separate(sections.get('separate', {}))
     yield _profile(sections.get('profile', {}))
     yield _layer(sections.get('layer', {}))
@@ -153,6 +154,19 @@ def _whole(entries: dict) -> str:
     return _titled(title, markdown_table(['images', 'step', 'dense ms', *names, 'n'], rows))
 
 
+def _shards(entries: dict) -> str:
+    names = [f'{name} / dense' for name in SHARDS]
+    rows = []
+    for settings, results in _done(entries):
+        for key, label in (('ratios', settings['phase']), ('ratios_without_optimizer', 'training, without optimizer')):
+            found = results.get(key, {})
+            if names[0] in found:
+                cells = [_ratio(found[name]) for name in names]
+                rows.append([_case(settings), label, *cells, str(found[names[0]]['n'])])
+    title = '**Two shards of four and of eight copies** (`retinanet_moe_from_dense.py`), in the same rounds.'
+    return _titled(title, markdown_table(['images', 'step', *names, 'n'], rows))
+
+
 def _case(settings: dict) -> str:
     return 'B={}, {}x{}, {}'.format(settings['batch'], *settings['size'], settings['precision'])
 
@@ -171,18 +185,19 @@ def _separate(entries: dict) -> str:
 
 
 def _profile(entries: dict) -> str:
-    rows: list[list[str]] = []
-    for settings, results in _done(entries):
+    done, rows = list(_done(entries)), []
+    profiled = [name for name in PROFILED if all(name in results['by_kind'] for _, results in done)]
+    for settings, results in done:
         first, found = [_case(settings)], results['by_kind']
         for phase, kinds in found[DENSE].items():
             for kind, dense_ms in kinds.items():
-                more = [found[name][phase][kind] - dense_ms for name in PROFILED]
+                more = [found[name][phase][kind] - dense_ms for name in profiled]
                 if max(dense_ms, *map(abs, more)) >= WORTH_A_ROW:
                     label = phase if settings['phase'] == phase else f'training, {phase}'
                     cells = [f'{ms:+.1f}' for ms in more]
                     rows.append([*first, label, kind, f'{dense_ms:.1f}', *cells, str(settings['rounds'])])
     title = '**Where the time goes**: milliseconds of plain RetinaNet, and how many more (or less) with experts.'
-    heads = ['images', 'step', 'spent in', 'dense', *PROFILED, 'n']
+    heads = ['images', 'step', 'spent in', 'dense', *profiled, 'n']
     return _titled(title, markdown_table(heads, rows))
 
 
@@ -263,18 +278,28 @@ def _detector_memory(entries: dict) -> str:
         label = name.removeprefix('detector ').removesuffix(f' {entry["settings"]["precision"]}')
         first = [label, entry['settings']['precision'], str(entry['settings']['batch'])]
         if 'error' in results:
-            rows.append([*first, results['error'], *['–'] * 6])
+            rows.append([*first, results['error'], *['–'] * 7])
             continue
         head, kept, cost = results['head'], results['kept'], results['cost']
         peak = f'{kept["peak_beyond_state"] / MIB:.0f}' if 'peak_beyond_state' in kept else '–'
-        row = [*first, f'{kept.get("activations", kept["saved_bytes"]) / MIB:.1f}', peak]
+        row = [*first, f'{_kept(entry) / MIB:.1f}', _kept_over_dense(entry, entries), peak]
         row += [str(head['host_copies']), str(head['convolutions_forward'])]
         row += [f'{cost["params"] / 1e6:.2f}', f'{cost["active_params"] / 1e6:.2f}']
         macs = [cost['active_macs_per_image'], cost['macs_per_image']]
         rows.append([*row, *['–' if value is None else f'{value / 1e9:.2f}' for value in macs]])
-    heads = ['detector', 'precision', 'B', 'kept MiB', 'peak MiB', 'host copies of the head']
+    heads = ['detector', 'precision', 'B', 'kept MiB', '/ dense', 'peak MiB', 'host copies of the head']
     heads += ['convolutions of the head', 'params M', 'active M', 'GMAC active', 'GMAC all experts']
     return _titled('**Memory and counts of the detector**, training step.', markdown_table(heads, rows))
+
+
+def _kept(entry: dict) -> int:
+    kept = entry['results']['kept']
+    return kept.get('activations', kept['saved_bytes'])
+
+
+def _kept_over_dense(entry: dict, entries: dict) -> str:
+    dense = entries.get(f'detector {DENSE} {entry["settings"]["precision"]}')
+    return f'{_kept(entry) / _kept(dense):.3f}' if dense and 'kept' in dense['results'] else '–'
 
 
 def _optimizer(entries: dict) -> str:

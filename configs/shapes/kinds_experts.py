@@ -8,9 +8,7 @@ model = dict(
     bbox_head=dict(
         type='MoERetinaHead',
         moe=dict(
-            placement='shards',
-            shards=2,
-            copies=4,
+            placement='shards',  # two shards of four copies each
             unit='image',
             constraint=dict(type='KLConstraint', weight=0.01),
             noise=False,

@@ -52,9 +52,7 @@ test_pipeline = [
 train_dataloader = dict(
     batch_size=8,
     num_workers=1,
-    dataset=dict(
-        data_root=data_root, metainfo=metainfo, pipeline=train_pipeline, filter_cfg=dict(_delete_=True)
-    ),
+    dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=train_pipeline, filter_cfg=dict(_delete_=True)),
 )
 val_dataloader = dict(
     batch_size=8,

@@ -5,103 +5,26 @@ The keys of the results are documented in ``docs/size_specialization.md``.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..errors import DataError
-from . import counterfactual, units
+from . import counterfactual, slots, units
 from .ground_truth import SIZE_NAMES, GroundTruth
+from .inputs import Analysed, LayerInfo
 from .layer_numbers import by_level, gate_numbers, of_experts, plain, result_numbers, unit_numbers
 from .random_gates import RandomGates, random_gates
 from .result import SpecializationResult, adjust_for_layers
 from .sentences import layer_sentence, plain_sentence
 from .sizes import QUANTILES, RelativeSizes, relative_sizes
 from .specialization import measure_specialization
-from .swap_results import Donors, RoutePrecision, route_results, swap_results
+from .swap_results import route_results, swap_results
 from .usage import usage_of_rows
 from .verdicts import Evidence, TooLittle, decide
 
 LIFT_SAMPLES = 2000  # bootstrap samples of the lift's intervals; percentiles need no more
-
-
-@dataclass(frozen=True)
-class LayerInfo:
-    """What the model says of a layer.
-
-    Attributes:
-        name: path in the model.
-        unit: ``'level'``, ``'image'`` or ``'patch'``.
-        grid: cells per axis for patches, else None.
-        num_experts: E.
-        top_k: K.
-        balance_over: ``'all'`` or ``'level'``.
-        constraints: keys of its constraints.
-    """
-
-    name: str
-    unit: str
-    grid: int | None
-    num_experts: int
-    top_k: int
-    balance_over: str
-    constraints: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of the statistics.
-
-    Attributes:
-        permutations: of routing rows between images.
-        bootstrap: samples of images, for intervals of the routing's statistics.
-        seed: of all random draws.
-        swaps: how often images exchange their routes in the swap test; 0 leaves it out.
-        resamples: samples of images, for intervals of average precisions.
-        random_gates: gates with random weights that the trained one is compared with.
-    """
-
-    permutations: int = 10000
-    bootstrap: int = 10000
-    seed: int = 0
-    swaps: int = 4
-    resamples: int = 200
-    random_gates: int = 200
-
-
-@dataclass(frozen=True)
-class Analysed:
-    """What one checkpoint gave: the arguments of the results of every layer.
-
-    Attributes:
-        findings: :class:`moe_det.probing.findings.Findings` on all images.
-        matches: (g,) detection that each object is matched by, -1 where none.
-        ground_truth: the objects.
-        precisions: average precisions by the name of the condition.
-        routes: average precisions of the swap test's conditions with their resamples.
-        losses: (N,) detection loss of each image by condition, of the swap test's pass.
-        donors: of the swap test.
-        unavailable: for ``'detection'`` and ``'training'`` why the unit cannot be had, or None.
-        groups: (N,) what each image belongs to; None takes images as independent.
-        settings: of the statistics.
-    """
-
-    findings: object
-    matches: np.ndarray
-    ground_truth: GroundTruth
-    precisions: Mapping[str, dict]
-    routes: RoutePrecision | None
-    losses: Mapping[str, np.ndarray]
-    donors: Donors
-    unavailable: Mapping[str, str | None]
-    groups: Sequence[Hashable] | None
-    settings: Settings = field(default_factory=Settings)
-
-    @property
-    def has_levels(self) -> bool:
-        """Whether detections can be followed to a level of a pyramid."""
-        return self.unavailable['detection'] is None
 
 
 @dataclass
@@ -150,9 +73,11 @@ def layer_results(info: LayerInfo, analysed: Analysed) -> LayerAnalysis:
         reasons = '; '.join(f'{name} unit: {reason}' for name, reason in measured.items())
         raise DataError(f'{info.name}: nothing can be measured ({reasons})')
     result, unit = measured[found.main], made[found.main]
-    observed, low, high = units.lift(unit, len(SIZE_NAMES), min(settings.bootstrap, LIFT_SAMPLES), settings.seed)
+    observed, low, high = units.lift(
+        unit, len(SIZE_NAMES), min(settings.bootstrap, LIFT_SAMPLES), settings.seed, info.slots
+    )
     forced = of_experts(analysed.precisions, info.name, info.num_experts, 'forced')
-    agrees = counterfactual.agreement(result.expert_by_size_by_level, forced)
+    agrees = counterfactual.agreement(result.expert_by_size_by_level, forced, info.slots)
     levels = sorted({int(level) for of_unit in made.values() for level in of_unit.levels})
     if not by_image:
         levels = sorted({*levels, *map(int, np.unique(layer.levels))})
@@ -188,14 +113,17 @@ def layer_results(info: LayerInfo, analysed: Analysed) -> LayerAnalysis:
             'agrees': None if agrees is None else agrees > 0,
             **counterfactual.spreads(forced),
         },
-        'utilisation': usage_of_rows(layer.weights, layer.probs),
-        'utilisation_by_level': [
-            {'level': level, **usage_of_rows(layer.weights[layer.levels == level], layer.probs[layer.levels == level])}
-            for level in sorted(map(int, np.unique(layer.levels)))
-        ]
-        if not by_image
-        else [],
+        'utilisation': usage_of_rows(layer.weights, layer.probs, info.slots),
+        'utilisation_by_level': [] if by_image else _usage_by_level(layer, info.slots),
     }
+    return found
+
+
+def _usage_by_level(layer, num_slots: int) -> list[dict]:
+    found = []
+    for level in map(int, np.unique(layer.levels)):
+        at = layer.levels == level
+        found.append({'level': level, **usage_of_rows(layer.weights[at], layer.probs[at], num_slots)})
     return found
 
 
@@ -206,13 +134,14 @@ def measure(unit: units.Unit, info: LayerInfo, analysed: Analysed, hard: bool) -
         unit: entries.
         info: of the layer.
         analysed: areas, groups and settings.
-        hard: take each entry's top expert alone instead of all its weights.
+        hard: take each entry's top expert (of every slot) alone instead of all its weights.
     """
     settings, groups = analysed.settings, analysed.groups
+    tops = slots.masses_of(slots.top_experts(unit.experts, info.slots), info.num_experts)
     return measure_specialization(
         unit.image_ids,
         unit.levels,
-        unit.top_experts if hard else unit.experts,
+        tops if hard else unit.experts,
         unit.sizes,
         num_experts=info.num_experts,
         num_sizes=len(SIZE_NAMES),
@@ -264,11 +193,11 @@ def _random_gates(
         return 'the objects of this detector have no level of a pyramid'
     if isinstance(measured['training'], str):
         return f'there is no training unit: {measured["training"]}'
-    if info.num_experts < 2:
+    if info.num_experts <= info.slots:
         return 'a single expert needs no gate'
     return random_gates(
         layer.features,
-        layer.weights.argmax(axis=1),
+        slots.top_experts(layer.weights, info.slots),
         layer.levels,
         num_experts=info.num_experts,
         rows=unit.rows,
@@ -314,6 +243,7 @@ def conclude(layers: Sequence[LayerAnalysis], has_levels: bool) -> dict[str, Spe
             has_levels,
             None if isinstance(layer.gates, str) else layer.gates.beyond,
             None if numbers['swap'] is None else numbers['swap']['costs'],
+            '' if numbers['swap'] is None else numbers['swap']['costs_reason'] or '',
         )
         numbers['verdict'], numbers['undetermined_reason'] = decide(evidence)
         numbers['notes'] = list(evidence.main.notes)

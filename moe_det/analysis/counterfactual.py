@@ -7,21 +7,23 @@ from collections.abc import Sequence
 import numpy as np
 
 from .seeds import size_preference
+from .slots import within_slots
 
 SIZE_PRECISIONS = ('AP_S', 'AP_M', 'AP_L')
 
 
-def advantage(forced: Sequence[dict[str, float | None]]) -> np.ndarray:
+def advantage(forced: Sequence[dict[str, float | None]], slots: int = 1) -> np.ndarray:
     """(E, 3) how much better than the other experts each is at a size, freed of how good it is at everything.
 
     Args:
         forced: by expert, the average precisions when every row goes to it.
+        slots: G; an expert stands beside the others of its slot.
 
     Returns:
         AP_S, AP_M, AP_L with the mean over experts, then the mean over sizes taken away; NaN where an AP is missing.
     """
     values = np.array([[np.nan if row[name] is None else row[name] for name in SIZE_PRECISIONS] for row in forced])
-    values = values - values.mean(axis=0)
+    values = within_slots(values, slots)
     return values - _row_means(values)
 
 
@@ -30,7 +32,7 @@ def _row_means(values: np.ndarray) -> np.ndarray:
     return np.where(known, values, 0).sum(1, keepdims=True) / np.maximum(known.sum(1, keepdims=True), 1)
 
 
-def agreement(table: np.ndarray, forced: Sequence[dict[str, float | None]]) -> float | None:
+def agreement(table: np.ndarray, forced: Sequence[dict[str, float | None]], slots: int = 1) -> float | None:
     """Cosine between :func:`~moe_det.analysis.seeds.size_preference` and :func:`advantage` over experts and sizes.
 
     1: each expert is used, beyond what its level explains, for the sizes that it is better at; below 0: for those
@@ -39,13 +41,14 @@ def agreement(table: np.ndarray, forced: Sequence[dict[str, float | None]]) -> f
     Args:
         table: (E, S, L) objects by expert, size and level.
         forced: by expert, the average precisions when every row goes to it.
+        slots: G.
 
     Returns:
         From -1 to 1; None if one of them is zero everywhere, or nothing is known.
     """
-    if len(forced) < 2:
+    if len(forced) <= slots:
         return None
-    used, good = size_preference(table), advantage(forced)
+    used, good = size_preference(table), advantage(forced, slots)
     known = ~np.isnan(good)
     used, good = used[known], good[known]
     scale = np.linalg.norm(used) * np.linalg.norm(good)

@@ -12,11 +12,14 @@ OBJECTS_PER_EXPERT = 6
 EXAMPLES = 4
 
 
-def favourite_images(weights: np.ndarray, image_ids: np.ndarray, expert: int) -> list[tuple[int, float]]:
-    """The images that give an expert the largest mean weight over their rows.
+def favourite_images(
+    weights: np.ndarray, probs: np.ndarray, image_ids: np.ndarray, expert: int
+) -> list[tuple[int, float]]:
+    """The images that give an expert the largest mean weight over their rows, of equal ones by its mean probability.
 
     Args:
         weights: (R, E) mixture weights.
+        probs: (R, E) gate probabilities.
         image_ids: (R,) position of each row's image.
         expert: which.
 
@@ -24,22 +27,23 @@ def favourite_images(weights: np.ndarray, image_ids: np.ndarray, expert: int) ->
         Position of the image and mean weight, the largest first, without images that never use it.
     """
     images, inverse = np.unique(image_ids, return_inverse=True)
-    mean = np.bincount(inverse, weights=weights[:, expert]) / np.bincount(inverse)
-    order = np.argsort(-mean, kind='stable')[:IMAGES_PER_EXPERT]
+    mean, likely = (np.bincount(inverse, weights=v[:, expert]) / np.bincount(inverse) for v in (weights, probs))
+    order = np.lexsort((-likely, -mean))[:IMAGES_PER_EXPERT]
     return [(int(images[i]), float(mean[i])) for i in order if mean[i] > 0]
 
 
-def favourite_objects(unit: Unit, expert: int) -> list[int]:
-    """Entries of a unit that lean most on an expert, at most one of each image and, while there are, of all sizes.
+def favourite_objects(unit: Unit, probs: np.ndarray, expert: int) -> list[int]:
+    """Entries of a unit that lean most on an expert, at most one of each image.
 
     Args:
         unit: entries.
+        probs: (R, E) gate probabilities of all rows, which decide between equal weights.
         expert: which.
 
     Returns:
         Positions in the unit, the largest weight first.
     """
-    order = np.argsort(-unit.experts[:, expert], kind='stable')
+    order = np.lexsort((-probs[unit.rows, expert], -unit.experts[:, expert]))
     chosen, seen = [], set()
     for i in order:
         if unit.experts[i, expert] <= 0 or len(chosen) == OBJECTS_PER_EXPERT:
@@ -60,9 +64,12 @@ def example_images(ground_truth: GroundTruth) -> list[int]:
     return [image for *_, image in sorted(ranked)[:EXAMPLES]]
 
 
-def object_entry(ground_truth: GroundTruth, unit: Unit, position: int, expert: int, by_level: bool) -> dict:
+def object_entry(
+    ground_truth: GroundTruth, unit: Unit, position: int, expert: int, by_level: bool, slots: int = 1
+) -> dict:
     """What the report says of one favourite object, with the ids of the annotation file.
 
+    With shards a weight is a part of its shard's weights.
     File name and picture are added by who has the images.
     """
     objects = ground_truth.objects
@@ -75,5 +82,5 @@ def object_entry(ground_truth: GroundTruth, unit: Unit, position: int, expert: i
         'size': SIZE_NAMES[objects.sizes[at]],
         'category': ground_truth.category_names[objects.categories[at]],
         'level': int(unit.levels[position]) if by_level else None,
-        'weight': float(unit.experts[position, expert]),
+        'weight': float(unit.experts[position, expert]) * slots,
     }

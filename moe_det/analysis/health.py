@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
-from ..routing.metrics import LIVING_SHARE, Utilisation, utilisation
+from ..routing.metrics import LIVING_SHARE, Utilisation
 from ..routing.routing import Usage
+from .slots import expert_name
+from .usage import living_by_slot, usage_in_slots
 
 FEWEST_ROWS = 20  # fewer may fall on the same experts by chance (two experts, top-1, fair: 2 in a million)
 
@@ -20,9 +22,10 @@ class HealthLimits:
     """What counts as healthy.
 
     Attributes:
-        living_share: an expert lives if it holds more than this part of the weights.
+        living_share: an expert lives if it holds more than this part of the weights, a copy of a shard of the shard's.
         max_load_ratio: largest load ratio that an expert may have (1.0 is the fair share); None sets no limit.
-        min_living: least number of living experts; None asks for more than a single row uses.
+        min_living: least number of living experts, in every shard where there are shards; None asks for more than a
+            single row uses.
     """
 
     living_share: float = LIVING_SHARE
@@ -36,15 +39,13 @@ class RowsHealth:
 
     Attributes:
         part: ``'all rows'``, or ``'level 2'`` for the rows of one level.
-        used: their utilisation.
-        living: experts that live by the limits' ``living_share``.
+        used: their utilisation, its ``living`` by the limits' ``living_share``.
         problems: sentences about what is wrong; empty when healthy.
         judged: False for rows too few to judge.
     """
 
     part: str
     used: Utilisation
-    living: int
     problems: tuple[str, ...]
     judged: bool
 
@@ -57,11 +58,13 @@ class LayerHealth:
         layer: module path.
         top_k: K, experts that a row uses.
         parts: all rows first, then each level where usage is balanced inside levels.
+        slots: shards, of each of which a row uses one copy; 1 without shards.
     """
 
     layer: str
     top_k: int
     parts: tuple[RowsHealth, ...]
+    slots: int = 1
 
     @property
     def problems(self) -> list[str]:
@@ -75,24 +78,28 @@ class LayerHealth:
 
     def to_dict(self) -> dict:
         """Plain Python values, for JSON."""
-        parts = []
-        for part in self.parts:
-            kept = {key: value for key, value in part.used.to_dict().items() if key != 'living'}
-            parts.append(
-                {'part': part.part, 'living': part.living, **kept}
-                | {'problems': list(part.problems), 'judged': part.judged}
-            )
+        parts = [
+            {'part': part.part, **part.used.to_dict(), 'problems': list(part.problems), 'judged': part.judged}
+            for part in self.parts
+        ]
         experts = len(self.parts[0].used.load_ratio)
-        return {'num_experts': experts, 'top_k': self.top_k, 'healthy': not self.problems, 'parts': parts}
+        about = {'num_experts': experts, 'top_k': self.top_k, 'slots': self.slots}
+        return {**about, 'healthy': not self.problems, 'parts': parts}
 
 
 def judge_layer(
-    layer: str, usage: Usage, top_k: int, limits: HealthLimits | None = None, *, by_level: bool = False
+    layer: str,
+    usage: Usage,
+    top_k: int,
+    limits: HealthLimits | None = None,
+    *,
+    by_level: bool = False,
+    slots: int = 1,
 ) -> LayerHealth:
     """Judges a layer.
 
     A layer has collapsed if no more experts live than a single row uses, although there are more; where a row uses
-    all experts, if only one of them lives.
+    all experts, if only one of them lives. With shards each of them is judged, of which a row uses one copy.
 
     Args:
         layer: module path, for messages.
@@ -100,42 +107,46 @@ def judge_layer(
         top_k: K.
         limits: what counts as healthy.
         by_level: judge each balance group too.
+        slots: shards that the experts are copies of; 1 without shards.
 
     Raises:
         ValueError: there were no rows.
     """
     limits = limits or HealthLimits()
-    parts = [_judge('all rows', utilisation(usage), top_k, limits)]
+    parts = [_judge('all rows', usage, top_k, limits, slots)]
     groups = usage.rows.shape[0]
     if by_level and groups > 1:
         for level in range(groups):
             rows = Usage(*(getattr(usage, f.name)[level : level + 1] for f in fields(Usage)))
             if rows.rows.sum() > 0:
-                parts.append(_judge(f'level {level}', utilisation(rows), top_k, limits))
-    return LayerHealth(layer, top_k, tuple(parts))
+                parts.append(_judge(f'level {level}', rows, top_k, limits, slots))
+    return LayerHealth(layer, top_k, tuple(parts), slots)
 
 
-def _judge(part: str, used: Utilisation, top_k: int, limits: HealthLimits) -> RowsHealth:
+def _judge(part: str, usage: Usage, top_k: int, limits: HealthLimits, slots: int) -> RowsHealth:
+    used = usage_in_slots(usage, slots, limits.living_share)
     experts = len(used.importance_share)
-    living = sum(share > limits.living_share for share in used.importance_share)
+    copies, chosen = experts // slots, top_k // slots
     judged = used.rows >= FEWEST_ROWS
     problems = []
     if judged:
-        used_by_a_row = top_k if top_k < experts else 1  # where a row uses all, one that has all the weight
+        used_by_a_row = chosen if chosen < copies else 1  # where a row uses all, one that has all the weight
         least = limits.min_living if limits.min_living is not None else used_by_a_row + 1
-        if living < least and experts > 1:
-            why = '' if limits.min_living is not None else f', since a row uses {top_k}'
-            problems.append(
-                f'{living} of {experts} experts hold more than {limits.living_share:.3g} of the weights each; expected '
-                f'{least} or more{why}'
-            )
+        why = '' if limits.min_living is not None else f', since a row uses {chosen}'
+        for slot, living in enumerate(living_by_slot(used, slots, limits.living_share)):
+            where, what = ('', 'experts') if slots == 1 else (f'shard {slot}: ', 'copies')
+            if living < least and copies > 1:
+                problems.append(
+                    f'{where}{living} of {copies} {what} hold more than {limits.living_share:.3g} of the weights each; '
+                    f'expected {least} or more{why}'
+                )
         if limits.max_load_ratio is not None and max(used.load_ratio) > limits.max_load_ratio:
             busiest = max(range(experts), key=lambda e: used.load_ratio[e])
             problems.append(
-                f'expert {busiest} has {used.load_ratio[busiest]:.2f} times the fair load, the limit is '
-                f'{limits.max_load_ratio:g}'
+                f'{expert_name(busiest, experts, slots)} has {used.load_ratio[busiest]:.2f} times the fair load, '
+                f'the limit is {limits.max_load_ratio:g}'
             )
-    return RowsHealth(part, used, living, tuple(problems), judged)
+    return RowsHealth(part, used, tuple(problems), judged)
 
 
 def health_table(layers: Sequence[LayerHealth]) -> str:
@@ -154,7 +165,7 @@ def health_table(layers: Sequence[LayerHealth]) -> str:
             shares = ' '.join(f'{share:4.0%}' for share in used.importance_share)
             load = ' '.join(f'{ratio:4.2f}' for ratio in used.load_ratio)
             verdict = 'COLLAPSED' if part.problems else 'healthy' if part.judged else 'too few rows'
-            living = f'{part.living}/{len(used.load_ratio)}'
+            living = f'{used.living}/{len(used.load_ratio)}'
             lines.append(
                 f'{names[id(part)]:{width}}  {used.rows:>7}  {living:>7}  {used.row_entropy:8.2f}  '
                 f'{used.batch_entropy:8.2f}  {shares:<{column}}  {load:<{max(column, 18)}}  {verdict}'

@@ -2,9 +2,10 @@
 
 Features of a network tell the scale of what they see, so any function of them sorts by size to some degree. The
 yardstick is a linear gate with random weights on the pooled features of each row (the form of arXiv 2204.10598's
-GAP-FC gate), which uses each expert at each level for as many rows as the trained gate does.
+GAP-FC gate), which uses each expert at each level for as many rows as the trained gate does. Where experts lie in slots
+(see :mod:`.slots`), both choose in each slot.
 
-Letters: R rows, C channels, E experts, n entries, Q quantiles, L levels.
+Letters: R rows, C channels, E experts, G slots, n entries, Q quantiles, L levels.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class RandomGates:
     """Information of random gates about the size within the level, and the trained gate's place among them.
 
     Attributes:
-        bits: of the trained gate's top expert, plug-in.
+        bits: of the trained gate's top expert, plug-in; the mean over the slots where there are several.
         values: (count,) of the random gates, plug-in, ascending.
     """
 
@@ -67,7 +68,7 @@ def random_gates(
 
     Args:
         features: (R, C) pooled features of each row.
-        top: (R,) the trained gate's top expert.
+        top: (R,) the trained gate's top expert, or (R, G) that of each slot.
         levels: (R,) level of each row, 0 where a row serves all levels.
         num_experts: E.
         rows: (n,) row of each entry.
@@ -83,10 +84,14 @@ def random_gates(
     spread = np.zeros((len(top), len(names) * num_sizes))
     np.add.at(spread, (rows, cells), weights)
     held = np.flatnonzero(spread.any(axis=1))
+    top = top.reshape(len(top), -1)
+    slots = top.shape[1]
+    copies = num_experts // slots
 
     def information(experts: np.ndarray) -> float:
+        # slots have equal parts of every entry, so this is the mean of their information
         table = np.zeros((num_experts, spread.shape[1]))
-        np.add.at(table, experts[held], spread[held])
+        np.add.at(table, experts[held], spread[held, None])
         return float(conditional_mutual_information(table.reshape(num_experts, len(names), num_sizes).swapaxes(0, 1)))
 
     # rows of one level differ little beside what they have in common, which a bias takes away anyhow
@@ -98,10 +103,12 @@ def random_gates(
     values = np.empty(count)
     for number in range(count):
         logits = centred @ rng.normal(size=(features.shape[1], num_experts))
-        chosen = np.empty(len(top), dtype=np.int64)
-        for at in of_level:
-            wanted = np.bincount(top[at], minlength=num_experts)
-            chosen[at] = (logits[at] + matching_bias(logits[at], wanted)).argmax(axis=1)
+        chosen = np.empty_like(top)
+        for slot, first in enumerate(range(0, num_experts, copies)):
+            of_slot = logits[:, first : first + copies]
+            for at in of_level:
+                wanted = np.bincount(top[at, slot] - first, minlength=copies)
+                chosen[at, slot] = first + (of_slot[at] + matching_bias(of_slot[at], wanted)).argmax(axis=1)
         values[number] = information(chosen)
     return RandomGates(information(top), np.sort(values))
 

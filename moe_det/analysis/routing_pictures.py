@@ -21,6 +21,7 @@ from PIL import Image
 from .figures.palette import size_colour
 from .ground_truth import COCO_LIMITS, SIZE_NAMES
 from .sizes import size_bins
+from .slots import top_experts
 
 # hues that no size's box has; the expert's number is always printed beside them
 EXPERT_COLOURS = ('#e6a700', '#7b3fb0', '#00a9b5', '#d81b60', '#6d8b00', '#5d4037', '#8fa3b0', '#283593')
@@ -32,7 +33,10 @@ MOST_LABELLED = 20  # boxes; the names of more would hide the picture
 MOST_PIXELS_IN_PANEL = 360
 MOST_PIXELS_ON_TOP = 1400
 MOST_COLUMNS = 6
-LEGEND = 'Boxes by the size of the object. Below, parts list "expert: weight" and are tinted by their first expert.'
+LEGEND = {
+    'expert': 'Boxes by the size of the object. Below, parts list "expert: weight", tinted by their first expert.',
+    'copy': 'Boxes by the size of the object. Below, parts list the copy of each shard and have a strip for each.',
+}
 
 
 @dataclass(frozen=True)
@@ -63,11 +67,13 @@ class RoutedLevel:
         title: which level.
         cells: (P, 4) x1, y1, x2, y2 of each decision's part of the picture, in original pixels.
         weights: (P, E) mixture weights; 0 for experts that were not chosen.
+        slots: shards, of each of which a decision takes one copy; 1 without shards.
     """
 
     title: str
     cells: np.ndarray
     weights: np.ndarray
+    slots: int = 1
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ def routing_figure(routed: RoutedPicture) -> Figure:
     """Draws the picture with boxes by size on top, and below it one panel per level of each layer.
 
     A panel is tinted by the expert with the largest weight, the stronger the larger; the weights of all chosen experts
-    are printed where there is room.
+    are printed where there is room. With shards it has a strip for each, tinted by the copy.
     """
     height, width = routed.pixels.shape[:2]
     columns = min(MOST_COLUMNS, max((len(levels) for levels in routed.layers.values()), default=1))
@@ -157,11 +163,13 @@ def _draw_boxes_part(part: SubFigure, routed: RoutedPicture) -> None:
         Line2D([], [], color=size_colour(i), lw=2.5, label=f'{name} ({limit} px)')
         for i, (name, limit) in enumerate(zip(SIZE_NAMES, limits, strict=True))
     ]
-    experts = max((level.weights.shape[1] for levels in routed.layers.values() for level in levels), default=0)
-    tints = [Patch(color=expert_colour(e), alpha=0.8, label=f'expert {e}') for e in range(experts)]
+    every = [level for levels in routed.layers.values() for level in levels]
+    tinted = max((level.weights.shape[1] // level.slots for level in every), default=0)
+    what = 'copy' if any(level.slots > 1 for level in every) else 'expert'
+    tints = [Patch(color=expert_colour(e), alpha=0.8, label=f'{what} {e}') for e in range(tinted)]
     style = dict(frameon=False, fontsize=8, handlelength=1.4, columnspacing=1.2)
     legend = part.legend(
-        handles=lines + tints, loc='outside lower center', ncols=min(7, len(lines + tints)), title=LEGEND, **style
+        handles=lines + tints, loc='outside lower center', ncols=min(7, len(lines + tints)), title=LEGEND[what], **style
     )
     legend.get_title().set_fontsize(8)
 
@@ -187,8 +195,9 @@ def _draw_layer(
     routed: RoutedPicture,
     boxes: Boxes,
 ) -> None:
-    experts = levels[0].weights.shape[1]
-    part.suptitle(f'{layer}: {experts} experts', x=0.01, ha='left', size=9.5, weight='bold', parse_math=False)
+    experts, slots = levels[0].weights.shape[1], levels[0].slots
+    words = f'{experts} experts' if slots == 1 else f'{slots} shards of {experts // slots} copies'
+    part.suptitle(f'{layer}: {words}', x=0.01, ha='left', size=9.5, weight='bold', parse_math=False)
     grid = part.subplots(-(-len(levels) // columns), columns, squeeze=False)
     grey = 255 - (255 - pixels.mean(axis=2)) * 0.55  # pale, so that tints stay clear
     for axes in grid.flat[len(levels) :]:
@@ -197,20 +206,22 @@ def _draw_layer(
         _show(axes, grey, routed, cmap='gray', vmin=0, vmax=255)
         axes.set_title(level.title, size=8)
         for cell, weights in zip(level.cells, level.weights, strict=True):
-            _draw_cell(axes, cell, weights, len(level.cells))
+            _draw_cell(axes, cell, weights, len(level.cells), level.slots)
         _draw_boxes(axes, boxes, 0.8, False)
 
 
-def _draw_cell(axes: Axes, cell: np.ndarray, weights: np.ndarray, cells: int) -> None:
+def _draw_cell(axes: Axes, cell: np.ndarray, weights: np.ndarray, cells: int, slots: int) -> None:
     x1, y1, x2, y2 = cell
     if x2 <= x1 or y2 <= y1:  # a patch that lies in the padding alone
         return
-    best = int(weights.argmax())
-    tint = SMALLEST_TINT + (TINT - SMALLEST_TINT) * float(weights[best])
     edge = dict(edgecolor='white', linewidth=0.9) if cells > 1 else dict(linewidth=0)
-    axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, facecolor=(expert_colour(best), tint), **edge))
+    width = (x2 - x1) / slots
+    for slot, best in enumerate(top_experts(weights[None], slots)[0].tolist()):
+        tint = SMALLEST_TINT + (TINT - SMALLEST_TINT) * float(weights[best])
+        face = (expert_colour(best % (len(weights) // slots)), tint)
+        axes.add_patch(Rectangle((x1 + slot * width, y1), width, y2 - y1, facecolor=face, **edge))
     text = axes.annotate(
-        cell_text(weights, cells),
+        cell_text(weights, cells, slots),
         (x1, y1),
         xytext=(2.5, -2.5),  # points, from the upper left corner: most objects are not there
         textcoords='offset points',
@@ -224,8 +235,13 @@ def _draw_cell(axes: Axes, cell: np.ndarray, weights: np.ndarray, cells: int) ->
     text.set_path_effects([patheffects.withStroke(linewidth=2.2, foreground='white', alpha=0.9)])
 
 
-def cell_text(weights: np.ndarray, cells: int) -> str:
-    """What a cell says: every chosen expert with its weight, best first; only the best where cells are small."""
+def cell_text(weights: np.ndarray, cells: int, slots: int = 1) -> str:
+    """What a cell says: every chosen expert with its weight, best first; only the best where cells are small.
+
+    With shards the copy of each, ``2 0``: its weight is always 1.
+    """
+    if slots > 1:
+        return ' '.join(str(expert % (len(weights) // slots)) for expert in top_experts(weights[None], slots)[0])
     order = np.argsort(-weights, kind='stable')
     chosen = [int(expert) for expert in order if weights[expert] > 0]
     if not chosen:

@@ -34,12 +34,13 @@ def size_preference(table: ArrayLike) -> np.ndarray:
     return (table - expected).sum(2) / level.sum()
 
 
-def align_experts(tables: Sequence[ArrayLike], reference: int = 0) -> list[np.ndarray]:
+def align_experts(tables: Sequence[ArrayLike], reference: int = 0, slots: int = 1) -> list[np.ndarray]:
     """Matches the experts of several seeds by their size preferences (Hungarian method).
 
     Args:
         tables: one (E, S) or (E, S, L) table per seed, of equal E and S.
         reference: index of the seed that the others are matched to.
+        slots: shards that the experts are copies of; a shard is matched as a whole.
 
     Returns:
         Per seed (E,) indices: ``table[indices]`` lists its experts in the order of the reference's.
@@ -47,7 +48,7 @@ def align_experts(tables: Sequence[ArrayLike], reference: int = 0) -> list[np.nd
     Raises:
         ValueError: there are no tables, or their shapes differ.
     """
-    return list(_align(_preferences(tables), reference))
+    return list(_align(_preferences(tables), reference, slots))
 
 
 def _preferences(tables: Sequence[ArrayLike], empty: bool = False) -> np.ndarray:
@@ -64,14 +65,26 @@ def _preferences(tables: Sequence[ArrayLike], empty: bool = False) -> np.ndarray
     return np.stack(preferences)
 
 
-def _align(preferences: np.ndarray, reference: int) -> np.ndarray:
+def _align(preferences: np.ndarray, reference: int, slots: int) -> np.ndarray:
     """Experts in the order of the reference's: (..., seeds, E) indices for (..., seeds, E, S) preferences."""
     # a product is largest where preferences agree in sign; experts without preference fall where they do no harm
     scores = preferences[..., reference, None, :, :] @ preferences.swapaxes(-1, -2)
     flat = scores.reshape(-1, *scores.shape[-2:])
-    indices = np.array([linear_sum_assignment(score, maximize=True)[1] for score in flat]).reshape(scores.shape[:-1])
+    indices = np.array([_match(score, slots) for score in flat]).reshape(scores.shape[:-1])
     indices[..., reference, :] = np.arange(indices.shape[-1])
     return indices
+
+
+def _match(scores: np.ndarray, slots: int) -> np.ndarray:
+    """(E,) the column of each row for the largest sum, copies of a shard among those of a shard."""
+    if slots == 1:
+        return linear_sum_assignment(scores, maximize=True)[1]
+    copies = len(scores) // slots
+    blocks = scores.reshape(slots, copies, slots, copies).swapaxes(1, 2)
+    orders = np.array([[linear_sum_assignment(block, maximize=True)[1] for block in line] for line in blocks])
+    best = np.take_along_axis(blocks, orders[..., None], -1).sum((-2, -1))
+    shards = linear_sum_assignment(best, maximize=True)[1]
+    return (shards[:, None] * copies + orders[np.arange(slots), shards]).ravel()
 
 
 def _correlations(preferences: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -88,21 +101,24 @@ def _mean_of_pairs(similarity: np.ndarray) -> np.ndarray:
     return similarity[..., first, second].mean(-1)
 
 
-def agreement_p_value(preferences: ArrayLike, reference: int = 0, draws: int = DRAWS, seed: int = 0) -> float:
+def agreement_p_value(
+    preferences: ArrayLike, reference: int = 0, draws: int = DRAWS, seed: int = 0, slots: int = 1
+) -> float:
     """How often unrelated seeds agree as well as these after matching.
 
     Matching alone makes unrelated preferences correlate by 0.5 and more, so the mean correlation of all pairs is
     compared with that of random preferences which are matched in the same way. A random preference is a seed's own,
     multiplied from the left by a random orthogonal matrix that keeps sums over experts at 0: which expert prefers what
     is random, while strength and the axes in the space of sizes (mostly small against large) stay. So a seed's own
-    structure is no evidence, only what it shares with the others is. Two experts mirror each other, so matching always
-    makes them agree: the p-value is 1.
+    structure is no evidence, only what it shares with the others is. Copies of a shard are rotated among themselves:
+    each shard has all objects. Two experts mirror each other, so matching always makes them agree: the p-value is 1.
 
     Args:
         preferences: (seeds, E, S) as of :func:`size_preference`, of at least two seeds, in any order of experts.
         reference: index of the seed that the others are matched to.
         draws: how many sets of random preferences.
         seed: of the draws.
+        slots: shards that the experts are copies of.
 
     Returns:
         The share of sets, the observed one among them, whose mean correlation is at least the observed one.
@@ -111,16 +127,18 @@ def agreement_p_value(preferences: ArrayLike, reference: int = 0, draws: int = D
     seeds, experts, _ = preferences.shape
     if seeds < 2:
         raise ValueError(f'agreement takes at least two seeds, got {seeds}')
-    if experts < 3:
+    copies = experts // slots
+    if copies < 3:
         return 1.0
     rng = np.random.default_rng(seed)
     # columns: an orthonormal basis of what is orthogonal to the vector of ones
-    basis = np.linalg.qr(np.column_stack([np.ones(experts), np.eye(experts)[:, 1:]]))[0][:, 1:]
-    rotations, upper = np.linalg.qr(rng.normal(size=(draws, seeds, experts - 1, experts - 1)))
+    basis = np.linalg.qr(np.column_stack([np.ones(copies), np.eye(copies)[:, 1:]]))[0][:, 1:]
+    rotations, upper = np.linalg.qr(rng.normal(size=(draws, seeds, slots, copies - 1, copies - 1)))
     # signs that make the matrices uniform: F. Mezzadri, Notices of the AMS 54, 592 (2007)
     rotations = rotations * np.sign(np.diagonal(upper, axis1=-2, axis2=-1))[..., None, :]
-    random = basis @ rotations @ (basis.T @ preferences)
-    observed, found = (_mean_of_pairs(_correlations(some, _align(some, reference))) for some in (preferences, random))
+    random = basis @ rotations @ (basis.T @ preferences.reshape(seeds, slots, copies, -1))
+    both = preferences, random.reshape(draws, *preferences.shape)
+    observed, found = (_mean_of_pairs(_correlations(some, _align(some, reference, slots))) for some in both)
     return float((1 + (found >= observed - 1e-9).sum()) / (1 + draws))
 
 
@@ -150,7 +168,9 @@ class Agreement:
     p_value: float | None
 
 
-def agreement(results: Sequence[SpecializationResult], verdicts: Sequence[str] | None = None) -> Agreement:
+def agreement(
+    results: Sequence[SpecializationResult], verdicts: Sequence[str] | None = None, slots: int = 1
+) -> Agreement:
     """Whether size specialisation repeats over seeds.
 
     It is established if at least three different seeds, and more than half of all, are size-specialised and those
@@ -163,6 +183,7 @@ def agreement(results: Sequence[SpecializationResult], verdicts: Sequence[str] |
         results: one per seed, of the same layer, data and settings.
         verdicts: verdict of each, with what random gates and the swap test say; by default that of the result, which
             knows arrays alone and is never ``size-specialised``.
+        slots: shards that the experts are copies of.
 
     Raises:
         ValueError: there are no results, their tables differ in experts or sizes, or there are not as many verdicts.
@@ -175,9 +196,9 @@ def agreement(results: Sequence[SpecializationResult], verdicts: Sequence[str] |
     preferences = _preferences(_tables(results), empty=True)
     different = _first_of_each(results, preferences)
     agreeing = [seed for seed in different if verdicts[seed] == SIZE]
-    alignment = _align(preferences, agreeing[0] if agreeing else 0)
+    alignment = _align(preferences, agreeing[0] if agreeing else 0, slots)
     similarity = _correlations(preferences, alignment)
-    p_value = agreement_p_value(preferences[agreeing]) if len(agreeing) >= MIN_SEEDS else None
+    p_value = agreement_p_value(preferences[agreeing], slots=slots) if len(agreeing) >= MIN_SEEDS else None
 
     seeds = f'{len(different)} seed{"s" if len(different) > 1 else ""}'
     reason = f'{len(agreeing)} of {seeds} {"are" if len(different) > 1 else "is"} {SIZE}'
@@ -186,9 +207,10 @@ def agreement(results: Sequence[SpecializationResult], verdicts: Sequence[str] |
         reason += f'; at least {MIN_SEEDS} are needed'
     elif 2 * len(agreeing) <= len(different):
         reason += '; more than half are needed'
-    elif preferences.shape[1] < 3:
+    elif preferences.shape[1] < 3 * slots:
+        what = 'experts' if slots == 1 else 'copies of a shard'
         reason += (
-            ', but whether they prefer the same sizes cannot be told of fewer than three experts: two mirror each '
+            f', but whether they prefer the same sizes cannot be told of fewer than three {what}: two mirror each '
             'other, and matching them makes any seeds agree'
         )
     else:

@@ -34,10 +34,11 @@ def across_seeds(results: Sequence[dict], measured: Sequence[Mapping[str, Specia
         }
         for result in results
     ]
+    slots = {layer['name']: layer.get('slots', 1) for layer in results[0]['layers']}
     layers = {}
     for name in measured[0]:
         verdicts = [run['layers'][name]['verdict'] for run in checkpoints]
-        found = agreement([by_layer[name] for by_layer in measured], verdicts)
+        found = agreement([by_layer[name] for by_layer in measured], verdicts, slots[name])
         layers[name] = {
             'verdict': found.verdict,
             'agreeing': found.agreeing,

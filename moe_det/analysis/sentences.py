@@ -190,6 +190,8 @@ def _swap_words(layer: dict) -> str:
     swap = layer.get('swap')
     if swap is None:
         return f'the swap test was not run ({layer.get("swap_reason") or "no reason recorded"})'
+    if swap.get('costs_reason'):
+        return f'the swap test cannot tell ({swap["costs_reason"]})'
     if not swap.get('costs'):
         return f'swapping decisions between images costs nothing that could be seen ({_measured("AP", swap)})'
     shown = ', '.join(_measured(name, swap) for name in ('AP', *_losses(layer)[:1]))

@@ -19,8 +19,8 @@ FEWEST_IMAGES = 20  # a standard error from fewer resampled images is no yardsti
 MIN_LOSS = 0.001  # a loss of AP that exists but is smaller than this is not called a function
 
 
-def costs(measures: Mapping[str, dict | None]) -> bool:
-    """Whether a routing loses average precision at some size, or as a whole.
+def costs(measures: Mapping[str, dict | None]) -> bool | None:
+    """Whether a routing loses average precision at some size, or as a whole; None if one that is not known decides.
 
     Of AP, AP_S, AP_M and AP_L one at least must be lower by a tenth of a point or more, with a one-sided p-value of
     at most 0.01 after Holm's correction over the four.
@@ -29,7 +29,14 @@ def costs(measures: Mapping[str, dict | None]) -> bool:
         measures: by name ``difference`` and ``p_value``, see
             :func:`~moe_det.analysis.resampled_precision.difference`.
     """
-    return bool(sizes_that_lose(measures))
+    if sizes_that_lose(measures):
+        return True
+    return None if unknown_measures(measures) else False
+
+
+def unknown_measures(measures: Mapping[str, dict | None]) -> list[str]:
+    """Those of AP, AP_S, AP_M and AP_L that have no difference."""
+    return [name for name in SIZE_MEASURES if measures.get(name) is None]
 
 
 def sizes_that_lose(measures: Mapping[str, dict | None]) -> list[str]:
@@ -126,11 +133,13 @@ def swap_results(precisions: RoutePrecision, layer: str, donors: Donors) -> dict
     if donors.reason is not None or not names:
         return None
     measures = precisions.changes(names, thirds=True)
+    costly, unknown = costs(measures), unknown_measures(measures)
     return {
         'draws': donors.draws,
         'images': donors.images,
         'images_left': donors.left,
-        'costs': costs(measures),
+        'costs': costly,
+        'costs_reason': None if costly is not None else f'{", ".join(unknown)}: no object, or too few images with one',
         'sizes_that_lose': sizes_that_lose(measures),
         **measures,
     }

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import spearmanr
 
+from .slots import top_experts
+
 NO_ROW = -1
 FEWEST_IMAGES_CORRELATED = 10
 
@@ -39,11 +41,6 @@ class Unit:
     sizes: np.ndarray
     shares: np.ndarray
 
-    @property
-    def top_experts(self) -> np.ndarray:
-        """(n,) the expert with the largest weight; ties go to the lowest number."""
-        return self.experts.argmax(axis=1)
-
 
 def _unit(layer, objects: np.ndarray, rows: np.ndarray, levels: np.ndarray, sizes: np.ndarray, shares=None) -> Unit:
     return Unit(
@@ -59,7 +56,7 @@ def _unit(layer, objects: np.ndarray, rows: np.ndarray, levels: np.ndarray, size
 
 
 def _normalised(weights: np.ndarray) -> np.ndarray:
-    """Weights that sum to 1 in each row; with K = 1 they are the gate's probability of its choice."""
+    """Weights that sum to 1 in each row: they may be the gate's probability of its one choice, or 1 in every slot."""
     return weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-12)
 
 
@@ -146,23 +143,25 @@ def image_unit(layer, image_ids: np.ndarray, areas: np.ndarray) -> list[dict]:
 
 
 def lift(
-    unit: Unit, num_sizes: int, samples: int, seed: int
+    unit: Unit, num_sizes: int, samples: int, seed: int, slots: int = 1
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """How much more often an expert serves a size than it serves anything: ``P(expert | size) / P(expert)``.
 
     Args:
-        unit: entries; each counts by its share, for its top expert.
+        unit: entries; each counts by its share, for its top expert, or in equal parts for that of every slot.
         num_sizes: S.
         samples: bootstrap samples of images; 0 gives no interval.
         seed: of the samples.
+        slots: G.
 
     Returns:
         (E, S) lift, NaN where an expert or a size has no entry, and the 95 % percentile interval's two ends.
     """
     num_experts = unit.experts.shape[1]
     images, image = np.unique(unit.image_ids, return_inverse=True)
-    cells = (image * num_experts + unit.top_experts) * num_sizes + unit.sizes
-    tables = np.bincount(cells, weights=unit.shares, minlength=len(images) * num_experts * num_sizes)
+    cells = (image[:, None] * num_experts + top_experts(unit.experts, slots)) * num_sizes + unit.sizes[:, None]
+    parts = np.repeat(unit.shares / slots, slots)
+    tables = np.bincount(cells.ravel(), weights=parts, minlength=len(images) * num_experts * num_sizes)
     tables = tables.reshape(len(images), num_experts * num_sizes)
     observed = _lift_of(tables.sum(0).reshape(1, num_experts, num_sizes))[0]
     if not samples or len(images) < 2:

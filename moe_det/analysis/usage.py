@@ -1,20 +1,58 @@
-"""Utilisation of a table of routing rows."""
+"""Utilisation of experts, also where they lie in slots: shards, of each of which every row runs one copy."""
 
 from __future__ import annotations
+
+import dataclasses
+import math
 
 import numpy as np
 import torch
 
-from ..routing.metrics import utilisation
+from ..routing.metrics import LIVING_SHARE, Utilisation, utilisation
 from ..routing.routing import Usage
 
 
-def usage_of_rows(weights: np.ndarray, probs: np.ndarray) -> dict:
+def usage_in_slots(usage: Usage, slots: int = 1, living_share: float = LIVING_SHARE) -> Utilisation:
+    """Utilisation in which an expert lives by its part of its slot's weights, and entropies are means over the slots.
+
+    Args:
+        usage: sums over rows; probabilities of a row sum to 1 over the experts of all slots.
+        slots: G.
+        living_share: an expert lives if it holds more than this part of the weights of its slot.
+
+    Raises:
+        ValueError: there were no rows.
+    """
+    used = utilisation(usage)
+    return dataclasses.replace(
+        used,
+        living=sum(living_by_slot(used, slots, living_share)),
+        row_entropy=used.row_entropy - math.log2(slots),
+        batch_entropy=used.batch_entropy - math.log2(slots),
+    )
+
+
+def living_by_slot(used: Utilisation, slots: int, living_share: float = LIVING_SHARE) -> list[int]:
+    """Experts of each slot that hold more than a part of the slot's weights."""
+    copies = len(used.importance_share) // slots
+    lives = [share * slots > living_share for share in used.importance_share]
+    return [sum(lives[slot * copies : (slot + 1) * copies]) for slot in range(slots)]
+
+
+def collapsed(used: Utilisation, top_k: int, slots: int = 1) -> bool:
+    """Whether no more experts live than a single row uses, although there are more; in one slot at least."""
+    if slots == 1:
+        return used.collapsed(top_k)
+    return len(used.importance_share) > slots and min(living_by_slot(used, slots)) <= 1
+
+
+def usage_of_rows(weights: np.ndarray, probs: np.ndarray, slots: int = 1) -> dict:
     """Load, importance, living experts and entropies over routing rows.
 
     Args:
         weights: (R, E) mixture weights.
         probs: (R, E) gate probabilities.
+        slots: G.
 
     Returns:
         Fields of :class:`~moe_det.routing.metrics.Utilisation`.
@@ -27,4 +65,5 @@ def usage_of_rows(weights: np.ndarray, probs: np.ndarray) -> dict:
         entropy=torch.special.entr(probs).sum()[None],
         rows=torch.tensor([float(len(weights))]),
     )
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in utilisation(usage).to_dict().items()}
+    used = usage_in_slots(usage, slots).to_dict()
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in used.items()}

@@ -24,7 +24,8 @@ class Evidence:
         training: of the training unit, likewise.
         has_levels: whether objects have a level of a pyramid.
         beyond_random: whether the gate sorts more than random gates do; None where that was not measured.
-        swap_costs: whether the detector loses when images exchange their routes; None where that was not tested.
+        swap_costs: whether the detector loses when images exchange their routes; None where that is not known.
+        swap_reason: why the swap test was run and yet cannot tell; empty where it was not run.
     """
 
     detection: SpecializationResult | str
@@ -32,6 +33,7 @@ class Evidence:
     has_levels: bool
     beyond_random: bool | None
     swap_costs: bool | None
+    swap_reason: str = ''
 
     @property
     def main(self) -> SpecializationResult | None:
@@ -89,6 +91,8 @@ def decide(evidence: Evidence) -> tuple[str, str]:
         if main is not None and not evidence.has_levels and main.follows_scale:
             return SCALE, ''
         return UNDETERMINED, reason
+    if evidence.swap_reason:
+        return UNDETERMINED, f'the swap test cannot tell: {evidence.swap_reason}'
     if evidence.swap_costs:
         return (SIZE if sorts and evidence.beyond_random else NOT_BY_SIZE), ''
     return (SORTED if sorts else main.without_sorting), ''

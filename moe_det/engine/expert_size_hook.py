@@ -37,7 +37,8 @@ class ExpertSizeHook(Hook):
 
     - ``moe_size_gap/<layer>``: total variation distance between the experts' shares of small and of large objects; 0
       when both meet the same experts, 1 when they share none; the largest of all layers when there are more than four.
-    - ``moe_size_share/<layer>/<size>/<expert>`` in the visualisation backends: the table's shares.
+    - ``moe_size_share/<layer>/<size>/<expert>`` in the visualisation backends: the table's shares. With shards,
+      copy c of shard s is expert s * copies + c, and every shard has an equal part of the weights.
 
     A large gap is no specialisation in size: size and level nearly coincide, and a gate that recognises its level shows
     one. ``tools/analysis_tools/size_specialization.py`` tells them apart.
@@ -80,7 +81,9 @@ class ExpertSizeHook(Hook):
         if self._recorder is not None:
             self._recorder.stop()  # of a validation that was interrupted
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        if not find_routers(model):
+        routers = find_routers(model)
+        self._slots = {name: router.slots for name, router in routers.items()}
+        if not routers:
             raise MoEConfigError('ExpertSizeHook is in the config, but the config builds no MoE layer; take it out')
         self._strides, self._scale = pyramid_of(model)
         self._classes = (getattr(runner.val_dataloader.dataset, 'metainfo', None) or {}).get('classes')
@@ -132,7 +135,7 @@ class ExpertSizeHook(Hook):
         if not self.counts.sum():
             runner.logger.warning(f'ExpertSizeHook: no image of the validation has a ground truth in {self.path}')
             return
-        runner.logger.info(expert_size_table(self.mass, self.counts, self.levels))
+        runner.logger.info(expert_size_table(self.mass, self.counts, self.levels, self._slots))
         gaps = {name: gap for name, mass in self.mass.items() if (gap := size_gap(mass)) is not None}
         if len(self.mass) > MOST_LAYERS_LOGGED and gaps:
             runner.message_hub.update_scalar('val/moe_size_gap', max(gaps.values()))

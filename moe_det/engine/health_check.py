@@ -66,15 +66,18 @@ def check_health(
     cfg = load_config(config, cfg_options, data_root)
     model = load_trained_model(cfg, checkpoint, device)
     routers = find_routers(model)
-    fewest = min(router.num_experts for router in routers.values())
+    fewest = min(router.copies for router in routers.values())
     if min_living is not None and min_living > fewest:
-        raise MoEConfigError(f'--min-living {min_living}: a layer has {fewest} experts, so no checkpoint could pass')
+        what = 'experts' if all(router.slots == 1 for router in routers.values()) else 'experts or copies of a shard'
+        raise MoEConfigError(f'--min-living {min_living}: a layer has {fewest} {what}, so no checkpoint could pass')
     batches = test_batches(cfg, limit)
     with GroupUsageRecorder(model) as recorder, torch.no_grad():
         for _, batch in tqdm(batches, desc='images', unit='batch', disable=None):
             model.test_step(batch)
     layers = [
-        judge_layer(name, recorder.usage[name], router.top_k, limits, by_level=router.num_groups > 1)
+        judge_layer(
+            name, recorder.usage[name], router.top_k, limits, by_level=router.num_groups > 1, slots=router.slots
+        )
         for name, router in routers.items()
         if name in recorder.usage
     ]

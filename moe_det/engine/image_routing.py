@@ -106,12 +106,15 @@ def route_image(
         raise DataError(f'{path}: not an image that can be read')
     pixels = pixels[..., ::-1]  # BGR -> RGB
     data = _test_pipeline(cfg)(dict(img_path=path, img_id=0))
+    routers = find_routers(model)
     with RoutingRecorder(model) as recorder:
         recorder.start_batch([0])
         result = model.test_step(pseudo_collate([data]))[0]
     layers: dict[str, list[RoutedLevel]] = {}
     for record in recorder.records:
-        layers.setdefault(record.layer, []).extend(_levels(record, result.metainfo, pixels.shape[:2]))
+        layers.setdefault(record.layer, []).extend(
+            _levels(record, result.metainfo, pixels.shape[:2], routers[record.layer].slots)
+        )
     return RoutedPicture(Path(path).name, pixels, layers, _detections(result, score_thr, model, cfg), score_thr, truths)
 
 
@@ -123,7 +126,7 @@ def _test_pipeline(cfg: Config) -> Compose:
     return Compose(steps)
 
 
-def _levels(record: RoutingRecord, meta: Mapping, shape: tuple[int, int]) -> list[RoutedLevel]:
+def _levels(record: RoutingRecord, meta: Mapping, shape: tuple[int, int], slots: int) -> list[RoutedLevel]:
     """One :class:`RoutedLevel` per level of a record."""
     found = []
     for level in record.levels.unique().tolist():
@@ -138,7 +141,7 @@ def _levels(record: RoutingRecord, meta: Mapping, shape: tuple[int, int]) -> lis
         scale_x, scale_y = meta.get('scale_factor', (1.0, 1.0))[:2]
         cells = cells * np.tile([padded_width / scale_x, padded_height / scale_y], 2)
         cells = np.clip(cells, 0, np.tile(shape[::-1], 2))
-        found.append(RoutedLevel(title, cells, record.weights[rows].double().numpy()))
+        found.append(RoutedLevel(title, cells, record.weights[rows].double().numpy(), slots))
     return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import nn
 
-from ..analysis.assembly import LayerInfo
+from ..analysis.inputs import LayerInfo
 from ..errors import MoEConfigError
 from ..probing.findings import Findings
 from ..routing.router import find_routers
@@ -37,6 +37,7 @@ def layer_infos(model: nn.Module, chosen: Sequence[str] | None = None) -> list[L
             top_k=router.top_k,
             balance_over='level' if router.num_groups > 1 else 'all',
             constraints=tuple(router.constraints),
+            slots=router.slots,
         )
         for name, router in routers.items()
         if chosen is None or name in chosen

@@ -14,8 +14,8 @@ from ..routing.router import Router, find_routers
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
     """Returns the number of parameters, and of those that a single routing row uses.
 
-    A row runs K of a layer's E experts, which are alike in size; gates, shared experts and everything dense count in
-    full.
+    A row runs K of a layer's E experts, which are alike in size, or one copy of each shard; gates, shared experts and
+    everything dense count in full.
     """
     total = sum(p.numel() for p in model.parameters())
     idle = 0
@@ -40,14 +40,20 @@ def router_of(model: nn.Module, path: str) -> Router | None:
 
 
 def experts_in_words(model: nn.Module) -> str:
-    """``'dense'``, or of every kind of layer the constraints' family, K, E and unit: ``'soft, 2 of 4 per level'``."""
+    """``'dense'``, or of every kind of layer the constraints' family, what a row chooses, and the unit.
+
+    ``'soft, 2 of 4 per level'`` are K of E experts, ``'soft, 2 shards of 4 copies per level'`` are shards.
+    """
     kinds = []
     for router in find_routers(model).values():
         families = {
             'hard' if isinstance(constraint, HardConstraint) else 'soft' for constraint in router.constraints.values()
         }
         family = ' and '.join(sorted(families, reverse=True)) or 'unconstrained'
-        text = f'{family}, {router.top_k} of {router.num_experts} per {router.unit}'
+        chosen = f'{router.top_k} of {router.num_experts}'
+        if router.slots > 1:
+            chosen = f'{router.slots} shards of {router.copies} copies'
+        text = f'{family}, {chosen} per {router.unit}'
         if text not in kinds:
             kinds.append(text)
     return '; '.join(kinds) or 'dense'

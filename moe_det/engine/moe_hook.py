@@ -10,10 +10,11 @@ from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from torch import nn
 
+from ..analysis.usage import collapsed, living_by_slot, usage_in_slots
 from ..errors import MoEConfigError
 from ..routing.collection import attach_collection
 from ..routing.experts import ExpertGroup
-from ..routing.metrics import Utilisation, utilisation
+from ..routing.metrics import Utilisation
 from ..routing.records import UsageRecorder
 from ..routing.router import find_routers
 from ..routing.routing import Usage
@@ -31,12 +32,12 @@ class MoEHook(Hook):
 
     - ``moe_load_ratio_max``, ``moe_load_ratio_min``: rows of the most and the least used expert over the fair share;
       1.0 is fair.
-    - ``moe_living_experts``: experts with more than 1 % of the weights.
-    - ``moe_gate_entropy``: mean entropy of a row's gate probabilities in bits.
+    - ``moe_living_experts``: experts with more than 1 % of the weights, copies with more than 1 % of their shard's.
+    - ``moe_gate_entropy``: mean entropy of a row's gate probabilities in bits; with shards, of the choice of one copy.
 
-    A warning appears when no more experts live than a single row uses, over at least 20 rows. Validation and test end
-    with a table. With gradient accumulation the state of hard constraints moves once per step of the optimizer, by the
-    usage in all of its iterations.
+    A warning appears when no more experts live than a single row uses, or a single copy of a shard, over at least 20
+    rows. Validation and test end with a table. With gradient accumulation the state of hard constraints moves once per
+    step of the optimizer, by the usage in all of its iterations.
 
     Args:
         interval: iterations between two logs.
@@ -110,7 +111,7 @@ class MoEHook(Hook):
         layers = {}
         for name, router in find_routers(self._model).items():
             if router.recent is not None:
-                layers[name] = utilisation(router.recent)
+                layers[name] = usage_in_slots(router.recent, router.slots)
                 router.recent = None
         for tag, value in self._scalars(layers).items():
             runner.message_hub.update_scalar(f'train/{tag}', value)
@@ -141,15 +142,18 @@ class MoEHook(Hook):
         for name, used in layers.items():
             if used.rows < FEWEST_ROWS_JUDGED:
                 continue
-            if not used.collapsed(routers[name].top_k):
+            router = routers[name]
+            if not collapsed(used, router.top_k, router.slots):
                 self._collapsed.discard(name)
             elif name not in self._collapsed:
                 self._collapsed.add(name)
+                living = living_by_slot(used, router.slots)
+                many = 'experts' if router.slots == 1 else f'copies of shard {living.index(min(living))}'
                 runner.logger.warning(
-                    f'{name}: routing has collapsed: {used.living} of {len(used.load_ratio)} experts hold more than '
-                    f'1 % of the weights over the last {self.interval} iterations (load ratios '
-                    f'{", ".join(f"{r:.2f}" for r in used.load_ratio)}; 1.00 is fair). Add a constraint, or raise '
-                    'the weight of a soft one or lower the threshold of a hard one.'
+                    f'{name}: routing has collapsed: {min(living)} of {router.copies} {many} hold more than 1 % of the '
+                    f'weights over the last {self.interval} iterations (load ratios '
+                    f'{", ".join(f"{r:.2f}" for r in used.load_ratio)}; 1.00 is fair). Add a constraint, or raise the '
+                    'weight of a soft one or lower the threshold of a hard one.'
                 )
 
     # what was used since the last log, or waits for the step of the optimizer, belongs to the resumed run too
@@ -191,7 +195,7 @@ class MoEHook(Hook):
             for sums in (usage.importance, usage.load, usage.probs, usage.entropy, usage.rows):
                 all_reduce(sums)
             if usage.rows.sum() > 0:
-                self.utilisation[name] = utilisation(usage)
+                self.utilisation[name] = usage_in_slots(usage, router.slots)
         if self.utilisation:
             runner.logger.info('Expert utilisation\n' + utilisation_table(self.utilisation))
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..analysis.ground_truth import SIZE_NAMES
+from ..analysis.slots import expert_name
 from ..errors import DataError
 from ..routing.records import RoutingRecord
 from ..routing.rows import patch_numbers
@@ -137,17 +138,27 @@ def size_gap(mass: np.ndarray) -> float | None:
     return float(np.abs(mass[:, 0] / small - mass[:, -1] / large).sum() / 2)
 
 
-def expert_size_table(mass: Mapping[str, np.ndarray], counts: np.ndarray, levels: Mapping[str, np.ndarray]) -> str:
+def expert_size_table(
+    mass: Mapping[str, np.ndarray],
+    counts: np.ndarray,
+    levels: Mapping[str, np.ndarray],
+    slots: Mapping[str, int],
+) -> str:
     """A plain-text table: per layer and expert the share of the weights of each size's objects.
 
     Args:
         mass: by layer (E, 3) sums of weights.
         counts: (3,) objects of each size.
         levels: by layer (L, 3) objects by level and size, for layers that see several levels.
+        slots: by layer its shards; 1 without shards.
     """
     heads = [f'{name} ({number:.0f})' for name, number in zip(SIZE_NAMES, counts, strict=True)]
     heads.append(f'all ({counts.sum():.0f})')
-    width = max(len('expert 00'), *map(len, mass))
+    names = {
+        name: [expert_name(expert, len(table), slots[name]) for expert in range(len(table))]
+        for name, table in mass.items()
+    }
+    width = max(len(text) for name in mass for text in (name, 'expert 00', *names[name]))
     lines = [
         'Experts by object size: share of the gate weights that the ground truths (their number) of each size meet, at '
         'the level that fits their side'
@@ -156,8 +167,8 @@ def expert_size_table(mass: Mapping[str, np.ndarray], counts: np.ndarray, levels
     for name, table in mass.items():
         lines.append(name)
         table = np.column_stack([table, table.sum(1)])
-        for expert, row in enumerate(table):
-            lines.append(f'{f"expert {expert}":>{width}}  ' + '  '.join(_percent(row, table.sum(0))))
+        for expert, row in zip(names[name], table, strict=True):
+            lines.append(f'{expert:>{width}}  ' + '  '.join(_percent(row, table.sum(0))))
     alike: dict[bytes, list[str]] = {}
     for name, table in levels.items():
         alike.setdefault(table.tobytes(), []).append(name)

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..layers.settings import MoESettings
 from ..routing.experts import ExpertGroup
 from ..routing.router import Router
+from ..routing.shared_copies import fold_common
 from .model_cost import count_forward_macs, experts_in_words, parameter_counts, router_of
 
 WHOLE = 'whole model'
@@ -68,7 +69,7 @@ def model_cost(model_cfg: Mapping, shape: tuple[int, int]) -> ModelCost:
         model_cfg: the ``model`` of a config.
         shape: height and width of the image; padded as the model's preprocessor does.
     """
-    model = MODELS.build(model_cfg).eval()
+    model = _as_in_evaluation(model_cfg)
     data = model.data_preprocessor(_one_image(model, shape), False)
     sorted_groups = {
         path for path, group in model.named_modules() if isinstance(group, ExpertGroup) and group.dispatch == 'sorted'
@@ -81,11 +82,18 @@ def model_cost(model_cfg: Mapping, shape: tuple[int, int]) -> ModelCost:
     except Exception:  # something needs values, such as the proposals of a two-stage detector: compute them
         macs, idle = _count(model, data, sorted_groups)
     if idle is None:  # experts that compute side by side, not one by one: let those that are chosen run
-        active = _count(MODELS.build(model_cfg).eval(), data, set())[0]
+        active = _count(_as_in_evaluation(model_cfg), data, set())[0]
     else:
         active = {name: None if count is None else count - idle[name] for name, count in macs.items()}
     parts = {name: PartCost(*parameter_counts(part), macs[name], active[name]) for name, part in _parts(model).items()}
     return ModelCost(words, tuple(data['inputs'].shape[-2:]), parts)
+
+
+def _as_in_evaluation(model_cfg: Mapping) -> nn.Module:
+    """The model; what copies share in training is part of each of them."""
+    model = MODELS.build(model_cfg).eval()
+    fold_common(model)
+    return model
 
 
 def _parts(model: nn.Module) -> dict[str, nn.Module]:
@@ -210,5 +218,6 @@ class _GroupCounter:
             return None
         experts, top_k = len(self.group), router.top_k
         mixing = self.all.macs - self.experts.macs - (self.shared.macs or 0)
-        kept = mixing * top_k // experts if top_k > 1 else 0  # a single output is scaled, without a product
+        # a single output is scaled, without a product, and a row's shards run as one convolution
+        kept = mixing * top_k // experts if top_k > 1 and router.slots == 1 else 0
         return self.experts.macs * (experts - top_k) // experts + mixing - kept

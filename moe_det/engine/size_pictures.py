@@ -84,15 +84,16 @@ def add_pictures(
         layer['favourites'] = []
         for expert in range(layer['num_experts']):
             liked = []
-            for position in gallery.favourite_objects(unit, expert):
-                entry = gallery.object_entry(ground_truth, unit, position, expert, not decides_per_image(found))
+            for position in gallery.favourite_objects(unit, found.probs, expert):
+                by_level = not decides_per_image(found)
+                entry = gallery.object_entry(ground_truth, unit, position, expert, by_level, layer['slots'])
                 number = int(unit.objects[position])
                 entry['file_name'] = images.name(int(objects.image_ids[number]))
                 entry['picture'] = images.crop(number)
                 liked.append(entry)
             whole = [
                 {'image_id': ids[i], 'file_name': images.name(i), 'weight': weight, 'picture': images.whole(i)}
-                for i, weight in gallery.favourite_images(found.weights, found.image_ids, expert)
+                for i, weight in gallery.favourite_images(found.weights, found.probs, found.image_ids, expert)
             ]
             layer['favourites'].append({'expert': expert, 'images': whole, 'objects': liked})
     results['examples'] = [

@@ -57,6 +57,12 @@ def sweep_top_k(
             raise MoEConfigError(f'{config}: testing needs {key}, which the config does not have')
     # a run only warns of weights that are missing; here they are an error
     routers = find_routers(load_trained_model(cfg, checkpoint, 'cpu'))
+    for name, router in routers.items():
+        if router.slots > 1:
+            raise MoEConfigError(
+                f'{config}: {name} has {router.slots} shards of {router.copies} copies: every row runs one copy of '
+                'each shard, so there is no number of experts to change'
+            )
     trained = {name: dict(top_k=r.top_k, num_experts=r.num_experts) for name, r in routers.items()}
     most = max(layer['num_experts'] for layer in trained.values())
     for k in top_k or ():

@@ -20,6 +20,7 @@ from torch.utils.data import SequentialSampler, Subset
 
 from ..errors import CheckpointError, DataError, MoEConfigError
 from ..routing.router import find_routers
+from ..routing.shared_copies import fold_common
 from .checkpoints import check_checkpoint
 from .config_edit import is_remote, split_datasets, split_metrics
 from .data_check import check_data
@@ -64,7 +65,7 @@ def load_trained_model(
 
     Returns:
         The detector in evaluation mode, with ``dataset_meta`` (classes) from the checkpoint where it has it, so that
-        ``model.test_step(batch)`` works.
+        ``model.test_step(batch)`` works. Every expert is whole: what copies share (``copies_share``) is part of each.
 
     Raises:
         MoEConfigError: the config has no model, no MoE layer, or there is no such device.
@@ -91,6 +92,7 @@ def load_trained_model(
             'with this config'
         )
     _fill(model, state, path, cfg.filename)
+    fold_common(model)
     meta = content.get('meta') if isinstance(content.get('meta'), Mapping) else {}
     if meta.get('dataset_meta'):
         model.dataset_meta = dict(meta['dataset_meta'])

@@ -77,6 +77,7 @@ class MoEBlock(nn.Module):
                     if isinstance(module, nn.Conv2d):
                         kaiming_init(module)
                 nn.init.zeros_(expert[-1].weight)
+        self.moe.expert_group.start_common()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.utils import _pair
 
 from ..errors import MoEConfigError
-from ..routing.experts import copy_dense_to_experts
+from ..routing.dense_copies import copy_dense_to_experts
 from .moe_layer import MoELayer
 from .settings import MoESettings, check_count, split_settings
 
@@ -88,16 +88,18 @@ class MoEConv2d(MoELayer):
         for expert in [*self.expert_group.experts, self.expert_group.shared]:
             if expert is not None:
                 kaiming_init(expert)
+        self.expert_group.start_common()
         self.is_init = True
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         dense = {f'{prefix}{name}': name for name in ('weight', 'bias') if f'{prefix}{name}' in state_dict}
         if dense:
             target = f'{prefix}expert_group.experts.'
-            problems = copy_dense_to_experts(state_dict, dense, self.expert_group, target, self.settings.copy_noise)
+            noise, redraw = self.settings.copy_noise, self.settings.copy_redraw
+            problems = copy_dense_to_experts(state_dict, dense, self.expert_group, target, noise, redraw)
             print_log(
                 f'{prefix.rstrip(".")}: {len(dense) - len(problems)} of {len(dense)} tensors of the plain convolution '
-                f'copied into {len(self.expert_group)} experts with relative noise {self.settings.copy_noise:g}'
+                f'copied into {len(self.expert_group)} experts with relative noise {noise:g}'
                 + (f'; not copied: {problems[0]}' if problems else ''),
                 logger='current',
                 level=logging.WARNING if problems else logging.INFO,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from ..errors import MoEConfigError, unknown_name
 from ..registry import CONSTRAINTS, build_named
+from ..routing.dispatch import Mixture
 from ..routing.experts import DISPATCH_MODES, ExpertGroup
 from ..routing.mixtures import mix_linear
 from ..routing.router import Router
 from ..routing.rows import UNITS
+from ..routing.selection import SOFTMAX, STRAIGHT_THROUGH, WEIGHTINGS
 from .expert_norm import accept_single_values
 from .gates import build_gate
 
@@ -71,6 +73,15 @@ class MoESettings:
         soft_mixture: says that ``top_k == num_experts`` is meant.
         copy_noise: relative standard deviation of the noise that tells experts apart when they are copied from a
             dense checkpoint.
+        copy_redraw: share of each convolution's output channels, from 0 to below 1, that is drawn anew for every
+            expert copied from a dense checkpoint, with mean and standard deviation of the convolution; predictors
+            keep their channels. It tells experts further apart than noise can; the model no longer computes at the
+            start what the dense one does.
+        copies_share: whether experts are a common part plus a difference of their own, so that what all rows teach
+            reaches all experts; for experts that start from a dense checkpoint. Checkpoints load either way.
+        weighting: ``softmax`` weights, or with ``top_k=1`` ``straight_through``: the chosen expert counts in full
+            and the gate learns from the gradient of its probability. Experts copied from a dense checkpoint then
+            compute at the start what the dense layer does.
     """
 
     num_experts: int = 4
@@ -85,6 +96,9 @@ class MoESettings:
     dispatch: str = 'sorted'
     soft_mixture: bool = False
     copy_noise: float = 0.02
+    copy_redraw: float = 0.0
+    copies_share: bool = False
+    weighting: str = SOFTMAX
 
     @classmethod
     def from_config(cls, cfg: dict, where: str) -> MoESettings:
@@ -116,7 +130,7 @@ class MoESettings:
                 f'{where}: top_k=num_experts={self.top_k} runs every expert for every row, so nothing is chosen and '
                 'balance means little. If a soft mixture is meant, add soft_mixture=True'
             )
-        for key in ('shared_expert', 'soft_mixture'):
+        for key in ('shared_expert', 'soft_mixture', 'copies_share'):
             check_flag(where, key, getattr(self, key))
         if self.noise is not None:
             check_flag(where, 'noise', self.noise)
@@ -130,6 +144,16 @@ class MoESettings:
         noise = self.copy_noise
         if isinstance(noise, bool) or not isinstance(noise, (int, float)) or not 0 <= noise < float('inf'):
             raise MoEConfigError(f'{where}.copy_noise={noise!r}: expected a number >= 0')
+        redraw = self.copy_redraw
+        if isinstance(redraw, bool) or not isinstance(redraw, (int, float)) or not 0 <= redraw < 1:
+            raise MoEConfigError(f'{where}.copy_redraw={redraw!r}: expected a number >= 0 and < 1')
+        if self.copies_share and self.num_experts == 1:
+            raise MoEConfigError(f'{where}.copies_share=True: num_experts=1 leaves no copies that could share')
+        check_choice(where, 'weighting', self.weighting, WEIGHTINGS)
+        if self.weighting == STRAIGHT_THROUGH and self.top_k != 1:
+            raise MoEConfigError(
+                f'{where}.weighting={STRAIGHT_THROUGH!r}: is for top_k=1, top_k is {self.top_k}; use {SOFTMAX!r}'
+            )
 
     def build_router(
         self,
@@ -138,8 +162,9 @@ class MoESettings:
         num_levels: int = 1,
         label: str | None = None,
         key_channels: int | None = None,
+        slots: int | None = None,
     ) -> Router | None:
-        """Builds gate, constraints and router; None with a single expert, which needs no decision.
+        """Builds gate, constraints and router; None with a single expert (of each slot), which needs no decision.
 
         Args:
             in_channels: channels of the map that the gate sees.
@@ -147,6 +172,8 @@ class MoESettings:
             num_levels: levels that one step passes through the layer.
             label: name of the layer in messages and logs; ``where`` by default.
             key_channels: channels of the experts' features, for a gate that decides from them.
+            slots: groups of experts of which every row runs one each, ``top_k`` of them; also 1 then means weights
+                that are straight through. None for experts without slots.
 
         Raises:
             MoEConfigError: an unknown gate or constraint, or arguments that they refuse.
@@ -158,7 +185,7 @@ class MoESettings:
             constraints = [constraints]
         gate = build_gate(self.gate, f'{where}.gate', in_channels, self.num_experts, key_channels)
         built = [build_named(CONSTRAINTS, c, f'{where}.constraint') for c in constraints]
-        if self.num_experts == 1:
+        if self.num_experts == (slots or 1):
             return None
         try:
             return Router(
@@ -170,15 +197,31 @@ class MoESettings:
                 num_levels=num_levels,
                 noise=self.noise,
                 label=label or where,
+                slots=slots or 1,
+                weighting=self.weighting if slots is None else STRAIGHT_THROUGH,
             )
         except ValueError as error:
             raise MoEConfigError(f'{where}: {error}') from error
 
-    def build_experts(self, make_expert, mixture=mix_linear) -> ExpertGroup:
-        """Builds E independently initialised experts, and the shared one, from a function without arguments."""
+    def build_experts(
+        self,
+        make_expert: Callable[[], nn.Module],
+        mixture: Mixture = mix_linear,
+        slots: int = 1,
+        group: type[ExpertGroup] = ExpertGroup,
+    ) -> ExpertGroup:
+        """Builds E independently initialised experts, and the shared one.
+
+        Args:
+            make_expert: builds one.
+            mixture: how outputs become one, see :mod:`moe_det.routing.mixtures`.
+            slots: groups of experts of which every row runs one each.
+            group: class of the result.
+        """
         shared: nn.Module | None = make_expert() if self.shared_expert else None
         experts = [accept_single_values(make_expert()) for _ in range(self.num_experts)]
-        return ExpertGroup(experts, shared, mixture, self.dispatch)
+        share = self.copies_share
+        return group(experts, shared, mixture, self.dispatch, slots=slots, common=share, copy_noise=self.copy_noise)
 
 
 def split_settings(cfg: dict) -> tuple[dict, dict]:

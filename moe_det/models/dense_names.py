@@ -1,8 +1,13 @@
-"""Names of a plain RetinaNet head's tensors, and of the same tensors in an expert that stands in their place."""
+"""Names of a plain RetinaNet head's tensors, and of the same tensors in an expert that stands in their place.
+
+A shard holds a slice of them: :func:`shard_axis` says which.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+
+from torch import Tensor
 
 
 def _replaced_conv(placement: str, stacked_convs: int) -> int:
@@ -14,6 +19,8 @@ def dense_name(branch: str, name: str, placement: str, stacked_convs: int) -> st
     if placement in ('first', 'last'):
         return f'{branch}_convs.{_replaced_conv(placement, stacked_convs)}.{name}'
     part, rest = name.split('.', 1)
+    if part == 'conv':
+        return f'{branch}_convs.{_replaced_conv(placement, stacked_convs)}.{rest}'
     return f'retina_{branch}.{rest}' if part == 'predictor' else f'{branch}_convs.{rest}'
 
 
@@ -35,7 +42,36 @@ def replaced_keys(keys: Iterable[str], prefix: str, branch: str, placement: str,
             if placement in ('branch', 'tower'):
                 found[key] = f'convs.{number}.{name}'
             elif int(number) == _replaced_conv(placement, stacked_convs):
-                found[key] = name
-        elif key.startswith(predictor) and placement == 'branch':
+                found[key] = f'conv.{name}' if placement == 'shards' else name
+        elif key.startswith(predictor) and placement in ('branch', 'shards'):
             found[key] = f'predictor.{key.rsplit(".", 1)[1]}'
     return found
+
+
+def shard_axis(name: str) -> int | str:
+    """How the shards' tensors of this name make up the plain head's.
+
+    Returns:
+        The axis along which they lie side by side, or ``'sum'``.
+    """
+    return {'predictor.weight': 1, 'predictor.bias': 'sum'}.get(name, 0)
+
+
+def shard_of(name: str, tensor: Tensor, shard: int, shards: int) -> Tensor:
+    """What a shard takes of a plain head's tensor.
+
+    Args:
+        name: of the tensor inside an expert.
+        tensor: the plain head's.
+        shard: number of the shard.
+        shards: G.
+
+    Returns:
+        The slice, or for ``'sum'`` the G-th part; a number without axes, or an axis that G does not divide, as it is.
+    """
+    axis = shard_axis(name)
+    if axis == 'sum':
+        return tensor / shards
+    if tensor.dim() <= axis or tensor.shape[axis] % shards:
+        return tensor
+    return tensor.chunk(shards, dim=axis)[shard]

@@ -1,7 +1,8 @@
 """One branch of a RetinaNet head (class or box), dense or with experts.
 
 A branch is a tower of convolutions and a predictor. Experts can take the place of the whole branch, the tower, its
-first or its last convolution; dense parts keep the names of mmdet's RetinaHead, so that its checkpoints load.
+first or its last convolution, or of slices of its last convolution and predictor; dense parts keep the names of mmdet's
+RetinaHead, so that its checkpoints load.
 """
 
 from __future__ import annotations
@@ -20,10 +21,9 @@ from ..routing.experts import ExpertGroup
 from ..routing.mixtures import mix_linear, mix_probabilities
 from ..routing.router import Router
 from ..routing.routing import Routing
-from ..routing.rows import RowLayout, join_patches, rows_of
-
-PLACEMENTS = ('branch', 'tower', 'first', 'last')
-BRANCHES = ('cls', 'reg')
+from ..routing.rows import HALO, RowLayout, join_patches, split_patches
+from .head_settings import HeadSettings
+from .shards import ShardExpert, ShardGroup, build_shards
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,11 @@ class BranchShape:
         widths = [inner] * (self.stacked_convs - 1) + [out_channels] * bool(self.stacked_convs)
         inputs = [self.in_channels, *widths]
         return nn.ModuleList(self.conv(a, b) for a, b in zip(inputs, widths, strict=False))
+
+    @property
+    def last_inputs(self) -> int:
+        """Input channels of the tower's last convolution."""
+        return self.in_channels if self.stacked_convs == 1 else self.feat_channels
 
     def predictor(self, in_channels: int) -> nn.Conv2d:
         """The 3x3 convolution that predicts classes or boxes for every anchor."""
@@ -98,28 +103,28 @@ class TowerExpert(nn.Module):
         return (output, x) if with_features else output
 
 
-def build_branch_experts(
-    shape: BranchShape, settings: MoESettings, placement: str, width: float | str, where: str
-) -> ExpertGroup:
+def build_branch_experts(shape: BranchShape, settings: MoESettings, own: HeadSettings, where: str) -> ExpertGroup:
     """Builds the experts of a branch.
 
     Args:
         shape: the branch.
         settings: the checked MoE keys.
-        placement: one of ``PLACEMENTS``.
-        width: factor of an expert's inner channels, or ``'matched'``.
+        own: the checked keys of the head.
         where: config key of the settings, for messages.
 
     Raises:
-        MoEConfigError: a tower, first or last convolution that does not exist, or a width without meaning.
+        MoEConfigError: a tower, first or last convolution that does not exist, a width without meaning, or a last
+            convolution that cannot be cut.
     """
+    placement, width = own.placement, own.width
+    if placement == 'shards':
+        return build_shards(shape, settings, own.shards, where)
     if placement != 'branch' and shape.stacked_convs == 0:
         raise MoEConfigError(f'{where}.placement={placement!r}: stacked_convs=0 leaves no convolution to replace')
     if placement in ('first', 'last'):
         if width != 1:
             raise MoEConfigError(f"{where}.width={width!r}: applies to the placements 'branch' and 'tower' alone")
-        first = placement == 'first' or shape.stacked_convs == 1
-        in_channels = shape.in_channels if first else shape.feat_channels
+        in_channels = shape.in_channels if placement == 'first' else shape.last_inputs
         return settings.build_experts(lambda: shape.conv(in_channels, shape.feat_channels))
     whole = placement == 'branch'
     inner = inner_width(
@@ -131,14 +136,15 @@ def build_branch_experts(
         where,
         multiple=(shape.norm_cfg or {}).get('num_groups', 1),
     )
-    mixture = mix_probabilities if whole and shape.name == 'cls' else mix_linear
+    as_probabilities = whole and shape.name == 'cls' and own.class_mixture == 'probabilities'
+    mixture = mix_probabilities if as_probabilities else mix_linear
     return settings.build_experts(lambda: TowerExpert(shape, inner, whole), mixture)
 
 
 def feature_channels(experts: ExpertGroup) -> int:
     """Channels of the features by which an attentive gate knows the experts of a branch."""
     expert = experts.experts[0]
-    return expert.feature_channels if isinstance(expert, TowerExpert) else expert.out_channels
+    return expert.feature_channels if isinstance(expert, (TowerExpert, ShardExpert)) else expert.out_channels
 
 
 @dataclass(frozen=True)
@@ -175,11 +181,12 @@ def experts_in_branch(maps: Sequence[Tensor], experts: ExpertGroup, decision: De
     """
     layout, grid = decision.layout, decision.grid
     patches = layout is not None and layout.unit == 'patch'
-    rows = rows_of(maps, 'patch', grid)[0] if patches else maps
+    halo = experts.halo if isinstance(experts, ShardGroup) else HALO
+    rows = [split_patches(x, grid, halo) for x in maps] if patches else maps
     if decision.router is not None:
         outputs = experts.run_and_route(rows, decision.router, decision.gate_rows, layout)
     else:
         outputs = experts(rows, decision.routing, layout, decision.plan)
     if not patches:
         return outputs
-    return [join_patches(y, x.shape[2], x.shape[3], grid) for y, x in zip(outputs, maps, strict=True)]
+    return [join_patches(y, x.shape[2], x.shape[3], grid, halo) for y, x in zip(outputs, maps, strict=True)]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import MoEConfigError, unknown_name
-from ..layers.settings import MoESettings, check_choice, check_flag, split_settings
-from .head_branch import BRANCHES, PLACEMENTS
+from ..layers.settings import MoESettings, check_choice, check_count, check_flag, split_settings
+
+PLACEMENTS = ('branch', 'tower', 'first', 'last', 'shards')
+BRANCHES = ('cls', 'reg')
+CLASS_MIXTURES = ('probabilities', 'logits')
+OF_SHARDS = {'shards': 2, 'copies': 4}  # default values
 
 
 @dataclass(frozen=True)
@@ -20,12 +25,18 @@ class HeadSettings:
         placement: what an expert replaces.
         width: factor of an expert's inner channels, or ``'matched'``.
         shared_gate: whether one decision serves both branches.
+        shards: G, slices of the last convolution and the predictor; 1 in other placements.
+        copies: R, alternatives of a shard; the number of experts in other placements.
+        class_mixture: what is mixed of whole class branches, ``'probabilities'`` or ``'logits'``.
     """
 
     branches: tuple[str, ...]
     placement: str
     width: float | str
     shared_gate: bool
+    shards: int
+    copies: int
+    class_mixture: str
 
 
 def read_head_settings(moe: dict, where: str) -> tuple[MoESettings, HeadSettings]:
@@ -45,6 +56,13 @@ def read_head_settings(moe: dict, where: str) -> tuple[MoESettings, HeadSettings
         if key not in HeadSettings.__dataclass_fields__:
             known = (*MoESettings.__dataclass_fields__, *HeadSettings.__dataclass_fields__)
             raise MoEConfigError(f'{where}: {unknown_name("key", key, known)}')
+    placement = own.get('placement', 'branch')
+    check_choice(where, 'placement', placement, PLACEMENTS)
+    if placement == 'shards':
+        common = _settings_of_shards(common, own, where)
+    for key in own.keys() & OF_SHARDS.keys():
+        if placement != 'shards':
+            raise MoEConfigError(f"{where}.{key}={own[key]!r}: applies to placement='shards' alone")
     settings = MoESettings.from_config(common, where)
     branches = own.get('branches', BRANCHES)
     if not isinstance(branches, (str, list, tuple)):
@@ -54,10 +72,57 @@ def read_head_settings(moe: dict, where: str) -> tuple[MoESettings, HeadSettings
         raise MoEConfigError(f"{where}.branches is empty: without 'cls' or 'reg' there would be no MoE layer")
     for branch in branches:
         check_choice(where, 'branches', branch, BRANCHES)
-    placement = own.get('placement', 'branch')
-    check_choice(where, 'placement', placement, PLACEMENTS)
     shared_gate = own.get('shared_gate', False)
     check_flag(where, 'shared_gate', shared_gate)
     if shared_gate and set(branches) != set(BRANCHES):
         raise MoEConfigError(f'{where}.shared_gate: needs both branches, branches={branches!r}')
-    return settings, HeadSettings(branches, placement, own.get('width', 1), shared_gate)
+    class_mixture = own.get('class_mixture', CLASS_MIXTURES[0])
+    check_choice(where, 'class_mixture', class_mixture, CLASS_MIXTURES)
+    if 'class_mixture' in own and placement != 'branch':
+        raise MoEConfigError(
+            f"{where}.class_mixture={class_mixture!r}: applies to placement='branch' alone; experts of "
+            f'placement={placement!r} are mixed before anything is a class probability'
+        )
+    shards = own.get('shards', OF_SHARDS['shards']) if placement == 'shards' else 1
+    return settings, HeadSettings(
+        branches=branches,
+        placement=placement,
+        width=own.get('width', 1),
+        shared_gate=shared_gate,
+        shards=shards,
+        copies=settings.num_experts // shards,
+        class_mixture=class_mixture,
+    )
+
+
+def _settings_of_shards(common: dict, own: Mapping, where: str) -> dict:
+    """The keys of every MoE layer as they follow from ``shards`` and ``copies``.
+
+    Raises:
+        MoEConfigError: a key that says something else, or that shards have no use for.
+    """
+    numbers = {**OF_SHARDS, **{key: own[key] for key in OF_SHARDS if key in own}}
+    for key, value in numbers.items():
+        check_count(where, key, value)
+    shards, copies = numbers['shards'], numbers['copies']
+    follows = {'num_experts': shards * copies, 'top_k': shards}
+    for key, value in follows.items():
+        if common.get(key, value) != value:
+            raise MoEConfigError(
+                f'{where}.{key}={common[key]!r}: follows from shards={shards} and copies={copies} as {value}; '
+                'take it out'
+            )
+    if common.get('weighting', 'straight_through') != 'straight_through':
+        raise MoEConfigError(
+            f'{where}.weighting={common["weighting"]!r}: shards are chosen straight through; take it out'
+        )
+    if common.get('shared_expert', False) is not False:
+        raise MoEConfigError(f"{where}.shared_expert={common['shared_expert']!r}: placement='shards' has none")
+    if own.get('width', 1) != 1:
+        raise MoEConfigError(f'{where}.width={own["width"]!r}: shards have the width of their slice; take it out')
+    if copies == 1:
+        if common.get('constraint') or common.get('copies_share'):
+            key = 'constraint' if common.get('constraint') else 'copies_share'
+            raise MoEConfigError(f'{where}.{key}: with copies=1 every row runs the only copy of each shard')
+        follows['soft_mixture'] = True  # every expert runs
+    return {key: value for key, value in common.items() if key != 'weighting'} | follows

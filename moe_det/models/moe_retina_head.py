@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-
 from mmdet.models.dense_heads import RetinaHead
 from mmdet.utils import reduce_mean
-from mmengine.logging import print_log
-from mmengine.model import bias_init_with_prob, normal_init
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
@@ -15,21 +11,14 @@ from ..errors import MoEConfigError
 from ..layers.settings import check_expert_norm
 from ..routing.dispatch import plan_dispatch
 from ..routing.distributed import world
-from ..routing.experts import ExpertGroup, copy_dense_to_experts
+from ..routing.experts import ExpertGroup
 from ..routing.rows import rows_of
 from .box_sizes import supply_box_sizes
 from .dense_names import dense_name, replaced_keys
-from .head_branch import (
-    BRANCHES,
-    BranchShape,
-    Decision,
-    build_branch_experts,
-    experts_in_branch,
-    feature_channels,
-)
-from .head_settings import read_head_settings
+from .head_branch import BranchShape, Decision, build_branch_experts, experts_in_branch, feature_channels
+from .head_settings import BRANCHES, read_head_settings
+from .head_start import fill_from_dense, start_experts, start_predictor, without_predictor_overrides
 
-CLASS_PRIOR = 0.01  # RetinaNet, arXiv 1708.02002, section 4.1
 WHERE = 'bbox_head.moe'  # in messages
 
 
@@ -38,7 +27,8 @@ class MoERetinaHead(RetinaHead):
 
     One gate decision per routing row is made on the pyramid's maps, for all levels before the first convolution; an
     attentive gate decides when the experts' towers have run.
-    Class experts are mixed as probabilities and returned as logits, box experts are mixed as deltas. The head adds
+    Class experts are mixed as probabilities and returned as logits, box experts are mixed as deltas; shards add up to
+    the logits and deltas themselves, at the cost of the dense head and with its outputs at the start. The head adds
     its own auxiliary losses to the losses it returns. A checkpoint of a plain RetinaNet fills every expert of the
     same shape, plus noise::
 
@@ -51,7 +41,11 @@ class MoERetinaHead(RetinaHead):
 
             - ``branches``: ``'cls'``, ``'reg'`` or both, default both.
             - ``placement``: what an expert replaces: the whole ``branch`` (default), its ``tower``, its ``first`` or
-              ``last`` convolution.
+              ``last`` convolution, or one of the ``shards`` that its last convolution, norm and predictor are cut into
+              by channels; a row then runs one copy of each shard, with weight 1.
+            - ``shards`` and ``copies``: of ``placement='shards'``, number of slices G, which must divide the channels
+              and the norm's groups, and of alternatives of each; default 2 and 4. ``num_experts`` and ``top_k`` follow.
+            - ``class_mixture``: whether whole class branches are mixed as ``probabilities`` (default) or ``logits``.
             - ``width``: factor of an expert's inner channels, or ``'matched'`` for K experts at the cost of one
               dense branch; default 1.
             - ``shared_gate``: one gate and one decision for both branches; default False.
@@ -66,23 +60,7 @@ class MoERetinaHead(RetinaHead):
     def __init__(self, *args, moe: dict, init_cfg: dict | None = None, **kwargs) -> None:
         self.settings, self.moe = read_head_settings(moe, WHERE)
         check_expert_norm(WHERE, kwargs.get('norm_cfg'))
-        super().__init__(*args, init_cfg=self._without_predictor_overrides(init_cfg), **kwargs)
-
-    @staticmethod
-    def _without_predictor_overrides(init_cfg: dict | list | None) -> list[dict]:
-        """RetinaHead's init_cfg without the parts that name a predictor, which experts may have replaced.
-
-        :meth:`init_weights` does what these parts usually do, wherever the predictors are.
-        """
-        init_cfg = init_cfg or {'type': 'Normal', 'layer': 'Conv2d', 'std': 0.01}
-        cleaned = []
-        for part in [init_cfg] if isinstance(init_cfg, dict) else init_cfg:
-            overrides = part.get('override', [])
-            overrides = [overrides] if isinstance(overrides, dict) else overrides
-            kept = [override for override in overrides if override.get('name') not in ('retina_cls', 'retina_reg')]
-            rest = {key: value for key, value in part.items() if key != 'override'}
-            cleaned.append({**rest, 'override': kept} if kept else rest)
-        return cleaned
+        super().__init__(*args, init_cfg=without_predictor_overrides(init_cfg), **kwargs)
 
     # -- building ----------------------------------------------------------------------------------------------
 
@@ -100,10 +78,11 @@ class MoERetinaHead(RetinaHead):
 
     def _init_layers(self) -> None:
         """Builds both branches; parts that stay dense have RetinaHead's names."""
-        if not self.use_sigmoid_cls and self.moe.placement == 'branch' and 'cls' in self.moe.branches:
+        as_probabilities = self.moe.placement == 'branch' and self.moe.class_mixture == 'probabilities'
+        if not self.use_sigmoid_cls and as_probabilities and 'cls' in self.moe.branches:
             raise MoEConfigError(
                 "bbox_head.moe.placement='branch' mixes class experts as sigmoid probabilities; "
-                'loss_cls must have use_sigmoid=True'
+                "loss_cls must have use_sigmoid=True, or class_mixture='logits'"
             )
         self.relu = nn.ReLU(inplace=True)
         self.routers = nn.ModuleDict()
@@ -116,16 +95,14 @@ class MoERetinaHead(RetinaHead):
         convs = shape.tower(shape.feat_channels, shape.feat_channels)
         predictor = shape.predictor(shape.feat_channels if shape.stacked_convs else shape.in_channels)
         if shape.name in self.moe.branches:
-            self.branch_experts[shape.name] = build_branch_experts(
-                shape, self.settings, self.moe.placement, self.moe.width, WHERE
-            )
-            # a placeholder keeps the numbers of the dense convolutions as in a plain head
-            if self.moe.placement == 'branch':
-                convs, predictor = nn.ModuleList(), None
-            elif self.moe.placement == 'tower':
+            placement = self.moe.placement
+            self.branch_experts[shape.name] = build_branch_experts(shape, self.settings, self.moe, WHERE)
+            if placement in ('branch', 'shards'):
+                predictor = None
+            if placement in ('branch', 'tower'):
                 convs = nn.ModuleList()
-            else:
-                convs[0 if self.moe.placement == 'first' else -1] = nn.Identity()
+            else:  # a placeholder keeps the numbers of the dense convolutions as in a plain head
+                convs[0 if placement == 'first' else -1] = nn.Identity()
         setattr(self, f'{shape.name}_convs', convs)
         if predictor is not None:
             setattr(self, f'retina_{shape.name}', predictor)
@@ -139,6 +116,7 @@ class MoERetinaHead(RetinaHead):
                 self.prior_generator.num_levels,
                 f'bbox_head.{name}',
                 feature_channels(self.branch_experts[self.moe.branches[0] if name == 'both' else name]),
+                self.moe.shards if self.moe.placement == 'shards' else None,
             )
             if router is None:
                 continue
@@ -159,18 +137,11 @@ class MoERetinaHead(RetinaHead):
         super().init_weights()
         if again or 'Pretrained' in str(self.init_cfg):
             return
-        prior = {'cls': bias_init_with_prob(CLASS_PRIOR), 'reg': 0.0}
         for branch in BRANCHES:
             if hasattr(self, f'retina_{branch}'):
-                normal_init(getattr(self, f'retina_{branch}'), std=0.01, bias=prior[branch])
-        if self.moe.placement != 'branch':
-            return
+                start_predictor(getattr(self, f'retina_{branch}'), branch)
         for branch, group in self.branch_experts.items():
-            for expert in group.experts:
-                normal_init(expert.predictor, std=0.01, bias=prior[branch])
-            if group.shared is not None:
-                nn.init.zeros_(group.shared.predictor.weight)
-                nn.init.zeros_(group.shared.predictor.bias)
+            start_experts(group, branch)
 
     # -- forward -----------------------------------------------------------------------------------------------
 
@@ -218,7 +189,7 @@ class MoERetinaHead(RetinaHead):
     def _forward_branch(self, branch: str, maps: list[Tensor], decision: Decision) -> list[Tensor]:
         experts = self.branch_experts[branch] if branch in self.branch_experts else None
         convs = getattr(self, f'{branch}_convs')
-        experts_first = self.moe.placement != 'last'
+        experts_first = self.moe.placement not in ('last', 'shards')
         if experts is not None and experts_first:
             maps = experts_in_branch(maps, experts, decision)
         for conv in convs:
@@ -265,17 +236,9 @@ class MoERetinaHead(RetinaHead):
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         for branch, group in self.branch_experts.items():
             dense = replaced_keys(state_dict, prefix, branch, self.moe.placement, self.stacked_convs)
-            if not dense:
-                continue
-            target = f'{prefix}branch_experts.{branch}.experts.'
-            problems = copy_dense_to_experts(state_dict, dense, group, target, self.settings.copy_noise)
-            note = f'; not copied: {problems[0]}' + (', ...' if len(problems) > 1 else '') if problems else ''
-            print_log(
-                f'{prefix}{branch}: {len(dense) - len(problems)} of {len(dense)} dense tensors copied into '
-                f'{len(group)} experts with relative noise {self.settings.copy_noise:g}{note}',
-                logger='current',
-                level=logging.WARNING if problems else logging.INFO,
-            )
+            if dense:
+                experts = f'{prefix}branch_experts.{branch}.experts.'
+                fill_from_dense(state_dict, dense, group, experts, self.settings, f'{prefix}{branch}')
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def dense_name(self, branch: str, name: str) -> str:

@@ -88,7 +88,7 @@ def conditions_of(model: nn.Module, layers: Iterable[str] | None = None) -> list
     """Lists the conditions: for each layer every expert forced and knocked out, then K from 1 to the largest E.
 
     The trained K is the detector's own routing and is left out. In the sweep a layer with fewer than K experts uses
-    all.
+    all, and one with shards, of each of which a row runs one copy, stays as it is.
 
     Args:
         model: a model with MoE layers.
@@ -99,16 +99,20 @@ def conditions_of(model: nn.Module, layers: Iterable[str] | None = None) -> list
     for layer in routers if layers is None else layers:
         experts = routers[layer].num_experts
         found += [Condition(forced(layer, e), {layer: Intervention(forced=e)}) for e in range(experts)]
-        if experts > 1:
+        if experts > routers[layer].slots:
             found += [Condition(knocked_out(layer, e), {layer: Intervention(knocked_out=e)}) for e in range(experts)]
-    trained = {layer: Intervention(top_k=router.top_k) for layer, router in routers.items()}
-    most = max((router.num_experts for router in routers.values()), default=0)
+    swept_routers = {layer: router for layer, router in routers.items() if router.slots == 1}
+    trained = {layer: Intervention(top_k=router.top_k) for layer, router in swept_routers.items()}
+    most = max((router.num_experts for router in swept_routers.values()), default=0)
     sweep = [with_top_k(model, top_k) for top_k in range(1, most + 1)]
     return [*found, *(condition for condition in sweep if condition.interventions != trained)]
 
 
 def with_top_k(model: nn.Module, top_k: int) -> Condition:
-    """The condition in which every layer chooses ``top_k`` experts; a layer with fewer uses all."""
-    routers = find_routers(model)
-    chosen = {layer: Intervention(top_k=min(top_k, router.num_experts)) for layer, router in routers.items()}
+    """The condition in which every layer without shards chooses ``top_k`` experts; a layer with fewer uses all."""
+    chosen = {
+        layer: Intervention(top_k=min(top_k, router.num_experts))
+        for layer, router in find_routers(model).items()
+        if router.slots == 1
+    }
     return Condition(swept(top_k), chosen)

@@ -34,7 +34,7 @@ def swap_donors(
 
     Args:
         findings: of all images under the detector's own routing.
-        infos: of the layers to change: :class:`~moe_det.analysis.assembly.LayerInfo`.
+        infos: of the layers to change: :class:`~moe_det.analysis.inputs.LayerInfo`.
         object_counts: (N,) objects of each image.
         draws: D.
         seed: of the draws.
@@ -59,27 +59,26 @@ def _shapes(layers: Sequence[LayerFindings], images: int) -> np.ndarray:
     return np.unique(np.concatenate(columns, axis=1), axis=0, return_inverse=True)[1].reshape(-1)
 
 
-def swap_conditions(
-    findings: Findings,
-    infos: Sequence,
-    object_counts: np.ndarray,
-    draws: int,
-    seed: int,
-    groups: Sequence[Hashable] | None = None,
-) -> list[Condition]:
-    """Lists the conditions of the second pass; arguments as of :func:`swap_donors`.
+def swap_conditions(findings: Findings, infos: Sequence, donors: np.ndarray, seed: int) -> list[Condition]:
+    """Lists the conditions of the second pass.
 
     For each layer: ``<layer>/swap/<d>``, the decisions of the image's donor; ``<layer>/levels/<d>``, each level that of
     another level of the image, where the layer decides about several, in two draws; ``<layer>/route/<a>+<b>``, every
     row to the same set of as many experts as the layer chooses, with each image's loss. With several layers
     ``all/swap/<d>`` as well.
+
+    Args:
+        findings: of all images under the detector's own routing.
+        infos: of the layers to change.
+        donors: (D, N) from :func:`swap_donors`.
+        seed: of the other draws.
     """
-    donors = swap_donors(findings, infos, object_counts, draws, seed, groups)
+    draws = len(donors)
     swaps: list[dict[str, Intervention]] = [{} for _ in range(draws)]
     found = []
     for number, info in enumerate(infos):
         layer = findings.layers[info.name]
-        own = RouteTable(layer.weights, layer.image_ids, layer.levels, layer.patches)
+        own = RouteTable(layer.weights, layer.image_ids, layer.levels, layer.patches, slots=info.slots)
         places = layer.image_ids, layer.levels, layer.patches
         for draw in range(draws):
             swaps[draw][info.name] = Intervention(routes=own.taking(swapped_rows(*places, donors[draw])))
@@ -89,7 +88,7 @@ def swap_conditions(
                 rows = level_shifted_rows(*places, np.random.default_rng((seed, draw, 1 + number)))
                 routes = {info.name: Intervention(routes=own.taking(rows))}
                 found.append(Condition(levels_shifted(info.name, draw), routes))
-        for experts in expert_sets(info.num_experts, info.top_k, seed):
+        for experts in expert_sets(info.num_experts, info.top_k, seed, info.slots):
             route = {info.name: Intervention(forced=experts)}
             found.append(Condition(routed(info.name, experts), route, losses=True))
     if len(infos) > 1:
@@ -97,12 +96,21 @@ def swap_conditions(
     return found
 
 
-def expert_sets(num_experts: int, top_k: int, seed: int) -> list[tuple[int, ...]]:
-    """Sets of ``top_k`` of the experts in order: all, or 16 drawn where there are more."""
-    if math.comb(num_experts, top_k) <= MOST_ROUTES:
-        return list(itertools.combinations(range(num_experts), top_k))
+def expert_sets(num_experts: int, top_k: int, seed: int, slots: int = 1) -> list[tuple[int, ...]]:
+    """Sets of ``top_k`` of the experts in order, or one of every slot: all, or 16 drawn where there are more."""
     rng = np.random.default_rng(seed)
+    if slots == 1:
+        count, every = math.comb(num_experts, top_k), itertools.combinations(range(num_experts), top_k)
+    else:
+        copies = num_experts // slots
+        firsts = range(0, num_experts, copies)
+        count, every = copies**slots, itertools.product(*(range(first, first + copies) for first in firsts))
+    if count <= MOST_ROUTES:
+        return list(every)
     drawn: set[tuple[int, ...]] = set()
     while len(drawn) < MOST_ROUTES:
-        drawn.add(tuple(sorted(rng.choice(num_experts, top_k, replace=False).tolist())))
+        if slots == 1:
+            drawn.add(tuple(sorted(rng.choice(num_experts, top_k, replace=False).tolist())))
+        else:
+            drawn.add(tuple(first + int(rng.integers(copies)) for first in firsts))
     return sorted(drawn)

@@ -25,9 +25,11 @@ from .metrics import Utilisation, utilisation
 from .mixtures import mix_linear, mix_probabilities
 from .records import RoutingRecord, RoutingRecorder, UsageRecorder
 from .router import Router, find_routers
-from .routing import Routing, Usage, select
+from .routing import Routing, Usage
 from .rows import RowLayout, join_patches, rows_of, split_patches
 from .samples import RowSamples
+from .selection import select
+from .shared_copies import fold_common
 from .similarity import SampleSimilarityConstraint
 from .soft_constraints import (
     EntropyConstraint,
@@ -72,6 +74,7 @@ __all__ = [
     'dual_temperature_losses',
     'find_routers',
     'finish_distillation',
+    'fold_common',
     'jacobs_loss',
     'join_patches',
     'mix_all',

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..errors import UncollectedConstraintError
+from .constraint import Constraint
 from .routing import Routing
 
 if TYPE_CHECKING:
     from .router import Router
+
+HOOK_LINE = "custom_hooks = [dict(type='MoEHook')]"
+
+
+def uncollected(label: str, constraints: Iterable[Constraint]) -> UncollectedConstraintError:
+    """The error for a step whose constraints were left out."""
+    kinds = ', '.join(type(c).__name__ for c in constraints)
+    return UncollectedConstraintError(
+        f'{label}: {kinds} was not applied, because nobody collected it in this step. Add this line to the '
+        f'config (or the hook to its list of custom_hooks): {HOOK_LINE}'
+    )
 
 
 @dataclass

@@ -34,11 +34,16 @@ class Constraint(nn.Module):
             soft constraints do, hard ones do not).
         samples: what the constraint asks to know of each row beside its decision, a kind of
             :class:`~moe_det.routing.samples.RowSamples`; None for nothing.
+        slots: groups of experts of which a row runs one each; the router sets it. All of them get the same total
+            weight, so that a balance over all experts is one inside each group.
+        scheduled: whether a schedule of the balance changes the loss's weight.
     """
 
     key: str = 'constraint'
     learned_noise: bool = True
     samples: str | None = None
+    slots: int = 1
+    scheduled: bool = False
 
     def prepare(self, num_experts: int, num_groups: int) -> None:
         """Allocates state for E experts and G balance groups; called once, when the router is built."""

@@ -6,10 +6,10 @@ The host learns the choices from one copy per head call. Shape letters: R rows, 
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ class LevelPlan:
         order: (R_l * K,) assignment in (row, k) order of each sorted one; None where nothing is rearranged.
         rows: (R_l * K,) row of each sorted assignment, within the level; None likewise.
         places: (R_l * K,) sorted position of each assignment, in (row, k) order; None likewise.
+        choices: (R_l, K) experts of each row, E for no expert.
     """
 
     first_row: int
@@ -42,25 +43,28 @@ class LevelPlan:
     order: Tensor | None = None
     rows: Tensor | None = None
     places: Tensor | None = None
+    choices: np.ndarray | None = field(default=None, repr=False, compare=False)
 
-    @property
+    @functools.cached_property
     def active(self) -> list[int]:
         """Experts that have rows."""
         return [expert for expert, count in enumerate(self.counts[:-1]) if count]
 
-    @property
+    @functools.cached_property
     def agrees(self) -> bool:
         """Whether every row chose the same experts (one row, collapsed routing, K = E)."""
         return all(self.counts[expert] == self.num_rows for expert in self.active)
 
-    @property
+    @functools.cached_property
     def in_place(self) -> bool:
         """Whether each expert's rows lie together as they are."""
         return bool(self.slices) or self.agrees
 
     def with_indices(self, order: Tensor, rows: Tensor, places: Tensor) -> LevelPlan:
         """The same plan with its index tensors."""
-        return dataclasses.replace(self, order=order, rows=rows, places=places)
+        other = object.__new__(LevelPlan)
+        other.__dict__.update(self.__dict__, order=order, rows=rows, places=places)  # and what was computed
+        return other
 
 
 def copy_to_host(indices: Tensor) -> np.ndarray:
@@ -86,7 +90,7 @@ def plan_dispatch(routings: Sequence[Routing], level_rows: Sequence[int]) -> lis
         levels, first, top_k = [], 0, routing.indices.shape[1]
         for length in level_rows:
             experts = chosen[position : position + length * top_k]
-            levels.append(_plan_level(experts, first, length, routing.num_experts))
+            levels.append(_plan_level(experts, first, length, routing.num_experts, top_k))
             if not levels[-1].in_place:
                 order = np.argsort(experts, kind='stable')
                 orders.append(np.stack([order, order // top_k, np.argsort(order)]))
@@ -99,13 +103,14 @@ def plan_dispatch(routings: Sequence[Routing], level_rows: Sequence[int]) -> lis
     return [[plan if plan.in_place else plan.with_indices(*next(parts)) for plan in levels] for levels in plans]
 
 
-def _plan_level(experts: np.ndarray, first: int, length: int, num_experts: int) -> LevelPlan:
+def _plan_level(experts: np.ndarray, first: int, length: int, num_experts: int, top_k: int) -> LevelPlan:
     """The plan of one level, from its choices in (row, k) order, without index tensors."""
     counts = tuple(np.bincount(experts, minlength=num_experts + 1).tolist())
     slices: list[int] = []
-    if len(experts) == length:  # K = 1
+    if top_k == 1:
         slices = [expert for expert, _ in itertools.groupby(experts.tolist())]
-    return LevelPlan(first, length, counts, tuple(slices) if len(slices) == len(set(slices)) else ())
+    in_turn = tuple(slices) if len(slices) == len(set(slices)) else ()
+    return LevelPlan(first, length, counts, in_turn, choices=experts.reshape(length, top_k))
 
 
 class _Rearranged(torch.autograd.Function):
@@ -215,6 +220,10 @@ def mix_all(outputs: Tensor, routing: Routing, first_row: int, mixture: Mixture)
     chosen = (spread > float('-inf')).reshape(*spread.shape, *[1] * (outputs.dim() - 2))
     # not a product with 0: an expert that was not chosen must not pass a NaN on
     outputs = torch.where(chosen, outputs, outputs.new_zeros(()))
+    if routing.sums_to_one and routing.indices.shape[1] == 1:
+        # one expert with its whole weight: a mixture that normalises would lose the gate's gradient
+        log_weights = routing.log_weights.narrow(0, first_row, outputs.shape[0])
+        return mixture(outputs.sum(1, keepdim=True), log_weights, True)
     return mixture(outputs, spread, routing.sums_to_one)
 
 

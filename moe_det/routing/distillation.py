@@ -13,6 +13,7 @@ from .gates import GAPLinearGate, Gate
 from .router import Router
 from .routing import Routing
 from .samples import TEACHER
+from .selection import log_probabilities
 from .soft_constraints import SoftConstraint
 
 
@@ -27,11 +28,15 @@ class DistillationConstraint(SoftConstraint):
 
     key = 'distillation'
     learned_noise = False
+    scheduled = False
     samples = TEACHER
 
     def group_values(self, routing: Routing) -> Tensor:
         log_p = routing.log_probs
-        teacher = log_p.detach() if routing.samples is None else torch.log_softmax(routing.samples.teacher, dim=1)
+        if routing.samples is None:
+            teacher = log_p.detach()
+        else:
+            teacher = log_probabilities(routing.samples.teacher, routing.slots)
         divergence = (teacher.exp() * (teacher - log_p)).sum(1)
         groups = torch.arange(routing.num_groups, device=log_p.device)
         member = (routing.groups[:, None] == groups).to(log_p.dtype)

@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, MoEConfigError
+from .dense_copies import DenseCopy, copy_dense_to_experts
 from .dispatch import LevelPlan, Mixture, mix_all, mix_chosen, run_dense, run_sorted, touch_idle
 from .gates import global_average
 from .mixtures import mix_linear
 from .routing import Routing
 from .rows import RowLayout
+from .shared_copies import SummedExperts, common_parts, fit_stored_form, fold_group, start_common
 
 if TYPE_CHECKING:
     from .router import Router
 
+__all__ = ['DISPATCH_MODES', 'DenseCopy', 'ExpertGroup', 'copy_dense_to_experts', 'keep_outputs']
+
 DISPATCH_MODES = ('sorted', 'dense')
-
-
-@dataclass(frozen=True)
-class DenseCopy:
-    """What a checkpoint of the dense branch gave the experts that replace it.
-
-    Attributes:
-        copied: its tensors that every expert got.
-        problems: a sentence about each tensor that no expert could take.
-    """
-
-    copied: tuple[str, ...]
-    problems: tuple[str, ...]
 
 
 class ExpertGroup(nn.Module):
@@ -46,6 +36,10 @@ class ExpertGroup(nn.Module):
         shared: an expert that runs on every row and whose output is added (DeepSeekMoE, arXiv 2401.06066).
         mixture: how outputs become one, see :mod:`moe_det.routing.mixtures`.
         dispatch: ``'sorted'`` (cost of K experts) or ``'dense'`` (all experts, for export and compilation).
+        slots: groups of experts of which every row runs one each; see :mod:`moe_det.routing.selection`.
+        common: whether experts hold differences from a common part, see :mod:`moe_det.routing.shared_copies`. It
+            starts at 0: call :meth:`start_common` when the experts are initialised.
+        copy_noise: relative size of the differences with which a common part starts.
     """
 
     def __init__(
@@ -54,9 +48,15 @@ class ExpertGroup(nn.Module):
         shared: nn.Module | None = None,
         mixture: Mixture = mix_linear,
         dispatch: str = 'sorted',
+        slots: int = 1,
+        common: bool = False,
+        copy_noise: float = 0.02,
     ) -> None:
         super().__init__()
         self.experts = nn.ModuleList(experts)
+        self.slots = slots
+        self.common = common_parts(experts, slots) if common else None
+        self.copy_noise = copy_noise
         self.shared = shared
         self.mixture = mixture
         self.dispatch = dispatch
@@ -68,7 +68,45 @@ class ExpertGroup(nn.Module):
         return len(self.experts)
 
     def extra_repr(self) -> str:
-        return f'mixture={self.mixture.__name__}, dispatch={self.dispatch!r}'
+        slots = f', slots={self.slots}' if self.slots > 1 else ''
+        return f'mixture={self.mixture.__name__}, dispatch={self.dispatch!r}{slots}'
+
+    @property
+    def copies(self) -> int:
+        """Experts of each slot."""
+        return len(self.experts) // self.slots
+
+    # -- common part -------------------------------------------------------------------------------------------
+
+    def weights_of(self, expert: int) -> dict[str, Tensor]:
+        """The weights that an expert computes with, by name: its parameters, plus the common part where there is one.
+
+        With gradient; a sum is computed anew in each call.
+        """
+        weights = dict(self.experts[expert].named_parameters())
+        if self.common is None:
+            return weights
+        common = self.common[expert // self.copies]
+        return {name: common.get_parameter(name) + difference for name, difference in weights.items()}
+
+    def runnable(self) -> Sequence[Callable[..., Tensor]]:
+        """E callables that run the experts as they are; ask anew in each forward."""
+        return self.experts if self.common is None else SummedExperts(self)
+
+    def start_common(self) -> None:
+        """After experts were initialised: the first one of each slot becomes the common part, the others its copies.
+
+        Their differences are noise of ``copy_noise``. Does nothing where experts have no common part.
+        """
+        if self.common is not None:
+            start_common(self)
+
+    def fold_common(self) -> None:
+        """Makes the experts plain ones, in place; outputs stay the same."""
+        if self.common is not None:
+            fold_group(self)
+
+    # -- modes and forward -------------------------------------------------------------------------------------
 
     def freeze(self) -> None:
         """Keeps the experts as they are, norms included, while a gate is fitted to them."""
@@ -108,15 +146,16 @@ class ExpertGroup(nn.Module):
 
         Args:
             rows: L tensors (R_l, C, h_l, w_l).
-            routing: the decision; None with a single expert, which then is a plain module.
-            layout: where the rows lie; None with a single expert.
+            routing: the decision; None with a single expert (of each slot), which then is a plain module.
+            layout: where the rows lie; None without a decision.
             plan: per level, from :func:`~moe_det.routing.dispatch.plan_dispatch`; not needed in dense mode.
 
         Returns:
             L tensors (R_l, C', h'_l, w'_l).
         """
         if routing is None:
-            outputs = [self.experts[0](x) for x in rows]
+            experts = self.runnable()
+            outputs = [functools.reduce(torch.add, [expert(x) for expert in experts]) for x in rows]
         elif self._kept is not None:
             outputs = self._mix_kept(rows, routing, layout)
         elif self.dispatch == 'dense':
@@ -157,7 +196,7 @@ class ExpertGroup(nn.Module):
         if kept is not None and level in kept and not (with_keys and kept[level][1] is None):
             return kept[level]
         outputs, keys = [], []
-        for expert in self.experts:
+        for expert in self.runnable():
             if with_keys and getattr(expert, 'gives_features', False):
                 output, features = expert(rows, with_features=True)
             else:
@@ -187,19 +226,26 @@ class ExpertGroup(nn.Module):
         self, rows: Sequence[Tensor], routing: Routing, layout: RowLayout, plan: Sequence[LevelPlan]
     ) -> list[Tensor]:
         plans = [plan[0]] * len(rows) if layout.unit == 'image' else plan
-        outputs = [
-            run_sorted(x, routing, level, self.experts, self.mixture) for x, level in zip(rows, plans, strict=True)
-        ]
-        if self.training:
-            used = {expert for level in plans for expert in level.active}
-            idle = [expert for i, expert in enumerate(self.experts) if i not in used]
-            outputs[-1] = touch_idle(outputs[-1], idle)
-        return outputs
+        experts = self.runnable()
+        outputs = [run_sorted(x, routing, level, experts, self.mixture) for x, level in zip(rows, plans, strict=True)]
+        return self._with_idle(outputs, plans)
+
+    def _with_idle(self, outputs: list[Tensor], plans: Sequence[LevelPlan]) -> list[Tensor]:
+        """In training, makes what no row of any level used part of the graph, with a zero gradient."""
+        if not self.training:
+            return outputs
+        used = {expert for level in plans for expert in level.active}
+        idle = [expert for i, expert in enumerate(self.experts) if i not in used]
+        if self.common is not None:
+            slots = {expert // self.copies for expert in used}
+            idle += [common for i, common in enumerate(self.common) if i not in slots]
+        return [*outputs[:-1], touch_idle(outputs[-1], idle)]
 
     def _run_dense(self, rows: Sequence[Tensor], routing: Routing, layout: RowLayout) -> list[Tensor]:
+        experts = self.runnable()
         first, outputs = 0, []
         for x in rows:
-            outputs.append(run_dense(x, routing, first, self.experts, self.mixture))
+            outputs.append(run_dense(x, routing, first, experts, self.mixture))
             if layout.unit != 'image':
                 first += x.shape[0]
         return outputs
@@ -208,10 +254,13 @@ class ExpertGroup(nn.Module):
         pattern = re.compile(re.escape(prefix) + r'experts\.(\d+)\.')
         stored = {int(match[1]) for key in state_dict if (match := pattern.match(key))}
         if stored and len(stored) != len(self.experts):
+            path, copies = prefix.rstrip('.'), f'shards={self.slots} of copies={self.copies}'
             raise CheckpointError(
-                f'the checkpoint has num_experts={len(stored)} at {prefix.rstrip(".")}, the config '
-                f'num_experts={len(self.experts)}: change the config to match'
+                f'the checkpoint has num_experts={len(stored)} at {path}, the config '
+                + (f'num_experts={len(self.experts)}' if self.slots == 1 else copies)
+                + ': change the config to match'
             )
+        fit_stored_form(state_dict, prefix, self)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
@@ -232,57 +281,3 @@ def keep_outputs(groups: Sequence[ExpertGroup]) -> Iterator[None]:
     finally:
         for group in groups:
             group._kept = None
-
-
-def copy_dense_to_experts(
-    state_dict: dict[str, Tensor], dense: dict[str, str], experts: ExpertGroup, prefix: str, noise: float
-) -> list[str]:
-    """Rewrites a state dict in place so that every expert starts from the dense branch it replaces.
-
-    Each expert's floating-point parameters get independent noise of ``noise`` times the parameter's own standard
-    deviation, because identical experts would stay identical under equal routing. Buffers are copied as they are.
-    The noise is a function of the weights that the experts had before, not of the random generators: data-parallel
-    wrappers make processes agree on weights before a checkpoint is loaded, on generators (mmengine's
-    ``diff_rank_seed``) nobody does, and nothing sends the copies to the other processes afterwards.
-
-    Args:
-        state_dict: holds the dense tensors; they are replaced by one set per expert.
-        dense: dense key -> name of the parameter inside an expert.
-        experts: the group to fill.
-        prefix: prefix of the group in the state dict, ending in ``experts.``.
-        noise: relative standard deviation of the noise, >= 0.
-
-    Returns:
-        Sentences about tensors that could not be copied; the experts keep their own initial values there. The group
-        remembers them as ``dense_copy``.
-    """
-    parameters = dict(experts.experts[0].named_parameters())
-    own = dict(experts.experts[0].state_dict())
-    generator = _generator_of(experts)
-    copied, problems = [], []
-    for key, name in dense.items():
-        value = state_dict.pop(key)
-        if name not in own:
-            problems.append(f'{key}: an expert has no {name}')
-            continue
-        if own[name].shape != value.shape:
-            problems.append(f'{key}: shape {tuple(value.shape)}, an expert has {tuple(own[name].shape)}')
-            continue
-        deviation = value.float().std().item() if name in parameters and value.numel() > 1 else 0.0
-        for expert in range(len(experts)):
-            copy = value.clone()
-            if noise and deviation:
-                drawn = torch.randn(copy.shape, generator=generator)
-                copy += noise * deviation * drawn.to(copy)
-            state_dict[f'{prefix}{expert}.{name}'] = copy
-        copied.append(key)
-    experts.dense_copy = DenseCopy(tuple(copied), tuple(problems))
-    return problems
-
-
-def _generator_of(experts: ExpertGroup) -> torch.Generator:
-    """A generator seeded by the first expert's weights."""
-    digest = hashlib.blake2b(digest_size=7)
-    for parameter in experts.experts[0].parameters():
-        digest.update(parameter.detach().cpu().float().numpy().tobytes())
-    return torch.Generator().manual_seed(int.from_bytes(digest.digest(), 'little'))

@@ -73,14 +73,15 @@ class RelativeImportanceConstraint(ThresholdConstraint):
 
     @torch.no_grad()
     def after_dropping_experts(self) -> None:
-        self.relative -= self.relative.mean(dim=1, keepdim=True)  # the sum is 0, else all could be forbidden for good
+        of_slots = self.relative.unflatten(1, (self.slots, -1))
+        of_slots -= of_slots.mean(dim=2, keepdim=True)  # the sum is 0, else all could be forbidden for good
 
 
 class MeanImportanceConstraint(ThresholdConstraint):
     """Mean importance: m_i <- (t m_i + I_i / sum_j I_j) / (t + 1); expert i is forbidden while m_i - 1/E > threshold.
 
-    A slow running average that only clips gross domination. Source: arXiv 2204.10598 ("absolute" in its code);
-    threshold 0.3 there.
+    A slow running average that only clips gross domination; with slots of the expert's share in its slot. Source:
+    arXiv 2204.10598 ("absolute" in its code); threshold 0.3 there.
     """
 
     key = 'mean_importance'
@@ -91,7 +92,7 @@ class MeanImportanceConstraint(ThresholdConstraint):
         self._state('steps', num_groups)
 
     def excess(self) -> Tensor:
-        return self.mean - 1 / self.mean.shape[1]
+        return (self.mean - 1 / self.mean.shape[1]) * self.slots  # of the slot's own share
 
     @torch.no_grad()
     def update(self, routing: Routing) -> None:
@@ -105,8 +106,9 @@ class MeanImportanceConstraint(ThresholdConstraint):
 
     @torch.no_grad()
     def after_dropping_experts(self) -> None:
-        total = self.mean.sum(dim=1, keepdim=True)
-        rest = torch.where(total > 0, self.mean / total.clamp_min(1e-10), 1 / self.mean.shape[1])
+        of_slots = self.mean.unflatten(1, (self.slots, -1))
+        total = of_slots.sum(dim=2, keepdim=True) * self.slots
+        rest = torch.where(total > 0, of_slots / total.clamp_min(1e-10), 1 / self.mean.shape[1]).flatten(1)
         self.mean.copy_(torch.where(self.steps[:, None] > 0, rest, self.mean))  # shares of one step sum to 1
 
 

@@ -36,6 +36,8 @@ def mix_probabilities(outputs: Tensor, log_weights: Tensor, sums_to_one: bool = 
 
     arXiv 2204.10598 mixes class scores after the sigmoid. Detection heads must return logits, so 1 - p is summed from
     sigmoid(-z_k) in the same way, instead of subtracted. Weights that sum to less than 1 leave the rest to "no object".
+    Where a single expert has the weight 1, the result is its logit, and the gradient for log w is that of
+    log(p / (1 - p)) at p = sigmoid(z), 1 + exp(z): what a gate learns from whose weights are straight through.
 
     Args:
         outputs: (R, K, ...) class logits.
@@ -51,8 +53,7 @@ def mix_probabilities(outputs: Tensor, log_weights: Tensor, sums_to_one: bool = 
         trailing = [1] * (outputs.dim() - 2)
         shaped = log_weights.reshape(*log_weights.shape, *trailing)
         if sums_to_one and outputs.shape[1] == 1:
-            # log w = 0; added, because data-parallel training needs the gate in every step's graph
-            return outputs[:, 0] + shaped[:, 0]
+            return _whole_logit(outputs[:, 0], shaped[:, 0])
         largest = 1 - torch.finfo(dtype).eps / 2  # the number below 1: keeps log(1 - w) finite
         total = None if sums_to_one else log_weights.exp().sum(1).clamp_max(largest).reshape(-1, *trailing)
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
@@ -73,6 +74,38 @@ def _mix_in_log_domain(outputs: Tensor, log_weights: Tensor, total: Tensor | Non
     log_p = torch.logsumexp(positive, dim=1)
     log_q = torch.logsumexp(positive - outputs, dim=1)  # logsigmoid(-z) = logsigmoid(z) - z
     return log_p - (log_q if total is None else torch.logaddexp(log_q, torch.log1p(-total)))
+
+
+def _whole_logit(logits: Tensor, log_weight: Tensor) -> Tensor:
+    """The logit of one expert that has the weight of all, log w = 0; see :func:`mix_probabilities`."""
+    if not log_weight.requires_grad:
+        return logits + log_weight
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        slope = logits.detach().clamp_max(_largest_odds(logits.dtype)).exp()
+        return logits + log_weight + (log_weight - log_weight.detach()) * slope
+    return _WholeLogit.apply(logits, log_weight)
+
+
+class _WholeLogit(torch.autograd.Function):
+    """z + log w at log w = 0, with the gradient 1 for z and 1 + exp(z) for log w. Keeps the logits alone."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, log_weight: Tensor) -> Tensor:
+        ctx.save_for_backward(logits)
+        ctx.shape = log_weight.shape
+        return logits + log_weight
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        (logits,) = ctx.saved_tensors
+        slope = logits.clamp_max(_largest_odds(logits.dtype)).exp_().add_(1)
+        return gradient, slope.mul_(gradient).sum_to_size(ctx.shape)
+
+
+def _largest_odds(dtype: torch.dtype) -> float:
+    """The logit from which a weight of 1 and the number below it give different probabilities (fp32: 16.6)."""
+    return -math.log(torch.finfo(dtype).eps / 2)
 
 
 class _SingleLogit(torch.autograd.Function):

@@ -24,12 +24,17 @@ class RouteTable:
         image_ids: (R,) integer that names each row's image.
         levels: (R,) level of each row.
         patches: (R,) patch of each row.
+        slots: groups of experts of which a row runs one each; with several, choices come in their order, else by
+            weight.
 
     Raises:
         ValueError: two rows of the same image, level and patch.
     """
 
-    def __init__(self, weights: np.ndarray, image_ids: np.ndarray, levels: np.ndarray, patches: np.ndarray) -> None:
+    def __init__(
+        self, weights: np.ndarray, image_ids: np.ndarray, levels: np.ndarray, patches: np.ndarray, slots: int = 1
+    ) -> None:
+        self.slots = slots
         self._weights = np.asarray(weights)
         self._decisions: np.ndarray | None = None  # row whose decision each row has; None: its own
         keys = np.stack([image_ids, levels, patches], axis=1)
@@ -72,7 +77,8 @@ class RouteTable:
             logits: (R, E) logits that the layer's gate has given the rows of this call; they tell how many there are.
 
         Returns:
-            Indices (R, K), best first, and log-weights (R, K); E and -inf where a row has fewer experts than another.
+            Indices (R, K), best first or in the order of slots, and log-weights (R, K); E and -inf where a row has
+            fewer experts than another.
 
         Raises:
             ValueError: the batch was not started, or has more rows than its images have in the table.
@@ -84,6 +90,7 @@ class RouteTable:
         rows, self._queue = self._queue[:count], self._queue[count:]
         weights = torch.from_numpy(self._weights[rows]).to(logits)
         top_k = max(1, int((self._weights[rows] > 0).sum(axis=1).max(initial=0)))
-        chosen = torch.sort(weights, dim=1, descending=True, stable=True)
-        weights, indices = chosen.values[:, :top_k], chosen.indices[:, :top_k]
+        keys = weights if self.slots == 1 else (weights > 0).byte()  # a stable sort: in the order of slots
+        indices = torch.sort(keys, dim=1, descending=True, stable=True).indices[:, :top_k]
+        weights = weights.gather(1, indices)
         return indices.masked_fill(weights <= 0, num_experts), weights.log()

@@ -1,4 +1,4 @@
-"""The router: gate, noise, constraints and selection, and the balance of one training step."""
+"""The router: gate, noise, constraints and selection."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, UncollectedConstraintError
 from .calls import Call, CollectedBeforeBackward
 from .constraint import Constraint
 from .distributed import in_backward
 from .gates import Gate
 from .intervention import Intervention
 from .noise import LearnedNoise
-from .routing import Routing, Usage, select
+from .routing import Routing
 from .rows import RowLayout
 from .samples import TEACHER, RowSamples
+from .selection import SOFTMAX, STRAIGHT_THROUGH, check_weighting, select
+from .step_balance import StepBalance
+from .stored_router import check_stored_router
 
-HOOK_LINE = "custom_hooks = [dict(type='MoEHook')]"
 MAX_PENDING_CALLS = 256  # far more than the levels of one step
 
 
-class Router(nn.Module):
+class Router(StepBalance):
     """Decides which experts each routing row gets and with what weight.
 
-    In training a router keeps the rows of its calls until :meth:`collect` computes the constraints over all of them:
-    once per step, however often the layer was called. A forward that activation checkpointing repeats is not
-    counted again.
+    In training it keeps the rows of its calls until :meth:`collect`, see
+    :class:`~moe_det.routing.step_balance.StepBalance`. A forward that activation checkpointing repeats is not counted
+    again.
 
     Args:
         gate: maps (R, C, H, W) to (R, E) logits.
@@ -38,9 +39,18 @@ class Router(nn.Module):
         num_levels: levels that the layer sees in one step; balance inside levels keeps state for each.
         noise: learned noise while training; None takes it when there are constraints and all of them are soft.
         label: name of the layer in messages and logs.
+        slots: groups of E / slots experts of which every row runs one each; K is then their number, and weights are
+            straight through. See :mod:`moe_det.routing.selection`.
+        weighting: ``'softmax'`` or, for K = 1, ``'straight_through'``.
+
+    Attributes:
+        noise_scale: factor of the noise. This and the next three act in training alone; a schedule sets them.
+        temperature: choice and weights come from the logits over this.
+        balance_scale: factor of the soft constraints' losses.
+        training_top_k: another K; None for the own. Without slots alone.
 
     Raises:
-        ValueError: two constraints of one kind.
+        ValueError: two constraints of one kind, an unknown weighting, or slots or a weighting that K does not fit.
     """
 
     def __init__(
@@ -54,48 +64,48 @@ class Router(nn.Module):
         num_levels: int = 1,
         noise: bool | None = None,
         label: str = 'moe',
+        slots: int = 1,
+        weighting: str = SOFTMAX,
     ) -> None:
         super().__init__()
+        check_weighting(gate.num_experts, top_k, slots, weighting)
         self.gate = gate
         self.num_experts = gate.num_experts
         self.top_k = top_k
         self.unit = unit
         self.num_groups = num_levels if balance_over == 'level' and unit != 'image' else 1
         self.label = label
+        self.slots = slots
+        self.weighting = weighting if slots == 1 else STRAIGHT_THROUGH
+        self.noise_scale = self.temperature = 1.0
+        self.training_top_k: int | None = None
         # the trained K decides how weights are normalised, also when another K is tried at test time
-        self.sums_to_one = top_k > 1
-        self.constraints = nn.ModuleDict()
+        self.sums_to_one = top_k > 1 or self.weighting == STRAIGHT_THROUGH
         self._set_constraints([*constraints, *gate.constraints()])
-        self._supplied: dict[str, tuple[Tensor, bool]] = {}
         if noise is None:
             noise = bool(self.constraints) and all(c.learned_noise for c in self.constraints.values())
         self.noise = LearnedNoise(gate.in_channels, self.num_experts) if noise else None
         self.register_buffer('experts_and_k', torch.tensor([self.num_experts, top_k]))
-        self.collected_by_owner = False  # a head adds the losses of its own routers itself
-        self.monitored = False  # set by who reads `recent`
-        self.recent: Usage | None = None
-        self.step_follows = True  # set by who accumulates gradients: False in a forward that no optimizer step follows
-        self.waiting: Usage | None = None  # of such forwards, for the next update of the constraints
+        if self.weighting == STRAIGHT_THROUGH:
+            self.register_buffer(STRAIGHT_THROUGH, torch.ones(1, dtype=torch.long))
         self.recorders: list[Callable[[Router, Routing, RowLayout], None]] = []  # told of every decision
         self.intervention: Intervention | None = None
-        self._forget()
 
     def extra_repr(self) -> str:
+        slots = f'slots={self.slots}, ' if self.slots > 1 else ''
         return (
-            f'num_experts={self.num_experts}, top_k={self.top_k}, unit={self.unit!r}, balance_groups={self.num_groups}'
+            f'num_experts={self.num_experts}, top_k={self.top_k}, {slots}weighting={self.weighting!r}, '
+            f'unit={self.unit!r}, balance_groups={self.num_groups}'
         )
 
-    def _forget(self) -> None:
-        self._calls: list[Call] = []
-        self._replay: list[Call] = []
-        self._call_count = 0
+    @property
+    def copies(self) -> int:
+        """Experts of each slot."""
+        return self.num_experts // self.slots
 
     def __getstate__(self) -> dict:
-        """Copies and pickles without the rows of an unfinished step, which hold graphs."""
-        state = self.__dict__.copy()
-        state.update(_calls=[], _replay=[], _call_count=0, _supplied={}, recorders=[], intervention=None)
-        state.update(recent=None, waiting=None, step_follows=True)
-        return state
+        """Copies and pickles without those who listen or intervene."""
+        return {**super().__getstate__(), 'recorders': [], 'intervention': None}
 
     # -- decision ----------------------------------------------------------------------------------------------
 
@@ -156,9 +166,23 @@ class Router(nn.Module):
             allowed = logits.detach()
             for constraint in self.constraints.values():
                 allowed = constraint.mask(allowed, groups)
+        top_k = self.top_k
+        if self.training and self.training_top_k is not None:
+            if self.slots > 1:
+                raise ValueError(f'{self.label}: training_top_k={self.training_top_k}: a row runs one expert per slot')
+            top_k = self.training_top_k
         choose = select if self.training or self.intervention is None else self.intervention.select
-        indices, log_weights = choose(logits, allowed, self.top_k, self.sums_to_one)
-        return Routing(logits, indices, log_weights, self.sums_to_one, groups, self.num_groups), allowed
+        straight_through = self.weighting == STRAIGHT_THROUGH and top_k in (1, self.slots)
+        indices, log_weights = choose(logits, allowed, top_k, self.sums_to_one, self.slots, straight_through)
+        routing = Routing(logits, indices, log_weights, self.sums_to_one, groups, self.num_groups, slots=self.slots)
+        return routing, allowed
+
+    def _in_training(self, logits: Tensor, noise: Tensor | None, rows: Sequence[Tensor], layout: RowLayout) -> Tensor:
+        """The logits that decide in training."""
+        if noise is not None:
+            noise = noise * self.noise.deviation(rows, layout)
+            logits = logits + (noise if self.noise_scale == 1 else noise * self.noise_scale)
+        return logits if self.temperature == 1 else logits / self.temperature
 
     def _decide_and_keep(
         self, logits: Tensor, rows: Sequence[Tensor], layout: RowLayout, keys: Sequence[Tensor] | None
@@ -170,10 +194,8 @@ class Router(nn.Module):
             if self.constraints:
                 raise self.uncollected()
             self._forget()
-        noise = None
-        if self.noise is not None:
-            noise = self.noise.draw(layout, logits)
-            logits = logits + noise * self.noise.deviation(rows, layout)
+        noise = None if self.noise is None else self.noise.draw(layout, logits)
+        logits = self._in_training(logits, noise, rows, layout)
         groups = self._groups(layout, logits.device)
         leaf = None
         if not torch.is_grad_enabled():
@@ -207,74 +229,20 @@ class Router(nn.Module):
                     f'{self.label}: backward repeats a checkpointed forward of an earlier step, whose noise and '
                     'constraints are gone. Run backward once per step, before the next forward'
                 )
+            logits = self._in_training(logits, None, rows, layout)
             return self._decide(logits, self._groups(layout, logits.device))[0]
         call = self._replay.pop(matching[-1])  # backward runs from the last call to the first
         if self.constraints and not call.collected:
             raise self.uncollected()
-        if call.noise is not None:
-            logits = logits + call.noise * self.noise.deviation(rows, layout)
+        logits = self._in_training(logits, call.noise, rows, layout)
         if call.leaf is not None and call.leaf.grad is not None and logits.requires_grad:
             passed_on = call.leaf.grad
             logits.register_hook(lambda gradient: gradient + passed_on)
         return self._decide(logits, call.groups, call.allowed)[0]
 
-    # -- one step, one balance ---------------------------------------------------------------------------------
-
-    def start_step(self) -> None:
-        """Drops the rows of forwards that belong to no step, such as a forward that was never trained on."""
-        self._forget()
-
-    def collect(self) -> dict[str, Tensor]:
-        """Computes the constraints' losses over all rows since the last call, and moves their state.
-
-        In a distributed run every process must call it in every step, also when it had no rows. Where several forwards
-        share an optimizer step (gradient accumulation), the state moves once, in the last one, by the usage of all of
-        them; ``step_follows`` tells.
-
-        Returns:
-            The auxiliary losses by constraint key, each a scalar with gradient.
-        """
-        calls, self._calls = self._calls, []
-        supplied, self._supplied = self._supplied, {}
-        self._call_count = 0
-        if not self.training or not (self.constraints or self.monitored):
-            return {}
-        for call in calls:
-            call.collected = True
-        device = self.experts_and_k.device
-        with torch.autocast(device.type, enabled=False):
-            routing = Routing.concatenate([call.routing for call in calls] or [self._no_rows()])
-            if routing.samples is not None:
-                routing.samples.supplied = supplied
-            usage = routing.usage  # cached with its gradient, which the updates below do not keep
-            losses = {}
-            for key, constraint in self.constraints.items():
-                loss = constraint.loss(routing)
-                if loss is not None:
-                    losses[key] = loss
-            self._update(routing)
-            if self.monitored:
-                usage = usage.detached()
-                self.recent = usage if self.recent is None else self.recent + usage
-        return losses
-
-    def _update(self, routing: Routing) -> None:
-        """Moves the constraints' state, or keeps the usage for the forward that ends the optimizer step."""
-        if not self.constraints or (self.step_follows and self.waiting is None):
-            whole = routing
-        else:
-            usage = routing.usage.without_gradient()
-            self.waiting = usage if self.waiting is None else self.waiting + usage
-            if not self.step_follows:
-                return
-            whole = routing.with_usage(self.waiting)
-        self.waiting = None
-        for constraint in self.constraints.values():
-            constraint.update(whole)
-
     def _no_rows(self) -> Routing:
         weight = next(self.gate.parameters())
-        return Routing.without_rows(weight, self.num_experts, self.top_k, self.sums_to_one, self.num_groups)
+        return Routing.without_rows(weight, self.num_experts, self.top_k, self.sums_to_one, self.num_groups, self.slots)
 
     def take_gate(self, gate: Gate) -> None:
         """Replaces the gate, and the constraints that it brought."""
@@ -283,48 +251,10 @@ class Router(nn.Module):
         self.gate = gate
         self._set_constraints(gate.constraints())
 
-    def _set_constraints(self, constraints: Sequence[Constraint]) -> None:
-        for constraint in constraints:
-            if constraint.key in self.constraints:
-                raise ValueError(f'two constraints of the kind {constraint.key!r}; give each kind once')
-            constraint.prepare(self.num_experts, self.num_groups)
-            self.constraints[constraint.key] = constraint
-        # a set of names: what no constraint asks for is neither computed nor kept
-        self.asked = frozenset(c.samples for c in self.constraints.values() if c.samples is not None)
-
-    def supply(self, kind: str, values: Tensor, per_row: bool = False) -> None:
-        """Gives the step's images or rows what constraints compare them by; dropped when none asks for it.
-
-        Args:
-            kind: what the constraint asks for, such as ``'inputs'``.
-            values: (N, ...) per image of the batch, or (R, ...). In a distributed run (...) is the same everywhere.
-            per_row: whether they belong to the step's rows, in the order of the calls and of
-                :class:`~moe_det.routing.rows.RowLayout`.
-        """
-        if kind in self.asked:
-            self._supplied[kind] = (values, per_row)
-
-    def uncollected(self) -> UncollectedConstraintError:
-        """The error for a step whose constraints were left out."""
-        kinds = ', '.join(type(c).__name__ for c in self.constraints.values())
-        return UncollectedConstraintError(
-            f'{self.label}: {kinds} was not applied, because nobody collected it in this step. Add this line to the '
-            f'config (or the hook to its list of custom_hooks): {HOOK_LINE}'
-        )
-
     # -- checkpoints -------------------------------------------------------------------------------------------
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        stored = state_dict.get(f'{prefix}experts_and_k')
-        if stored is not None and self.gate.freezes_experts and stored[0] == self.num_experts:
-            # a gate that is fitted anew may choose another K than the one that it learns from
-            stored = state_dict[f'{prefix}experts_and_k'] = self.experts_and_k.clone()
-        if stored is not None and tuple(stored.tolist()) != tuple(self.experts_and_k.tolist()):
-            experts, top_k = stored.tolist()
-            raise CheckpointError(
-                f'the checkpoint has num_experts={experts}, top_k={top_k} at {prefix.rstrip(".")}, the config '
-                f'num_experts={self.num_experts}, top_k={int(self.experts_and_k[1])}: change the config to match'
-            )
+        check_stored_router(state_dict, prefix, self)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .distributed import sum_over_ranks
 from .samples import RowSamples
+from .selection import log_probabilities
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,12 @@ class Routing:
         logits: (R, E) gate logits, learned noise included.
         indices: (R, K) chosen experts, best first; E stands for *no expert* (fewer than K were allowed).
         log_weights: (R, K) logarithm of the mixture weights; -inf where no expert was chosen.
-        sums_to_one: whether a row's weights sum to 1 (softmax over the kept logits) or to less (full softmax).
+        sums_to_one: whether a row's weights sum to 1 (in each slot), or to less (full softmax).
         groups: (R,) balance group of each row.
         num_groups: G.
         samples: what constraints asked to know of each row.
+        slots: groups of experts of which each row runs one; see :mod:`moe_det.routing.selection`. With several,
+            column s of ``indices`` is the choice of slot s, and every weight is 1.
     """
 
     logits: Tensor
@@ -69,15 +72,16 @@ class Routing:
     groups: Tensor
     num_groups: int
     samples: RowSamples | None = None
+    slots: int = 1
 
     @functools.cached_property
     def log_probs(self) -> Tensor:
-        """(R, E) logarithm of the softmax over all experts."""
-        return torch.log_softmax(self.logits, dim=1)
+        """(R, E) logarithm of the probabilities."""
+        return log_probabilities(self.logits, self.slots)
 
     @property
     def probs(self) -> Tensor:
-        """(R, E) softmax over all experts."""
+        """(R, E) softmax over all experts, or inside each slot over their number; a row sums to 1."""
         return self.log_probs.exp()
 
     @functools.cached_property
@@ -142,46 +146,15 @@ class Routing:
             groups=torch.cat([p.groups for p in parts]),
             num_groups=max(p.num_groups for p in parts),
             samples=RowSamples.concatenate([p.samples for p in parts]),
+            slots=parts[0].slots,
         )
 
     @staticmethod
-    def without_rows(like: Tensor, num_experts: int, top_k: int, sums_to_one: bool, num_groups: int) -> Routing:
+    def without_rows(
+        like: Tensor, num_experts: int, top_k: int, sums_to_one: bool, num_groups: int, slots: int = 1
+    ) -> Routing:
         """The routing of a step in which a layer got no rows; device and precision as ``like``, at least fp32."""
         logits = like.new_zeros(0, num_experts, dtype=torch.promote_types(like.dtype, torch.float32))
         empty = torch.zeros(0, dtype=torch.long, device=like.device)
-        return Routing(logits, empty.new_zeros(0, top_k), logits[:, :top_k], sums_to_one, empty, num_groups)
-
-
-def select(logits: Tensor, allowed: Tensor, top_k: int, sums_to_one: bool) -> tuple[Tensor, Tensor]:
-    """Chooses the experts of each row and their weights.
-
-    Weights are the softmax over the kept logits (arXiv 2204.10598). With a single expert that softmax is the
-    constant 1 and would give the gate no gradient; ``sums_to_one=False`` then takes the softmax over all allowed
-    experts (Switch Transformer, arXiv 2101.03961, eq. 2).
-
-    Args:
-        logits: (R, E) gate logits; the weights come from these.
-        allowed: (R, E) logits after the constraints; -inf forbids an expert, any other change moves the choice only.
-            A row whose experts are all forbidden is treated as unconstrained.
-        top_k: K.
-        sums_to_one: softmax over the kept logits, else over all allowed ones.
-
-    Returns:
-        indices (R, K), best first, ties to the lowest index, E where fewer than K experts were allowed;
-        log_weights (R, K), -inf there.
-    """
-    num_experts = logits.shape[1]
-    forbidden = torch.isneginf(allowed)
-    none_left = forbidden.all(dim=1, keepdim=True)
-    forbidden = forbidden & ~none_left
-    order = torch.where(none_left, logits, allowed)
-    # a stable sort, not topk: topk leaves the order of ties open
-    indices = torch.sort(order, dim=1, descending=True, stable=True).indices[:, :top_k]
-    missing = forbidden.gather(1, indices)
-    if sums_to_one:
-        kept = logits.gather(1, indices).masked_fill(missing, float('-inf'))
-        log_weights = torch.log_softmax(kept, dim=1)
-    else:
-        log_probs = torch.log_softmax(logits.masked_fill(forbidden, float('-inf')), dim=1)
-        log_weights = log_probs.gather(1, indices)
-    return indices.masked_fill(missing, num_experts), log_weights
+        indices = empty.new_zeros(0, top_k)
+        return Routing(logits, indices, logits[:, :top_k], sums_to_one, empty, num_groups, slots=slots)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 UNITS = ('level', 'image', 'patch')
-HALO = 1  # pixels of its neighbours that a patch sees
+HALO = 1  # pixels of its neighbours that a patch sees, unless more are asked for
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,9 @@ class RowLayout:
         return torch.cat([images.repeat_interleave(p) for p in per_level])
 
 
-def rows_of(maps: Sequence[Tensor], unit: str, grid: int = 1, first_level: int = 0) -> tuple[list[Tensor], RowLayout]:
+def rows_of(
+    maps: Sequence[Tensor], unit: str, grid: int = 1, first_level: int = 0, halo: int = HALO
+) -> tuple[list[Tensor], RowLayout]:
     """Cuts the maps of one call into routing rows.
 
     Args:
@@ -166,6 +168,7 @@ def rows_of(maps: Sequence[Tensor], unit: str, grid: int = 1, first_level: int =
         unit: one of ``UNITS``.
         grid: cells per axis for ``unit='patch'``.
         first_level: level number of ``maps[0]``.
+        halo: pixels of its neighbours that each patch holds; whatever it is, the layout is the same.
 
     Returns:
         L tensors whose first axis are rows, and their layout.
@@ -173,7 +176,7 @@ def rows_of(maps: Sequence[Tensor], unit: str, grid: int = 1, first_level: int =
     layout = layout_of(maps, unit, grid, first_level)
     if unit != 'patch':
         return list(maps), layout
-    return [split_patches(feature, grid) for feature in maps], layout
+    return [split_patches(feature, grid, halo) for feature in maps], layout
 
 
 def layout_of(maps: Sequence[Tensor], unit: str, grid: int = 1, first_level: int = 0) -> RowLayout:

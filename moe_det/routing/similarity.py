@@ -86,7 +86,7 @@ class SampleSimilarityConstraint(SoftConstraint):
 
     def group_values(self, routing: Routing) -> Tensor:
         probs, groups, distances = self._rows_of_all_ranks(routing)
-        num_groups, experts = routing.num_groups, routing.num_experts
+        num_groups, experts = routing.num_groups, routing.num_experts // routing.slots
         if not len(probs):
             return routing.logits.sum() * 0 + probs.new_zeros(num_groups)
         distances = distances.masked_fill(groups[:, None] != groups, 0)
@@ -94,7 +94,7 @@ class SampleSimilarityConstraint(SoftConstraint):
             largest = probs.new_zeros(num_groups).scatter_reduce(0, groups, distances.amax(1), 'amax')
             # no distance at all (one row, equal rows): the quotient is 0, not NaN
             distances = distances / largest.clamp_min(torch.finfo(probs.dtype).tiny)[groups, None]
-        same = probs @ probs.t()
+        same = routing.slots * (probs @ probs.t())  # the mean over slots of what each gives
         pairs = max(experts**2 - experts, 1)
         # summed per row first, so that rows of a group are added up without a loop over groups
         terms = torch.stack([(distances * same).sum(1) / experts, (distances * (1 - same)).sum(1) / pairs])

@@ -1,7 +1,8 @@
 """Soft constraints: auxiliary losses that keep the experts in use.
 
 All are computed in fp32 over all rows of a step and of all processes. With several balance groups the loss is the
-mean over the groups that have rows. Shape letters: G groups, E experts, R rows.
+mean over the groups that have rows; with slots the mean over the slots, whose experts are balanced among each other.
+Shape letters: G groups, E experts, R rows.
 """
 
 from __future__ import annotations
@@ -16,6 +17,11 @@ from .routing import Routing
 EPSILON = 1e-10  # of the code of arXiv 2204.10598, against division by zero and log(0)
 
 
+def in_slots(values: Tensor, routing: Routing) -> Tensor:
+    """(..., E) values of the experts as (..., S, E / S); S is 1 where experts have no slots."""
+    return values.unflatten(-1, (routing.slots, -1))
+
+
 class SoftConstraint(Constraint):
     """Base of the soft constraints; a subclass computes one value per balance group.
 
@@ -24,6 +30,7 @@ class SoftConstraint(Constraint):
     """
 
     learned_noise = True
+    scheduled = True
     default_weight = 1.0
 
     def __init__(self, weight: float | None = None) -> None:
@@ -64,10 +71,10 @@ class ImportanceConstraint(SoftConstraint):
         self.dense = dense
 
     def group_values(self, routing: Routing) -> Tensor:
-        importance = routing.usage.probs if self.dense else routing.usage.importance
-        if importance.shape[1] == 1:  # the variance of a single expert is undefined; it is always balanced
-            return importance.sum(1) * 0
-        return importance.var(dim=1, unbiased=True) / (importance.mean(dim=1) ** 2 + EPSILON)
+        importance = in_slots(routing.usage.probs if self.dense else routing.usage.importance, routing)
+        if importance.shape[2] == 1:  # the variance of a single expert is undefined; it is always balanced
+            return importance.sum((1, 2)) * 0
+        return (importance.var(dim=2, unbiased=True) / (importance.mean(dim=2) ** 2 + EPSILON)).mean(1)
 
 
 class KLConstraint(SoftConstraint):
@@ -80,10 +87,10 @@ class KLConstraint(SoftConstraint):
     default_weight = 0.25
 
     def group_values(self, routing: Routing) -> Tensor:
-        importance = routing.usage.importance
-        share = importance / importance.sum(1, keepdim=True).clamp_min(EPSILON)
+        importance = in_slots(routing.usage.importance, routing)
+        share = importance / importance.sum(2, keepdim=True).clamp_min(EPSILON)
         # the clamp keeps value and gradient finite at zero importance
-        return (share * torch.log(share.clamp_min(EPSILON) * importance.shape[1])).sum(1)
+        return (share * torch.log(share.clamp_min(EPSILON) * importance.shape[2])).sum(2).mean(1)
 
 
 class SwitchConstraint(SoftConstraint):
@@ -130,7 +137,7 @@ class ZLossConstraint(SoftConstraint):
     default_weight = 1e-3
 
     def group_values(self, routing: Routing) -> Tensor:
-        squared = torch.logsumexp(routing.logits, dim=1) ** 2
+        squared = (torch.logsumexp(in_slots(routing.logits, routing), dim=2) ** 2).mean(1)
         groups = torch.arange(routing.num_groups, device=squared.device)
         member = (routing.groups[:, None] == groups).to(squared.dtype)
         return sum_over_ranks(member.t() @ squared) / routing.usage.rows.clamp_min(1)

@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from moe_det.analysis.assembly import Analysed, LayerInfo, Settings, conclude, layer_results
+from moe_det.analysis.assembly import conclude, layer_results
 from moe_det.analysis.ground_truth import GroundTruth
+from moe_det.analysis.inputs import Analysed, LayerInfo, Settings
 from moe_det.analysis.swap_results import Donors
 from moe_det.probing.findings import NO_ROW, Findings, LayerFindings
 
@@ -41,20 +42,26 @@ def world(tmp_path):
     return truth, image, level, (sums > 0).astype(int), rng
 
 
-def analysed(world, experts=None, matched=None, without_levels=False, by_image=False):
-    """What a detector would have given: each object is found, on its level, unless ``matched`` says otherwise."""
+def analysed(world, experts=None, matched=None, without_levels=False, by_image=False, other_shard=None):
+    """What a detector would have given: each object is found, on its level, unless ``matched`` says otherwise.
+
+    With ``other_shard``, (images, levels) copies, a row runs these of a second shard as well.
+    """
     truth, image, level, sorting, rng = world
     experts = sorting if experts is None else experts
     objects = len(image)
     rows = np.full(objects, NO_ROW) if by_image or without_levels else level * IMAGES + image
     table = experts[:, :1] if by_image or without_levels else experts
     level_of_row, image_of_row = np.divmod(np.arange(table.size), IMAGES)
+    weights, slots = np.eye(EXPERTS)[table.T.ravel()], 1
+    if other_shard is not None:
+        weights, slots = np.hstack([np.eye(EXPERTS)[other_shard.T.ravel()], weights]), 2
     layer = LayerFindings(
         image_ids=image_of_row,
         levels=level_of_row,
         patches=np.zeros(len(image_of_row), int),
-        weights=np.eye(EXPERTS)[table.T.ravel()],
-        probs=np.full((len(image_of_row), EXPERTS), 0.5),
+        weights=weights,
+        probs=np.full(weights.shape, 1 / weights.shape[1]),
         features=rng.normal(size=(len(image_of_row), 5)).astype(np.float32),
         detection_rows=rows,
         positive_rows=rows,
@@ -78,7 +85,8 @@ def analysed(world, experts=None, matched=None, without_levels=False, by_image=F
     given = Analysed(
         findings, matches, truth, {}, None, {}, NOT_RUN, {'detection': reason, 'training': reason}, None, SETTINGS
     )
-    found = layer_results(LayerInfo('head', 'level', None, EXPERTS, 1, 'all', ()), given)
+    info = LayerInfo('head', 'level', None, EXPERTS * slots, slots, 'all', (), slots)
+    found = layer_results(info, given)
     conclude([found], given.has_levels)
     json.dumps(found.numbers, allow_nan=False)
     return found.numbers
@@ -95,6 +103,31 @@ def test_a_gate_that_sorts_inside_the_levels(world):
     assert 'not run' in numbers['sentence']
     assert numbers['levels'] == [0, 1, 2]
     assert np.sum(numbers['expert_by_size_by_level']) == numbers['n_objects'] == len(world[1])
+
+
+def test_every_shard_counts_alike(world):
+    """The sorting shard comes second, where the largest weight of a row, a tie, would never find it."""
+    alone = analysed(world)
+    constant = analysed(world, other_shard=np.zeros((IMAGES, LEVELS), int))
+    for name in ('detection', 'training'):
+        unit, single = constant['units'][name], alone['units'][name]
+        table = np.array(unit['expert_by_size'])
+        assert table[1].tolist() == [0, 0, 0] and table[0] == pytest.approx(np.sum(single['expert_by_size'], 0) / 2)
+        np.testing.assert_allclose(table[2:], np.array(single['expert_by_size']) / 2)
+        relative, own = unit['relative_size'], single['relative_size']
+        # the other shard tells nothing; the bias is a mean over other random permutations
+        assert relative['mi_bits'] == pytest.approx(own['mi_bits'] / 2, abs=0.01) and own['mi_bits'] > 0.2
+        assert relative['p_value'] == own['p_value'] == 1 / 200
+    assert constant['random_gates']['bits'] == pytest.approx(alone['random_gates']['bits'] / 2)
+    assert max(constant['random_gates']['values']) < max(alone['random_gates']['values'])
+    np.testing.assert_allclose(constant['lift'][2:], alone['lift'])
+    assert constant['lift'][0] == pytest.approx([1, 1, 1]) and constant['lift'][1] == [None] * 3
+    both = analysed(world, other_shard=world[3])
+    assert both['relative_size']['mi_bits'] == pytest.approx(alone['relative_size']['mi_bits'], abs=0.01)
+    assert both['verdict'] == alone['verdict'] == 'size-sorted'
+    usage = constant['utilisation']
+    assert usage['importance_share'][:2] == [0.5, 0] and sum(usage['importance_share']) == pytest.approx(1)
+    assert usage['load_ratio'][:2] == [2, 0] and usage['living'] == 3
 
 
 def test_one_decision_per_image_is_given_the_level_too(world):

@@ -32,6 +32,17 @@ def test_agreement_has_the_sign_of_use_and_ability():
     assert agreement(tables, forced((None, 0.2, 0.3), (None, 0.4, 0.3))) == pytest.approx(1 / np.sqrt(2))
 
 
+def test_a_copy_stands_beside_those_of_its_own_shard():
+    first, second = forced((0.4, 0.2, 0.2), (0.2, 0.2, 0.2)), forced((0.1, 0.1, 0.1), (0.0, 0.0, 0.3))
+    np.testing.assert_allclose(advantage(first + second, 2), np.vstack([advantage(first), advantage(second)]))
+    table = np.array([[8, 2, 5], [2, 8, 5]])[:, :, None]
+    both = np.concatenate([table, table]) / 2
+    # whatever forcing costs in one shard, it says nothing of the other
+    worse = [{name: value - 0.1 for name, value in row.items()} for row in forced((0.4, 0.2, 0.3), (0.2, 0.4, 0.3))]
+    assert agreement(both, [*forced((0.4, 0.2, 0.3), (0.2, 0.4, 0.3)), *worse], 2) == pytest.approx(1)
+    assert agreement(table, first, 2) is None  # one copy of each
+
+
 def test_spreads():
     rows = forced((0.1, 0.5, None), (0.4, 0.3, None), (0.2, 0.4, None))
     assert spreads(rows) == dict(spread_AP_S=pytest.approx(0.3), spread_AP_M=pytest.approx(0.2), spread_AP_L=None)

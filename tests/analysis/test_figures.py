@@ -118,7 +118,7 @@ def test_shares_of_a_level_add_to_one():
 def test_shade_of_ap_is_relative_to_the_largest_difference():
     results = {'ap': {'natural': {'AP': 0.4, 'AP_S': 0.2, 'AP_M': 0.4, 'AP_L': None}}}
     forced = [{'expert': 0, 'AP': 0.36, 'AP_S': 0.22, 'AP_M': 0.4, 'AP_L': 0.5}]
-    cells = tables.ap_heat(results, forced).rows[1][1]
+    cells = tables.ap_heat(results, {'num_experts': 2}, forced).rows[1][1]
     assert [cell.shade for cell in cells] == ['less', 'more', '', '']
     assert cells[0].strength == pytest.approx(palette.STRONGEST)
     assert cells[1].strength == pytest.approx(palette.STRONGEST / 2)

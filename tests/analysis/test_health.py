@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from moe_det.analysis.health import HealthLimits, health_report, health_table, judge_layer
+from moe_det.analysis.usage import collapsed as usage_collapsed
 from moe_det.routing.routing import Usage
 
 
@@ -62,6 +63,47 @@ def test_a_level_that_collapsed_is_found_behind_balanced_totals():
     assert report['images'] == 7 and report['healthy'] is False and len(report['problems']) == 2
     # entropy: 100 nats over 100 rows, in bits
     assert report['layers']['head']['parts'][1]['row_entropy'] == pytest.approx(1.4427, abs=1e-4)
+
+
+def in_slots(*slots: list[float], rows: int = 100) -> Usage:
+    """Sums of one balance group in which a row chooses one copy of each slot; shares are those inside the slots."""
+    shares = torch.tensor([slots]).flatten(1)
+    probs = shares / len(slots)
+    entropy = rows * torch.special.entr(probs).sum(1)
+    return Usage(shares * rows, shares * rows, probs * rows, entropy, torch.full((1,), float(rows)))
+
+
+@pytest.mark.parametrize(
+    ('slots', 'collapsed'),
+    [
+        ([[0.25] * 4, [0.25] * 4], []),
+        ([[0.25] * 4, [1.0, 0, 0, 0]], [1]),  # five experts live, more than the two that a row uses
+        ([[0.995, 0.005, 0, 0], [0, 0, 0, 1.0]], [0, 1]),
+        ([[0.985, 0.015, 0, 0], [0.5, 0.5, 0, 0]], []),  # 1.5 % of its shard, 0.75 % of all weights
+        ([[1.0], [1.0]], []),  # a single copy of each cannot collapse
+    ],
+)
+def test_every_shard_is_judged(slots, collapsed):
+    used = in_slots(*slots)
+    judged = judge_layer('head', used, len(slots), slots=len(slots))
+    assert [text.split(': ')[1] for text in judged.problems] == [f'shard {slot}' for slot in collapsed]
+    assert [usage_collapsed(judged.parts[0].used, 2, 2)] == [bool(collapsed)]
+    assert judged.to_dict()['slots'] == 2
+    assert judged.parts[0].used.living == sum(share > 0.01 for slot in slots for share in slot)
+
+
+def test_numbers_of_a_shard_are_those_of_one_choice():
+    slots = [0.5, 0.25, 0.25, 0.0], [0.25] * 4
+    (part,) = judge_layer('head', in_slots(*slots), 2, slots=2).parts
+    assert part.used.row_entropy == pytest.approx((1.5 + 2) / 2)  # bits of one choice, the mean over the shards
+    assert part.used.batch_entropy == pytest.approx((1.5 + 2) / 2)
+    assert part.used.load_ratio == pytest.approx([2, 1, 1, 0, 1, 1, 1, 1])
+    limits = HealthLimits(max_load_ratio=1.9, min_living=4)
+    problems = judge_layer('head', in_slots(*slots), 2, limits, slots=2).problems
+    assert [text.partition(', all rows: ')[2] for text in problems] == [
+        'shard 0: 3 of 4 copies hold more than 0.01 of the weights each; expected 4 or more',
+        'shard 0, copy 0 has 2.00 times the fair load, the limit is 1.9',
+    ]
 
 
 def test_a_few_rows_are_not_judged():

@@ -51,12 +51,11 @@ def measured(features, top, level, rows, sizes, **options) -> RandomGates:
         features,
         top,
         level,
-        num_experts=4,
         rows=rows,
         sizes=sizes,
         entry_levels=level[rows],
         weights=np.ones(len(rows)),
-        **{'count': 60, **options},
+        **{'num_experts': 4, 'count': 60, **options},
     )
 
 
@@ -81,6 +80,21 @@ def test_a_gate_that_reads_the_size_is_beyond_them():
     np.add.at(table, (level[rows], top[rows], sizes), 1)
     assert found.bits == pytest.approx(conditional_mutual_information(table))
     assert np.median(found.values) > 0.01  # features tell scale, so random gates sort as well
+
+
+def test_shards_are_matched_and_measured_each_by_itself():
+    _, features, level, rows, sizes = world(1)
+    sorting = (features[:, 0] > 5).astype(int)
+    alone = measured(features, sorting, level, rows, sizes, num_experts=2)
+    one = measured(features, np.stack([0 * sorting, 2 + sorting], 1), level, rows, sizes)
+    assert one.bits == pytest.approx(alone.bits / 2) and one.beyond
+    both = measured(features, np.stack([sorting, 2 + sorting], 1), level, rows, sizes)
+    assert both.bits == pytest.approx(alone.bits)
+    # the random gates of a shard that uses one copy use one copy as well, so half of the bits are left
+    assert np.mean(one.values) == pytest.approx(np.mean(alone.values) / 2, rel=0.35)
+    assert np.mean(both.values) == pytest.approx(np.mean(alone.values), rel=0.35)
+    none = measured(features, np.stack([0 * sorting, 2 + 0 * sorting], 1), level, rows, sizes)
+    assert none.bits == pytest.approx(0, abs=1e-12) and none.values == pytest.approx(0, abs=1e-12)
 
 
 def test_one_decision_for_all_levels():

@@ -62,6 +62,20 @@ def test_boxes_have_the_colour_of_their_size_and_their_place():
     ]  # ground truth goes first
 
 
+def test_with_shards_a_part_has_a_strip_for_the_copy_of_each():
+    cells = np.array([[0, 0, 100, 120], [100, 0, 200, 120]], float)
+    weights = np.array([[0, 1.0, 0, 1, 0, 0], [1.0, 0, 0, 0, 0, 1]])
+    figure = routing_figure(picture([RoutedLevel('level 1', cells, weights, 2)]))
+    axes = axes_titled(figure, 'level 1')
+    strips = rectangles(axes, filled=True)
+    assert [(strip.get_x(), strip.get_width()) for strip in strips] == [(0, 50), (50, 50), (100, 50), (150, 50)]
+    colours = [matplotlib.colors.to_hex(strip.get_facecolor()) for strip in strips]
+    assert colours == [expert_colour(copy) for copy in (1, 0, 0, 2)]
+    assert [text.get_text() for text in axes.texts] == ['1 0', '0 2']
+    (legend,) = [legend for part in figure.subfigs for legend in part.legends]
+    assert [text.get_text() for text in legend.get_texts()][3:] == ['copy 0', 'copy 1', 'copy 2']
+
+
 def test_parts_are_tinted_by_their_first_expert_the_more_the_larger_its_weight():
     cells = np.array([[0, 0, 100, 120], [100, 0, 200, 120], [200, 0, 200, 120]], float)
     weights = np.array([[0.0, 0.9, 0.1], [0.4, 0.3, 0.3], [1.0, 0.0, 0.0]])

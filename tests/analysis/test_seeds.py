@@ -64,6 +64,25 @@ def test_shuffled_experts_are_found_again():
     assert other[1].tolist() == [0, 1, 2, 3, 4]
 
 
+def test_shuffled_shards_and_their_copies_are_found_again():
+    rng = np.random.default_rng(0)
+    reference = rng.integers(1, 40, (6, 3))
+    for _ in range(5):
+        shards = rng.permutation(2)
+        order = np.concatenate([3 * shard + rng.permutation(3) for shard in shards])
+        _, indices = align_experts([reference, reference[order]], slots=2)
+        np.testing.assert_array_equal(reference[order][indices], reference)
+
+
+def test_copies_are_matched_inside_a_shard():
+    reference = np.array([[8, 1], [4, 5], [8, 1], [1, 8]])
+    other = reference[[0, 2, 1, 3]]  # no exchange of whole shards or of copies inside them
+    _, free = align_experts([reference, other])
+    _, bound = align_experts([reference, other], slots=2)
+    np.testing.assert_array_equal(other[free], reference)
+    assert {frozenset((bound // 2)[:2]), frozenset((bound // 2)[2:])} == {frozenset([0]), frozenset([1])}
+
+
 def test_tables_that_cannot_be_aligned():
     with pytest.raises(ValueError, match='same experts and sizes, got 2 experts by 3 sizes, 3 experts by 3 sizes'):
         align_experts([np.ones((2, 3)), np.ones((3, 3))])
@@ -120,6 +139,28 @@ def test_preferences_that_repeat_are_found_under_noise(world, experts):
         repeated = [own[rng.permutation(experts)] for own in common + noise]
         found += agreement_p_value(repeated, draws=199) <= 0.05
     assert found >= 70
+
+
+def in_shards(rng, seeds=3):
+    """Preferences of two shards of four copies, each of which sums to 0 by itself."""
+    return np.concatenate([isotropic(rng, 4, seeds), isotropic(rng, 4, seeds)], axis=1)
+
+
+def test_seeds_of_shards_that_are_unrelated_and_that_repeat():
+    rng = np.random.default_rng(5)
+    alarms = sum(agreement_p_value(in_shards(rng), draws=199, slots=2) <= 0.05 for _ in range(200))
+    assert 1 <= alarms <= 21  # P(more) < 0.001 where each has 5 % (10 expected, standard deviation 3.1)
+    found = 0
+    for _ in range(40):
+        common, noise = in_shards(rng, 1), in_shards(rng)
+        noise *= 0.25 * np.linalg.norm(common) / np.linalg.norm(noise, axis=(1, 2), keepdims=True)
+        orders = [np.concatenate([4 * s + rng.permutation(4) for s in rng.permutation(2)]) for _ in range(3)]
+        repeated = [own[order] for own, order in zip(common + noise, orders, strict=True)]
+        found += agreement_p_value(repeated, draws=199, slots=2) <= 0.05
+    assert found >= 30
+    table = [[9, 5, 1], [1, 5, 9]] * 2
+    mirrored = agreement([seed(table) for _ in range(3)], slots=2)
+    assert mirrored.verdict == 'not established' and 'fewer than three copies of a shard' in mirrored.reason
 
 
 def test_p_value_does_not_depend_on_order_or_strength_and_repeats():

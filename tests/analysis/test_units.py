@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ from scipy.stats import spearmanr
 
 from moe_det.analysis import units
 from moe_det.analysis.assembly import make_units
+from moe_det.analysis.slots import expert_name, masses_of, top_experts, within_slots
 from moe_det.errors import DataError
 
 
@@ -39,7 +41,7 @@ def test_detection_unit_takes_the_row_of_the_winning_detection():
     assert unit.image_ids.tolist() == [5, 9, 5]
     assert unit.levels.tolist() == [0, 1, 1]
     assert unit.sizes.tolist() == [0, 1, 0]
-    assert unit.top_experts.tolist() == [0, 0, 2]  # a tie goes to the lowest
+    assert top_experts(unit.experts).ravel().tolist() == [0, 0, 2]  # a tie goes to the lowest
     assert unit.shares.tolist() == [1, 1, 1]
 
 
@@ -64,11 +66,11 @@ def test_layers_that_decide_once_per_image_use_the_objects_centre():
         detection_rows=np.full(5, -1), positive_rows=np.full(6, -1),
     )  # fmt: skip
     unit = units.detection_unit(one, np.array([3, 0, -1, 2]), LEVELS, SIZES)
-    assert unit.objects.tolist() == [0, 1, 3] and unit.top_experts.tolist() == [1, 0, 1]
+    assert unit.objects.tolist() == [0, 1, 3] and top_experts(unit.experts).ravel().tolist() == [1, 0, 1]
     assert unit.levels.tolist() == [1, 0, 0]  # of the detections, though the decision is the same at all levels
     assert unit.experts[0].tolist() == [0, 1, 0]  # a single choice weighs 1, whatever the gate's probability
     unit = units.training_unit(one, POSITIVES, SIZES)
-    columns = unit.objects, unit.levels, unit.shares, unit.top_experts
+    columns = unit.objects, unit.levels, unit.shares, top_experts(unit.experts).ravel()
     assert list(zip(*(column.tolist() for column in columns), strict=True)) == [
         (0, 0, pytest.approx(2 / 3), 1),
         (0, 1, pytest.approx(1 / 3), 1),
@@ -126,6 +128,28 @@ def test_lift_by_hand():
 def test_lift_counts_shares():
     unit = simple_unit([1, 2, 3], [0, 0, 1], [0, 1, 1], [1, 0.5, 0.5])
     np.testing.assert_allclose(units.lift(unit, 2, 0, 0)[0], [[2 / 1.5, 0.5 * 2 / 1.5], [0, 0.5 * 2 / 0.5]])
+
+
+def test_shards_have_one_choice_each():
+    weights = np.array([[0, 1, 0, 0, 0, 1], [1, 0, 0, 0, 1, 0], [0.5, 0.5, 0, 0, 0, 1.0]])
+    chosen = top_experts(weights, 2)
+    assert chosen.tolist() == [[1, 5], [0, 4], [0, 5]]
+    assert masses_of(chosen, 6)[0].tolist() == [0, 0.5, 0, 0, 0, 0.5]
+    assert top_experts(weights).ravel().tolist() == [1, 0, 5]
+    assert within_slots(np.array([1.0, 2, 3, 10, 10, 40]), 2).tolist() == [-1, 0, 1, -10, -10, 20]
+    names = [expert_name(5, 6), expert_name(5, 6, 2), expert_name(0, 6, 2), expert_name(4, 6, 3)]
+    assert names == ['expert 5', 'shard 1, copy 2', 'shard 0, copy 0', 'shard 2, copy 0']
+
+
+def test_lift_of_a_shard_is_that_of_its_own_choices():
+    rng = np.random.default_rng(0)
+    first, second, sizes = rng.integers(2, size=40), rng.integers(2, size=40), rng.integers(3, size=40)
+    images, shares = rng.integers(8, size=40), rng.uniform(0.2, 1, 40)
+    alone = [simple_unit(images, choice, sizes, shares) for choice in (first, second)]
+    both = dataclasses.replace(alone[0], experts=np.hstack([unit.experts for unit in alone]) / 2)
+    expected = [units.lift(unit, 3, 200, 1) for unit in alone]
+    for found, parts in zip(units.lift(both, 3, 200, 1, 2), zip(*expected, strict=True), strict=True):
+        np.testing.assert_allclose(found, np.vstack(parts))
 
 
 def test_interval_of_the_lift_covers_the_truth():

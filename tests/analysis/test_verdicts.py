@@ -112,6 +112,16 @@ def test_the_reason_names_the_unit():
     assert decide(Evidence(SORTS, 'no assigner', True, None, None))[1] == 'training unit: no assigner'
 
 
+@pytest.mark.parametrize('unit', [SORTS, NOTHING, BY_LEVEL])
+def test_a_swap_that_cannot_tell_leaves_the_verdict_open(unit):
+    evidence = Evidence(unit, unit, True, True, None, 'AP_L: no object')
+    assert decide(evidence) == ('undetermined', 'the swap test cannot tell: AP_L: no object')
+    assert decide(dataclasses.replace(evidence, swap_reason=''))[0] != 'undetermined'  # not run
+    # it does not matter where sorting is unknown already
+    assert 'swap' not in decide(dataclasses.replace(evidence, training=UNKNOWN))[1]
+    assert decide(Evidence('two stages', BY_SCALE, False, None, None, 'AP_L: no object'))[0] == 'scale-specialised'
+
+
 def test_objects_without_levels():
     word, reason = decide(Evidence('two stages', SORTS, False, None, True))
     assert word == 'undetermined' and 'no level of a pyramid' in reason
@@ -123,11 +133,12 @@ def test_what_a_swap_costs():
         return {name: {'difference': d, 'interval': [d, d], 'p_value': p} for name, (d, p) in losses.items()}
 
     nothing = {'AP': (-0.01, 0.2), 'AP_S': (-0.01, 0.1), 'AP_M': (0.01, 0.9), 'AP_L': (-0.02, 0.011)}
-    assert not costs(measures(**nothing))
+    assert costs(measures(**nothing)) is False
     assert sizes_that_lose(measures(**{**nothing, 'AP_L': (-0.02, 0.0024)})) == ['AP_L']  # times four
     assert not costs(measures(**{**nothing, 'AP_L': (-0.02, 0.0026)}))
     assert not costs(measures(**{**nothing, 'AP_L': (-0.0009, 0.0001)}))  # too little to speak of
-    assert not costs({**measures(**nothing), 'AP_S': None})
+    assert costs({**measures(**nothing), 'AP_S': None}) is None  # small objects may lose
+    assert costs(dict.fromkeys(nothing)) is None
     assert costs({**measures(AP=(-0.02, 0.009)), 'AP_S': None, 'AP_M': None, 'AP_L': None})
     third = {'difference': -0.2, 'p_value': 0.0}  # thirds are shown, but do not decide
     assert not costs({**measures(**nothing), 'AP_lower': third})

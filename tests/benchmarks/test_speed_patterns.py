@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from benchmarks.speed.counters import count_macs, count_operators, saved_bytes
 from benchmarks.speed.layers import OURS, LayerShape, layer_step, moe_layer, pattern_layers, plant_routing
 from moe_det.layers.moe_layer import MoELayer
+from moe_det.routing import GAPLinearGate, Router
 from moe_det.routing.rows import rows_of
 
 SHAPE = LayerShape(rows=5, channels=3, height=4, width=6, convs=2)
@@ -103,6 +104,15 @@ def test_planted_routing_is_balanced_and_shifts_with_the_level():
     assert [choices(layer, 2) for _ in range(4)] == [[[0], [1]], [[1], [2]], [[2], [3]], [[0], [1]]]
     with pytest.raises(ValueError, match='active=1: expected at least top_k=2'):
         moe_layer(SHAPE, 4, 2, active=1)
+
+
+def test_planted_routing_of_shards_takes_one_copy_of_each():
+    router = Router(GAPLinearGate(SHAPE.channels, 8), top_k=2, slots=2).eval()
+    plant_routing(router, 5, levels=2, active=3)
+    rows, layout = rows_of([torch.randn(5, SHAPE.channels, 4, 4)], 'level')
+    # the second shard's copies are the experts 4 to 7
+    assert router(rows, layout).indices.tolist() == [[0, 4], [1, 5], [2, 6], [0, 4], [1, 5]]
+    assert router(rows, layout).indices.tolist() == [[1, 5], [2, 6], [0, 4], [1, 5], [2, 6]]
 
 
 def operators(module: nn.Module, x: Tensor, training: bool = False) -> dict:

@@ -136,6 +136,7 @@ def measured() -> dict:
         for section in SECTIONS:
             if section == 'memory':
                 patch.delitem(detectors.WITH_MANY, detectors.MATCHED)
+                patch.delitem(detectors.WITH_MANY, detectors.SHARDS[1])
             plan = dataclasses.replace(PLAN, batches=(1, 2)) if section == 'separate' else PLAN
             Measurement(plan, kept, MADE).run(section)
     return kept.sections
@@ -147,7 +148,8 @@ def test_sections_measure_what_they_say(measured):
     names = [f'{phase} B=1 {size} fp32' for size in ('64x64', '96x64') for phase in ('training', 'inference')]
     assert list(whole) == names and set(measured['profile']) == set(names[:2])
     times = whole['training B=1 64x64 fp32']['results']['times']
-    assert set(times) == {'mmdet RetinaNet', 'k=1', 'k=2', 'k=2 matched', 'branch alone'}
+    ours = {'k=1', 'k=2', 'k=2 matched', 'shards E=8', 'shards E=16'}
+    assert set(times) == {'mmdet RetinaNet', 'branch alone'} | ours
     assert set(times['k=2']) == {'forward', 'backward', 'optimizer', 'total'} and times['k=2']['total']['n'] == 2
     assert set(whole['inference B=1 64x64 fp32']['results']['times']['k=1']) == {'total'}
     separate = measured['separate']
@@ -160,14 +162,14 @@ def test_sections_measure_what_they_say(measured):
         8 * ratios['E=8 / k dense experts']['median'], rel=1e-3
     )
     assert len(measured['patterns']) == 2 * (1 + 2 + 2)  # k = 2 of E = 2 chooses nothing
-    assert len(measured['memory']) == (1 + 2 + 2) + 4
+    assert len(measured['memory']) == (1 + 2 + 2) + 5
     steps = {name: entry['results'] for name, entry in measured['optimizer'].items()}
     assert list(steps) == ['mmdet RetinaNet', 'k=2', 'k=2, E=32']
     assert set(steps['k=2']['ratios']) == {'foreach / one by one', 'fused / one by one'}
     profile = measured['profile']['training B=1 64x64 fp32']['results']
-    assert set(profile['by_kind']) == {'mmdet RetinaNet', 'k=1', 'k=2', 'k=2 matched'}
+    assert set(profile['by_kind']) == {'mmdet RetinaNet'} | ours
     assert set(profile['by_kind']['k=1']) == {'forward', 'backward', 'optimizer'}
-    assert set(profile['largest_differences']) == {'k=1', 'k=2', 'k=2 matched'}
+    assert set(profile['largest_differences']) == ours
     # experts of equal size: from one to four adds three, to the seven of this test six
     dense, few, many = (found['params'] for found in steps.values())
     assert (many - dense) / (few - dense) == pytest.approx(2, rel=0.05)
@@ -178,27 +180,34 @@ def test_memory_and_counts(measured):
     ours = {e: found[f'layer E={e} k=2 fp32']['patterns']['sorted slices'] for e in (4, 8)}
     assert ours[4]['host_copies'] == ours[8]['host_copies'] == 1
     assert ours[4]['convolutions_forward'] == ours[8]['convolutions_forward'] == 4
-    heads = {name: found[f'detector {name} fp32']['head'] for name in ('mmdet RetinaNet', 'k=1', 'k=2', 'k=2, E=32')}
+    names = ('mmdet RetinaNet', 'k=1', 'k=2', 'shards E=8', 'k=2, E=32')
+    heads = {name: found[f'detector {name} fp32']['head'] for name in names}
     dense = heads['mmdet RetinaNet']
     assert dense['host_copies'] == 0 and heads['k=1']['host_copies'] == heads['k=2, E=32']['host_copies'] == 1
     assert dense['convolutions_forward'] == 5 * 2 * 2  # levels, branches, one convolution and the predictor
     assert heads['k=1']['convolutions_forward'] == dense['convolutions_forward']
+    # one image: the chosen copies of both shards run as one convolution and one predictor
+    assert heads['shards E=8'] == heads['k=1']
     assert heads['k=2']['convolutions_forward'] == heads['k=2, E=32']['convolutions_forward'] == 40
     costs = {name: found[f'detector {name} fp32']['cost'] for name in heads}
-    assert costs['k=1']['active_macs_per_image'] == pytest.approx(costs['mmdet RetinaNet']['macs_per_image'], rel=1e-3)
+    for name in ('k=1', 'shards E=8'):
+        macs = costs['mmdet RetinaNet']['macs_per_image']
+        assert costs[name]['active_macs_per_image'] == pytest.approx(macs, rel=1e-3)
     kept = {name: found[f'detector {name} fp32']['kept']['saved_bytes'] for name in heads}
     assert kept['k=2'] > kept['k=1'] > 0 and kept['k=2, E=32'] == pytest.approx(kept['k=2'], rel=0.01)
 
 
 def test_flop_ideal_adds_one_branch():
     seconds = {'mmdet RetinaNet': [10.0] * 3, 'branch alone': [6.0] * 3, 'k=1': [11.0] * 3, 'k=2': [20.0] * 3}
-    found = detector_ratios({**seconds, 'k=2 matched': [10.5] * 3})
+    found = detector_ratios({**seconds, 'k=2 matched': [10.5] * 3, 'shards E=8': [10.1] * 3, 'shards E=16': [10.2] * 3})
     medians = {name: value['median'] for name, value in found.items()}
     assert medians == {
         'k=1 / dense': 1.1,
         'k=2 / dense': 2.0,
         'k=2 / FLOP-ideal': 1.25,
         'k=2 matched / dense': 1.05,
+        'shards E=8 / dense': 1.01,
+        'shards E=16 / dense': 1.02,
         'FLOP-ideal of k=2 / dense': 1.6,
     }
 
@@ -209,6 +218,14 @@ def test_tables_hold_the_records_numbers(measured):
     low, high = found['ci95']
     (row,) = [line for line in text.splitlines() if line.startswith('| training | 8 | 2 |')]
     assert row.split('|')[6].strip() == f'{found["median"]:.3f} ({low:.3f} to {high:.3f})'
+    shards = measured['whole']['inference B=1 96x64 fp32']['results']['ratios']['shards E=16 / dense']
+    lines = text.split('**Two shards of four and of eight copies**')[1].splitlines()
+    (row,) = [line for line in lines if line.startswith('| B=1, 96x64, fp32 | inference |')]
+    assert row.split('|')[4].strip().startswith(f'{shards["median"]:.3f} (')
+    kept = {name: measured['memory'][f'detector {name} fp32']['results']['kept'] for name in ('mmdet RetinaNet', 'k=1')}
+    dense, one = (found['saved_bytes'] for found in kept.values())
+    (row,) = [line for line in text.splitlines() if line.startswith('| k=1 | fp32 | 1 |')]
+    assert row.split('|')[5].strip() == f'{one / dense:.3f}'
     assert text.count('| dense expert |') == 1 and '| k=2, E=32 | fp32 | 1 |' in text
     fused = measured['optimizer']['k=2, E=32']['results']['ratios']['fused / one by one']
     lines = text.split('**The optimizer alone**')[1].splitlines()
@@ -230,19 +247,20 @@ def test_tables_hold_the_records_numbers(measured):
             columns = line.count('|')
         elif line.startswith('|---'):
             assert line.count('|') == columns
-    assert {line.count('|') for line in lines if line.startswith('| B=1')} == {8, 10}
+    assert {line.count('|') for line in lines if line.startswith('| B=1')} == {6, 10}
 
 
 def test_costs_are_set_against_the_plain_detector(measured):
     assert cost_table({'cpu': {}, 'cuda': {}}) == 'Not measured yet.'
     text = cost_table({'cpu': measured, 'cuda': {}})
-    rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in text.splitlines()[:6]]
+    rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in text.splitlines()[:7]]
     cells = {row[0]: row[1:] for row in rows}
     found = measured['whole']['inference B=1 96x64 fp32']['results']['ratios']['k=2 / dense']['median']
     assert cells['`retinanet_moe_soft.py`: E=4, k=2'][-1] == f'{found:.2f}'
     assert cells['`retinanet_moe_top1.py`: E=4, k=1'][0] == '1.00'
     counts = {name: entry['results'].get('cost') for name, entry in measured['memory'].items()}
     many, dense = counts['detector k=2, E=32 fp32'], counts['detector mmdet RetinaNet fp32']
+    assert cells['`retinanet_moe_from_dense.py`: 2 shards of 4 copies'][0] == '1.00'
     times = f'{many["active_macs_per_image"] / dense["macs_per_image"]:.2f}'
     params = [f'{many[key] / 1e6:.1f} M' for key in ('params', 'active_params')]
     assert cells['`retinanet_moe_soft.py` with 32 experts, k=2'] == [times, *params, '–', '–']

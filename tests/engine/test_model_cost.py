@@ -43,6 +43,18 @@ def test_words_name_family_and_unit():
     assert experts_in_words(detector(dict(FOUR, unit='image'))) == 'unconstrained, 2 of 4 per image'
 
 
+def test_words_name_shards():
+    kl = dict(type='KLConstraint')
+    model = detector(dict(placement='shards', shards=2, copies=4, constraint=kl))
+    assert experts_in_words(model) == 'soft, 2 shards of 4 copies per level'
+
+
+def test_words_name_shards():
+    kl = dict(type='KLConstraint')
+    model = detector(dict(placement='shards', shards=2, copies=4, constraint=kl))
+    assert experts_in_words(model) == 'soft, 2 shards of 4 copies per level'
+
+
 def convolutions(model: nn.Module, run) -> int:
     """Multiply-adds of every convolution and linear layer that ran, from their shapes."""
     total = 0

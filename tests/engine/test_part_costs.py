@@ -15,6 +15,8 @@ from moe_det.engine.model_cost import count_macs
 from moe_det.engine.part_costs import WHOLE, ModelCost, model_cost
 
 FOUR = dict(num_experts=4, top_k=2)
+SHARDS = dict(placement='shards', shards=2, copies=4)
+SHARDS = dict(placement='shards', shards=2, copies=4)
 SIZE = (64, 96)
 LEVELS = [(8, 12), (4, 6), (2, 3), (1, 2), (1, 1)]
 
@@ -89,6 +91,16 @@ def really_run(model: dict, size: tuple[int, int] = SIZE) -> int:
         dict(FOUR, gate=dict(type='AttentiveGate')),
         dict(num_experts=3, top_k=3, soft_mixture=True),
         dict(num_experts=1, top_k=1),
+        SHARDS,
+        dict(SHARDS, unit='image', shared_gate=True, copies_share=True),
+        dict(SHARDS, branches='reg', copies=2),
+        dict(SHARDS, copies=1),
+        dict(FOUR, top_k=1, weighting='straight_through', copies_share=True),
+        SHARDS,
+        dict(SHARDS, unit='image', shared_gate=True, copies_share=True),
+        dict(SHARDS, branches='reg', copies=2),
+        dict(SHARDS, copies=1),
+        dict(FOUR, top_k=1, weighting='straight_through', copies_share=True),
         dict(FOUR, gate=dict(type='ConvGAPGate'), constraint=dict(type='RelativeImportanceConstraint')),
     ],
     ids=lambda moe: '-'.join(map(str, moe.values()))[:60],
@@ -98,7 +110,7 @@ def test_active_and_all_are_what_runs_sorted_and_dense(moe):
     assert cost.active_macs == really_run(small(moe))
     assert cost.macs == really_run(small(dict(moe, dispatch='dense')))
     runs_all = moe.get('dispatch') == 'dense' or moe.get('gate') == dict(type='AttentiveGate') or 'soft_mixture' in moe
-    assert (cost.active_macs == cost.macs) == (runs_all or moe['num_experts'] == 1)
+    assert (cost.active_macs == cost.macs) == (runs_all or moe.get('num_experts') == 1 or moe.get('copies') == 1)
 
 
 def test_idle_experts_by_hand():
@@ -110,6 +122,48 @@ def test_idle_experts_by_hand():
     assert three.parts['bbox_head'].macs - three.parts['bbox_head'].active_macs == 2 * expert
     assert three.parts['backbone'].macs == three.parts['backbone'].active_macs
     assert whole.params - whole.active_params == 2 * (9 * 16 * 8 + 8 + 9 * 8 * 27 + 27)
+
+
+@pytest.mark.parametrize('share', [False, True])
+def test_shards_cost_the_dense_branch(share):
+    shards = cost_of(small(dict(SHARDS, copies_share=share), bbox_head=dict(norm_cfg=dict(type='GN', num_groups=4))))
+    plain = cost_of(small(bbox_head=dict(norm_cfg=dict(type='GN', num_groups=4)))).parts[WHOLE]
+    assert shards.experts == 'unconstrained, 2 shards of 4 copies per level'
+    whole, pixels = shards.parts[WHOLE], sum(h * w for h, w in LEVELS)
+    gates = 2 * 5 * 16 * 8  # two branches, five levels: 16 channels -> 8 logits
+    assert whole.active_macs == plain.macs + gates
+    # one convolution of 16 channels, its norm and a predictor, of which each shard holds a half, besides the bias
+    others = 3 * (9 * 16 * 16 + 2 * 16)
+    biases = 7  # eight experts have one each, the dense branch one
+    predictors = [3 * 9 * 16 * outputs + biases * outputs for outputs in (27, 36)]
+    gate_params = 2 * (16 * 8 + 8)
+    assert whole.params - plain.params == 2 * others + sum(predictors) + gate_params
+    # of the biases a row uses two
+    assert whole.active_params - plain.params == 27 + 36 + gate_params
+    # where all copies run, the outputs of eight are weighted and summed
+    mixing = pixels * 8 * (27 + 36)
+    assert whole.macs - plain.macs == 3 * 9 * pixels * 16 * (2 * 16 + 27 + 36) + mixing + gates
+
+
+@pytest.mark.parametrize('share', [False, True])
+def test_shards_cost_the_dense_branch(share):
+    shards = cost_of(small(dict(SHARDS, copies_share=share), bbox_head=dict(norm_cfg=dict(type='GN', num_groups=4))))
+    plain = cost_of(small(bbox_head=dict(norm_cfg=dict(type='GN', num_groups=4)))).parts[WHOLE]
+    assert shards.experts == 'unconstrained, 2 shards of 4 copies per level'
+    whole, pixels = shards.parts[WHOLE], sum(h * w for h, w in LEVELS)
+    gates = 2 * 5 * 16 * 8  # two branches, five levels: 16 channels -> 8 logits
+    assert whole.active_macs == plain.macs + gates
+    # one convolution of 16 channels, its norm and a predictor, of which each shard holds a half, besides the bias
+    others = 3 * (9 * 16 * 16 + 2 * 16)
+    biases = 7  # eight experts have one each, the dense branch one
+    predictors = [3 * 9 * 16 * outputs + biases * outputs for outputs in (27, 36)]
+    gate_params = 2 * (16 * 8 + 8)
+    assert whole.params - plain.params == 2 * others + sum(predictors) + gate_params
+    # of the biases a row uses two
+    assert whole.active_params - plain.params == 27 + 36 + gate_params
+    # where all copies run, the outputs of eight are weighted and summed
+    mixing = pixels * 8 * (27 + 36)
+    assert whole.macs - plain.macs == 3 * 9 * pixels * 16 * (2 * 16 + 27 + 36) + mixing + gates
 
 
 def test_experts_in_backbone_and_convolutions():

@@ -64,6 +64,12 @@ BAD = [
     ({'topk': 1}, ["'topk'", "Did you mean 'top_k'"]),
     ({'copy_noise': -0.1}, ['copy_noise=-0.1', '>= 0']),
     ({'copy_noise': float('nan')}, ['copy_noise=nan', '>= 0']),
+    ({'copy_redraw': 1}, ['copy_redraw=1', '>= 0 and < 1']),
+    ({'copy_redraw': -0.1}, ['copy_redraw=-0.1', '>= 0 and < 1']),
+    ({'copy_redraw': True}, ['copy_redraw=True', '>= 0 and < 1']),
+    ({'copies_share': 'yes'}, ["copies_share='yes'", 'True or False']),
+    ({'weighting': 'hard'}, ["'hard'", 'softmax, straight_through']),
+    ({'weighting': 'straight_through'}, ["weighting='straight_through'", 'top_k=1', 'top_k is 2']),
 ]
 
 

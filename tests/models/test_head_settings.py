@@ -51,3 +51,59 @@ def test_moe_must_be_a_dict(moe):
 def test_softmax_class_loss_fits_placements_without_class_mixture(placement):
     loss = dict(type='CrossEntropyLoss', use_sigmoid=False)
     assert head(dict(num_experts=2, top_k=1, placement=placement), loss_cls=loss).cls_out_channels == 4
+
+
+SHARDS = [
+    (dict(num_experts=6), {}, r'bbox_head\.moe\.num_experts=6: follows from shards=2 and copies=4 as 8'),
+    (dict(top_k=1), {}, r'bbox_head\.moe\.top_k=1: follows from shards=2 and copies=4 as 2'),
+    (dict(shards=0), {}, r'bbox_head\.moe\.shards=0: expected an integer >= 1'),
+    (dict(copies=0), {}, r'bbox_head\.moe\.copies=0: expected an integer >= 1'),
+    (dict(shards=2.0), {}, r'bbox_head\.moe\.shards=2\.0: expected an integer'),
+    (dict(shards=3), {}, r'bbox_head\.moe\.shards=3: does not divide feat_channels=8'),
+    (dict(shards=4), dict(norm_cfg=dict(type='GN', num_groups=2)), r'shards=4: does not divide the num_groups=2'),
+    ({}, dict(norm_cfg=dict(type='LN')), r"bbox_head\.moe\.placement='shards': norm_cfg=.*'LN'.*'GN', 'BN', 'IN'"),
+    ({}, dict(stacked_convs=0), r'stacked_convs=0'),
+    ({}, dict(conv_cfg=dict(type='ConvWS')), r"conv_cfg=.*'ConvWS'.*dict\(type='Conv2d'\)"),
+    (dict(weighting='softmax'), {}, r"bbox_head\.moe\.weighting='softmax'"),
+    (dict(shared_expert=True), {}, r'bbox_head\.moe\.shared_expert=True'),
+    (dict(width=0.5), {}, r'bbox_head\.moe\.width=0\.5'),
+    (dict(width='matched'), {}, r"bbox_head\.moe\.width='matched'"),
+    (dict(copies=1, constraint=dict(type='RelativeImportanceConstraint')), {}, r'bbox_head\.moe\.constraint.*copies=1'),
+    (dict(copies=1, copies_share=True), {}, r'bbox_head\.moe\.copies_share.*copies=1'),
+    (dict(class_mixture='logits'), {}, r"bbox_head\.moe\.class_mixture='logits': applies to placement='branch'"),
+    (dict(placement='branch'), {}, r"bbox_head\.moe\.shards=2: applies to placement='shards'"),
+]
+
+
+@pytest.mark.parametrize('moe, changes, message', SHARDS, ids=[f'{moe}{changes}' for moe, changes, _ in SHARDS])
+def test_keys_of_shards_that_contradict_are_named(moe, changes, message):
+    with pytest.raises(MoEConfigError, match=message):
+        head({'placement': 'shards', 'shards': 2, **moe}, **changes)
+
+
+@pytest.mark.parametrize(
+    'moe',
+    [
+        {},
+        dict(num_experts=8, top_k=2, weighting='straight_through', width=1, shared_expert=False),
+        dict(copies=1, num_experts=2),
+        dict(shards=1, copies=1),
+    ],
+    ids=str,
+)
+def test_keys_of_shards_that_agree(moe):
+    own = head({'placement': 'shards', **moe}, norm_cfg=dict(type='GN', num_groups=4))
+    shards, copies = moe.get('shards', 2), moe.get('copies', 4)
+    assert [len(group) for group in own.branch_experts.values()] == [shards * copies] * 2
+    assert (own.moe.shards, own.moe.copies) == (shards, copies)
+    assert list(own.routers) == (['cls', 'reg'] if copies > 1 else [])
+
+
+def test_class_mixture_must_be_known():
+    with pytest.raises(MoEConfigError, match=r"bbox_head\.moe\.class_mixture: unknown value 'logit'.*'logits'\?"):
+        head(dict(num_experts=4, class_mixture='logit'))
+
+
+def test_mixing_logits_allows_a_softmax_class_loss():
+    loss = dict(type='CrossEntropyLoss', use_sigmoid=False)
+    assert head(dict(num_experts=2, top_k=1, class_mixture='logits'), loss_cls=loss).cls_out_channels == 4

@@ -78,6 +78,7 @@ HEADS = {
     'patch': dict(unit='patch', grid=2),
     'top-1': dict(top_k=1),
     'tower': dict(placement='tower'),
+    'shards': dict(placement='shards', shards=2, copies=2, num_experts=4),
     'shared expert': dict(shared_expert=True),
     'attentive': dict(gate=dict(type='AttentiveGate', hidden_channels=8), noise=False),
 }
@@ -135,6 +136,22 @@ def test_names_and_number_of_conditions():
     only = conditions_of(model, ['bbox_head.reg'])
     assert {c.name for c in only} == {n for n in names if 'cls' not in n}
     assert all(condition.keeps_features for condition in only)
+
+
+def test_shards_have_their_number_of_experts_in_every_condition():
+    stages = dict(stages=(3,), **MOE)
+    model = detector(dict(placement='shards', shards=2, copies=2), backbone=dict(type='MoEResNet', moe=stages))
+    assert {make('bbox_head.cls', e) for make in (forced, knocked_out) for e in range(4)} == {
+        condition.name for condition in conditions_of(model, ['bbox_head.cls']) if 'top_k' not in condition.name
+    }
+    sweep = [condition for condition in conditions_of(model) if 'top_k' in condition.name]
+    assert [condition.name for condition in sweep] == [swept(1), swept(3)]  # of the other layer, which was trained at 2
+    assert all(set(condition.interventions) == {'backbone.layer3'} for condition in sweep)
+    only = detector(dict(placement='shards', shards=2, copies=1, constraint=None))
+    assert [condition.name for condition in conditions_of(only, ['bbox_head.cls'])] == [
+        forced('bbox_head.cls', 0),
+        forced('bbox_head.cls', 1),
+    ]
 
 
 @pytest.mark.parametrize('place', ['level', 'image', 'patch', 'attentive'])

@@ -22,6 +22,7 @@ from moe_det.routing.route_table import RouteTable
 MOE = dict(num_experts=3, top_k=2, constraint=dict(type='KLConstraint', weight=0.25))
 SIZES = [(64, 96), (96, 64), (64, 64), (96, 96)]
 TURN = [1, 2, 3, 0]  # donor of each image
+SHARDS = dict(placement='shards', shards=2, copies=3, constraint=MOE['constraint'])
 CONV = dict(conv_cfg=dict(type='MoEConv2d', num_levels=5, **MOE))
 
 MODELS = {
@@ -35,6 +36,8 @@ MODELS = {
     'shared expert, dense dispatch': dict(moe=dict(MOE, shared_expert=True, dispatch='dense')),
     'attentive': dict(moe=dict(MOE, gate=dict(type='AttentiveGate', hidden_channels=8), noise=False)),
     'masks of a hard constraint': dict(moe=dict(MOE, constraint=dict(type='SelectionBiasConstraint'))),
+    'shards': dict(moe=SHARDS),
+    'shards of a patch': dict(moe=dict(SHARDS, unit='patch', grid=2)),
     'called once per level': dict(bbox_head=CONV),
     'backbone': dict(backbone=dict(type='MoEResNet', moe=dict(stages=(2, 3), **MOE))),
     'backbone and head': dict(moe=MOE, backbone=dict(type='MoEResNet', moe=dict(stages=(3,), **MOE))),
@@ -67,8 +70,8 @@ def probed(model, conditions=(), **more):
     return Probe(model, conditions, grids, **more)(range(len(SIZES)), batch(SIZES), truths())
 
 
-def own_routes(layer):
-    return RouteTable(layer.weights, layer.image_ids, layer.levels, layer.patches)
+def own_routes(layer, slots=1):
+    return RouteTable(layer.weights, layer.image_ids, layer.levels, layer.patches, slots=slots)
 
 
 def close(a, b):
@@ -91,7 +94,8 @@ def exchanged_logits(model, layer, donor):
 def test_to_replay_every_rows_own_decision_changes_nothing(place):
     model = model_of(place)
     natural = probed(model)
-    tables = {name: Intervention(routes=own_routes(layer)) for name, layer in natural.layers.items()}
+    slots = {name: router.slots for name, router in find_routers(model).items()}
+    tables = {name: Intervention(routes=own_routes(layer, slots[name])) for name, layer in natural.layers.items()}
     conditions = [Condition(name, {name: table}) for name, table in tables.items()]
     found = probed(model, [*conditions, Condition('all', tables)], rows=False)
     assert len(natural.detections) > 5
@@ -110,7 +114,7 @@ def test_to_take_a_donors_decisions_is_to_take_its_logits(place):
         layer = natural.layers[info.name]
         row_of = {row: n for n, row in enumerate(zip(layer.image_ids, layer.levels, layer.patches, strict=True))}
         places = zip(donor[layer.image_ids], layer.levels, layer.patches, strict=True)
-        table = own_routes(layer).taking(np.array([row_of[row] for row in places]))
+        table = own_routes(layer, info.slots).taking(np.array([row_of[row] for row in places]))
         conditions.append(Condition(info.name, {info.name: Intervention(routes=table)}))
     found = probed(model, conditions, rows=False)
     different = 0
@@ -122,20 +126,21 @@ def test_to_take_a_donors_decisions_is_to_take_its_logits(place):
     assert different
 
 
-@pytest.mark.parametrize('place', ['level', 'image', 'patch', 'called once per level', 'backbone and head'])
+@pytest.mark.parametrize('place', ['level', 'image', 'patch', 'shards', 'called once per level', 'backbone and head'])
 def test_conditions_of_the_second_pass(place):
     model = model_of(place)
     natural, infos = probed(model), layer_infos(model)
     counts = np.full(len(SIZES), 2)
     donors = swap_donors(natural, infos, counts, 3, 5)
     assert donors.shape == (3, 4) and (donors != np.arange(4)).all() and (np.sort(donors, axis=1) == np.arange(4)).all()
-    conditions = swap_conditions(natural, infos, counts, 3, 5)
+    conditions = swap_conditions(natural, infos, donors, 5)
     names = {condition.name for condition in conditions}
     several = [info for info in infos if natural.layers[info.name].levels.max() > 0]
     assert [bool(several), len(several)] == [place != 'image', 0 if place == 'image' else 2]
     expected = {swapped(info.name, d) for info in infos for d in range(3)} | {all_swapped(d) for d in range(3)}
     expected |= {levels_shifted(info.name, d) for info in several for d in range(LEVEL_DRAWS)}
-    expected |= {routed(info.name, pair) for info in infos for pair in ((0, 1), (0, 2), (1, 2))}
+    routes = {1: [(0, 1), (0, 2), (1, 2)], 2: [(a, b) for a in (0, 1, 2) for b in (3, 4, 5)]}
+    expected |= {routed(info.name, pair) for info in infos for pair in routes[info.slots]}
     assert names == expected and len(conditions) == len(expected)
     found = probed(model, conditions, rows=False)
     assert close(found.detections, natural.detections)
@@ -145,15 +150,16 @@ def test_conditions_of_the_second_pass(place):
             with exchanged_logits(model, info.name, donors[draw].tolist()):
                 assert close(found.conditions[swapped(info.name, draw)], probed(model).detections)
     for info in infos:
-        pair = found.conditions[routed(info.name, (0, 2))]
-        with intervene(model, {info.name: Intervention(forced=(0, 2))}):
-            assert close(pair, probed(model).detections)
+        for pair in routes[info.slots][-2:]:
+            with intervene(model, {info.name: Intervention(forced=pair)}):
+                assert close(found.conditions[routed(info.name, pair)], probed(model).detections)
 
 
 def test_shifted_levels_are_levels_of_the_same_image():
     model = model_of('patch')
     natural, infos = probed(model), layer_infos(model)
-    conditions = {c.name: c for c in swap_conditions(natural, infos, np.full(4, 2), 2, 0)}
+    donors = swap_donors(natural, infos, np.full(4, 2), 2, 0)
+    conditions = {c.name: c for c in swap_conditions(natural, infos, donors, 0)}
     name = infos[0].name
     layer = natural.layers[name]
     shifts = set()
@@ -183,9 +189,9 @@ def test_images_without_a_donor_keep_their_detections():
     model = model_of('level')
     natural, infos = probed(model), layer_infos(model)
     groups = ['video', 'video', 'video', 'other']
-    donors = swap_donors(natural, infos, np.full(4, 2), 1, 0, groups)[0]
+    (donors,) = every = swap_donors(natural, infos, np.full(4, 2), 1, 0, groups)
     assert (donors == -1).sum() == 2 and donors[3] in (0, 1, 2) and donors[donors[3]] == 3
-    found = probed(model, swap_conditions(natural, infos, np.full(4, 2), 1, 0, groups), rows=False)
+    found = probed(model, swap_conditions(natural, infos, every, 0), rows=False)
     swap = found.conditions[all_swapped(0)]
     for image in range(4):
         own = natural.detections[natural.detections[:, 0] == image]
@@ -195,7 +201,7 @@ def test_images_without_a_donor_keep_their_detections():
 def test_experts_of_the_head_run_once_for_all_draws():
     model = model_of('level')
     natural, infos = probed(model), layer_infos(model)
-    conditions = swap_conditions(natural, infos, np.full(4, 2), 5, 0)
+    conditions = swap_conditions(natural, infos, swap_donors(natural, infos, np.full(4, 2), 5, 0), 0)
     calls = []
     for group in model.bbox_head.branch_experts.values():
         for expert in group.experts:
@@ -212,6 +218,10 @@ def test_sets_of_experts():
     drawn = expert_sets(8, 3, 1)
     assert math.comb(8, 3) > 16 == len(set(drawn)) and drawn == expert_sets(8, 3, 1)
     assert all(len(set(chosen)) == 3 and sorted(chosen) == list(chosen) and max(chosen) < 8 for chosen in drawn)
+    # with shards one copy of each: 4 x 4 routes, of 5 x 5 a sample
+    assert expert_sets(8, 2, 0, 2) == [(a, b) for a in range(4) for b in range(4, 8)]
+    drawn = expert_sets(10, 2, 1, 2)
+    assert len(set(drawn)) == 16 and all(a < 5 <= b < 10 for a, b in drawn)
 
 
 def test_images_with_other_rows_do_not_exchange():
@@ -224,4 +234,4 @@ def test_images_with_other_rows_do_not_exchange():
             setattr(layer, field, getattr(layer, field)[keep])
     donors = swap_donors(natural, infos, np.array([1, 9, 2, 0]), 4, 0)
     assert (donors == [1, 0, 3, 2]).all()
-    assert swap_conditions(natural, infos, np.array([1, 9, 2, 0]), 4, 0)
+    assert swap_conditions(natural, infos, donors, 0)

@@ -21,12 +21,13 @@ from moe_det.routing import (
 class Layer(nn.Module):
     """Router and experts over the levels of a pyramid."""
 
-    def __init__(self, top_k: int, unit: str, constraint, mixture, over: str) -> None:
+    def __init__(self, top_k: int, unit: str, constraint, mixture, over: str, **router) -> None:
         super().__init__()
         self.router = Router(
-            GAPLinearGate(3, 4), [constraint()], top_k=top_k, unit=unit, balance_over=over, num_levels=2
+            GAPLinearGate(3, 4), [constraint()], top_k=top_k, unit=unit, balance_over=over, num_levels=2, **router
         )
-        self.group = ExpertGroup([nn.Conv2d(3, 2, 3, padding=1) for _ in range(4)], dispatch='dense')
+        experts = [nn.Conv2d(3, 2, 3, padding=1) for _ in range(4)]
+        self.group = ExpertGroup(experts, dispatch='dense', slots=self.router.slots)
         if mixture is not None:
             self.group.mixture = mixture
 
@@ -39,16 +40,18 @@ class Layer(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ('top_k', 'unit', 'constraint', 'mixture', 'over'),
+    ('top_k', 'unit', 'constraint', 'mixture', 'over', 'router'),
     [
-        (2, 'level', KLConstraint, None, 'all'),
-        (1, 'patch', SelectionBiasConstraint, mix_probabilities, 'level'),
-        (2, 'image', SelectionBiasConstraint, mix_probabilities, 'all'),
+        (2, 'level', KLConstraint, None, 'all', {}),
+        (1, 'patch', SelectionBiasConstraint, mix_probabilities, 'level', {}),
+        (2, 'image', SelectionBiasConstraint, mix_probabilities, 'all', {}),
+        (2, 'level', SelectionBiasConstraint, None, 'all', {'slots': 2}),
+        (1, 'level', KLConstraint, mix_probabilities, 'all', {'weighting': 'straight_through'}),
     ],
 )
-def test_dense_evaluation_is_one_graph(top_k, unit, constraint, mixture, over):
+def test_dense_evaluation_is_one_graph(top_k, unit, constraint, mixture, over, router):
     torch._dynamo.reset()
-    layer = Layer(top_k, unit, constraint, mixture, over).eval()
+    layer = Layer(top_k, unit, constraint, mixture, over, **router).eval()
     compiled = torch.compile(layer, fullgraph=True, backend='aot_eager')
     with torch.no_grad():
         for _ in range(12):  # more calls than the compiler would trace anew
@@ -57,9 +60,13 @@ def test_dense_evaluation_is_one_graph(top_k, unit, constraint, mixture, over):
                 torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
 
-def test_unconstrained_training_is_one_graph():
+@pytest.mark.parametrize(
+    ('top_k', 'mixture', 'router'),
+    [(2, None, {}), (2, None, {'slots': 2}), (1, mix_probabilities, {'weighting': 'straight_through'})],
+)
+def test_unconstrained_training_is_one_graph(top_k, mixture, router):
     torch._dynamo.reset()
-    layer = Layer(2, 'level', KLConstraint, None, 'all').train()
+    layer = Layer(top_k, 'level', KLConstraint, mixture, 'all', **router).train()
     layer.router.constraints = nn.ModuleDict()
     layer.router.noise = None
     compiled = torch.compile(layer, fullgraph=True, backend='aot_eager')

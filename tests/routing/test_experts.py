@@ -82,3 +82,59 @@ def test_tensors_that_do_not_fit_are_told():
     problems = copy_dense_to_experts(state, {'a': 'unknown', 'b': '0.weight'}, group, 'experts.', noise=0)
     assert problems == ['a: an expert has no unknown', 'b: shape (16, 8, 1, 1), an expert has (16, 8, 3, 3)']
     assert state == {}
+
+
+class Branch(nn.Module):
+    """A tower of two convolutions and a predictor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(nn.Conv2d(8, 40, 3), nn.GroupNorm(4, 40), nn.Conv2d(40, 40, 3))
+        self.predictor = nn.Conv2d(40, 6, 3)
+
+
+def test_a_share_of_the_channels_is_drawn_anew_and_the_predictor_stays():
+    dense, group = Branch(), ExpertGroup([Branch() for _ in range(3)])
+    nn.init.normal_(dense.convs[2].weight, mean=5.0, std=2.0)
+    state = dict(dense.state_dict())
+    names = {key: key for key in state}
+    copy_dense_to_experts(state, names, group, 'experts.', noise=0, redraw=0.3)
+    group.load_state_dict(state)
+    redrawn = []
+    for expert in group.experts:
+        for name, parameter in dense.named_parameters():
+            own = expert.get_parameter(name)
+            if parameter.dim() < 4 or name.startswith('predictor'):
+                assert torch.equal(own, parameter)
+        for layer in (0, 2):
+            same = (expert.convs[layer].weight == dense.convs[layer].weight).flatten(1)
+            changed = ~same.all(1)
+            assert changed.sum() == 12  # 0.3 of 40 channels
+            assert not same[changed].any()
+        redrawn.append(changed.nonzero()[:, 0].tolist())
+        values = expert.convs[2].weight[changed]  # 4320 values: the mean is known to 0.03, the deviation to 0.02
+        assert values.mean().item() == pytest.approx(dense.convs[2].weight.mean().item(), abs=0.15)
+        assert values.std().item() == pytest.approx(dense.convs[2].weight.std().item(), abs=0.1)
+    assert redrawn[0] != redrawn[1]
+
+
+def test_every_expert_takes_its_part():
+    dense, group = torch.randn(8, 3, 3, 3), ExpertGroup([nn.Conv2d(3, 4, 3) for _ in range(4)], slots=2)
+    state = {'weight': dense.clone(), 'bias': torch.arange(4.0)}
+
+    def part(name: str, tensor: torch.Tensor, expert: int) -> torch.Tensor:
+        return tensor.chunk(2)[expert // 2] if name == 'weight' else tensor / 2
+
+    assert not copy_dense_to_experts(state, {n: n for n in ('weight', 'bias')}, group, 'experts.', 0, part=part)
+    group.load_state_dict(state)
+    for number, expert in enumerate(group.experts):
+        assert torch.equal(expert.weight, dense[4 * (number // 2) :][:4])
+        assert torch.equal(expert.bias, torch.tensor([0.0, 0.5, 1.0, 1.5]))
+
+
+def test_a_part_that_does_not_fit_is_told():
+    state, group = {'weight': torch.zeros(6, 3, 3, 3)}, ExpertGroup([nn.Conv2d(3, 4, 3) for _ in range(2)], slots=2)
+    problems = copy_dense_to_experts(
+        state, {'weight': 'weight'}, group, 'experts.', 0, part=lambda name, tensor, expert: tensor[3 * expert :][:3]
+    )
+    assert problems == ['weight: shape (3, 3, 3, 3), an expert has (4, 3, 3, 3)']

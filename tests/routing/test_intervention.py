@@ -198,6 +198,92 @@ def test_own_routing_returns_afterwards_and_training_is_never_changed():
     torch.testing.assert_close(weights(model), before)
 
 
+# -- slots: experts 0 to 2 are one, experts 3 to 5 the other; rows choose (0, 4) and (1, 3)
+
+IN_SLOTS = torch.tensor([[2.0, 1.0, 0.0, 1.0, 3.0, 2.0], [0.0, 3.0, 1.0, 2.0, 0.0, 1.0]])
+
+
+class SlotGate(FixedGate):
+    """Returns the logits of two slots."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_experts = 6
+
+    def logits(self, feature):
+        return IN_SLOTS[: len(feature)]
+
+
+def model_in_slots() -> nn.ModuleDict:
+    return nn.ModuleDict({'layer': Router(SlotGate(), top_k=2, slots=2)}).eval()
+
+
+@pytest.mark.parametrize(
+    'intervention, rows',
+    [
+        (Intervention(), [{0: 1, 4: 1}, {1: 1, 3: 1}]),
+        (Intervention(forced=2), [{2: 1, 4: 1}, {2: 1, 3: 1}]),
+        (Intervention(forced=5), [{0: 1, 5: 1}, {1: 1, 5: 1}]),
+        (Intervention(forced=(5, 1)), [{1: 1, 5: 1}] * 2),
+        (Intervention(forced=(5, 3)), [{0: 1, 3: 0.5, 5: 0.5}, {1: 1, 3: 0.5, 5: 0.5}]),
+        (Intervention(knocked_out=0), [{1: 1, 4: 1}, {1: 1, 3: 1}]),
+        (Intervention(knocked_out=3), [{0: 1, 4: 1}, {1: 1, 5: 1}]),
+    ],
+)
+def test_interventions_act_in_their_own_slot(intervention, rows):
+    model = model_in_slots()
+    with intervene(model, {'layer': intervention}):
+        routing = route(model['layer'])
+    expected = torch.zeros(2, 6)
+    for row, of_row in enumerate(rows):
+        for expert, weight in of_row.items():
+            expected[row, expert] = weight
+    torch.testing.assert_close(routing.dense(routing.weights, 0.0), expected)
+    assert torch.equal(routing.indices, routing.indices.sort(1).values)  # slots, and experts in them, in order
+
+
+def test_a_knocked_out_copy_does_not_come_back_when_constraints_forbid_the_others():
+    # slot 0 has none left but the knocked-out copy 1: of the others the gate likes copy 2; slot 1 has none at all
+    allowed = torch.tensor([[-math.inf, 1.0, -math.inf, -math.inf, -math.inf, -math.inf]])
+    logits = torch.tensor([[0.0, 1.0, 0.5, 0.0, 2.0, 1.0]])
+    indices, _ = Intervention(knocked_out=1).select(logits, allowed, 2, True, 2, True)
+    assert indices.tolist() == [[2, 4]]
+
+
+def test_replayed_choices_come_in_the_order_of_slots():
+    model = model_in_slots()
+    given = np.array([[0, 0, 1, 1, 0, 0], [1, 0, 0, 0, 0, 1]], np.float32)
+    table = RouteTable(given, np.arange(2), np.zeros(2, int), np.zeros(2, int), slots=2)
+    with intervene(model, {'layer': Intervention(routes=table)}):
+        table.start_batch([0, 1])
+        assert route(model['layer']).indices.tolist() == [[2, 3], [0, 5]]
+    shared = np.array([[0, 0, 1, 0.4, 0, 0.6], [1, 0, 0, 0, 0, 1]], np.float32)
+    table = RouteTable(shared, np.arange(2), np.zeros(2, int), np.zeros(2, int), slots=2)
+    with intervene(model, {'layer': Intervention(routes=table)}):
+        table.start_batch([0, 1])
+        routing = route(model['layer'])
+    assert routing.indices.tolist() == [[2, 3, 5], [0, 5, 6]]
+    torch.testing.assert_close(routing.weights, torch.tensor([[1, 0.4, 0.6], [1, 1, 0]]))
+
+
+@pytest.mark.parametrize(
+    'intervention, words',
+    [
+        (Intervention(top_k=3), 'layer: top_k=3: a row runs one copy of each of 2 shards'),
+        (Intervention(routes=RouteTable(np.eye(6), *np.zeros((3, 6), int) + np.arange(6))), 'in 1 slots .* with 2'),
+        (Intervention(forced=6), 'forced=6: expected an expert from 0 to 5'),
+    ],
+)
+def test_what_slots_cannot_do(intervention, words):
+    with pytest.raises(ValueError, match=words), intervene(model_in_slots(), {'layer': intervention}):
+        pass
+
+
+def test_the_only_copy_of_a_slot_stays():
+    with pytest.raises(ValueError, match='knocked_out=1: the only copy'):
+        Intervention(knocked_out=1).check('layer', 2, slots=2)
+
+
 FOUR = RouteTable(np.eye(4, dtype=np.float32), np.arange(4), np.zeros(4, int), np.zeros(4, int))
 
 

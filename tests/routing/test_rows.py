@@ -102,3 +102,17 @@ def test_layouts():
     assert layout.level_rows == (8, 4)
     assert layout.levels().tolist() == [0] * 8 + [1] * 4
     assert layout.images().tolist() == [0] * 4 + [1] * 4 + [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize('halo', [1, 2, 3])
+def test_rows_hold_as_many_neighbours_as_asked_for(halo):
+    # a layer that sees halo pixels around its own gives every pixel what it gives on the whole map
+    maps = [torch.randn(2, 3, 9, 12, dtype=torch.float64), torch.randn(2, 3, 3, 2, dtype=torch.float64)]
+    size = 2 * halo + 1
+    kernel = torch.randn(4, 3, size, size, dtype=torch.float64)
+    rows, layout = rows_of(maps, 'patch', 3, halo=halo)
+    assert layout == rows_of(maps, 'patch', 3)[1]
+    for windows, x in zip(rows, maps, strict=True):
+        expected = F.conv2d(x, kernel, padding=halo)
+        found = join_patches(F.conv2d(windows, kernel, padding=halo), *x.shape[2:], 3, halo)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)

@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
 
     def work() -> None:
-        from moe_det.analysis.assembly import Settings
+        from moe_det.analysis.inputs import Settings
         from moe_det.engine.size_specialization import AnalysisOptions, analyse
         from moe_det.engine.software import command_line
 

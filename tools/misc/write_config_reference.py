@@ -110,6 +110,7 @@ def page() -> str:
     from moe_det.engine.expert_size_hook import ExpertSizeHook
     from moe_det.engine.finite_hook import FiniteHook
     from moe_det.engine.moe_hook import MoEHook
+    from moe_det.engine.schedule_hook import MoEScheduleHook
     from moe_det.layers import MoEBlock, MoEConv2d, MoESettings
     from moe_det.models import FrozenFPN, MoEResNet, MoERetinaHead
     from moe_det.registry import CONSTRAINTS, GATES
@@ -129,6 +130,8 @@ def page() -> str:
     parts += ["\n## `neck=dict(type='FrozenFPN', ...)`\n", summary(inspect.getdoc(FrozenFPN))]
     parts += ["\n## `custom_hooks=[dict(type='MoEHook')]`\n", summary(inspect.getdoc(MoEHook))]
     parts += ['\n' + arguments_table(MoEHook)]
+    parts += ["\n## `custom_hooks=[dict(type='MoEScheduleHook', ...)]`\n", summary(inspect.getdoc(MoEScheduleHook))]
+    parts += ['\n' + arguments_table(MoEScheduleHook)]
     parts += ["\n## `custom_hooks=[dict(type='ExpertSizeHook')]`\n", summary(inspect.getdoc(ExpertSizeHook))]
     parts += ['\n' + arguments_table(ExpertSizeHook)]
     parts += ["\n## `custom_hooks=[dict(type='ExactResumeHook')]`\n", summary(inspect.getdoc(ExactResumeHook))]

@@ -22,11 +22,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('out', metavar='OUT.pth', help='checkpoint to write')
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument(
-        '--expert', nargs='+', metavar='[LAYER=]N', help='one expert for all layers (2), or by layer (cls=0 reg=2)'
+        '--expert',
+        nargs='+',
+        metavar='[LAYER=]N',
+        help='one expert for all layers (2), or by layer (cls=0 reg=2); of shards the copy to take of each',
     )
     choice.add_argument('--average', action='store_true', help="the mean of the experts' weights")
+    choice.add_argument(
+        '--most-used', action='store_true', help='the expert, or copy of each shard, used most on the validation images'
+    )
+    parser.add_argument('--limit', type=int, metavar='N', help='with --most-used: the first N validation images')
+    parser.add_argument('--data-root', metavar='DIR', help='folder that replaces the data folder of the config')
+    parser.add_argument('--device', help='cpu, cuda or cuda:N, for --most-used (default: cuda where there is one)')
     parser.add_argument('--cfg-options', nargs='+', action='extend', metavar='KEY=VALUE', help='change config keys')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.limit is not None and args.limit < 1:
+        parser.error(f'argument --limit: expected an integer >= 1, got {args.limit}')
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:

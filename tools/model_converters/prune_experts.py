@@ -22,7 +22,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     choice = parser.add_mutually_exclusive_group(required=True)
     choice.add_argument('--drop', nargs='+', metavar='LAYER=N', help='experts to drop: cls=0 cls=3, or cls=0,3 reg=1,2')
     choice.add_argument(
-        '--keep', type=int, metavar='N', help='experts that each layer keeps: those used most on the validation images'
+        '--keep',
+        type=int,
+        metavar='N',
+        help='experts that each layer keeps, or copies of each shard: those used most on the validation images',
     )
     parser.add_argument('--limit', type=int, metavar='N', help='with --keep: the first N validation images')
     parser.add_argument('--no-eval', dest='evaluate', action='store_false', help='no test before and after')

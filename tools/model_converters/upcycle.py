@@ -26,7 +26,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="standard deviation of the noise that tells experts apart, relative to each tensor's own (default: "
         'copy_noise of the config)',
     )
-    parser.add_argument('--seed', type=int, default=0, help='of noise and gates (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='of all that is drawn (default: %(default)s)')
     parser.add_argument(
         '--allow-missing', action='store_true', help='write the checkpoint also where something does not fit'
     )

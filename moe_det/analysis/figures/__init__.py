@@ -65,8 +65,8 @@ def _layer_figures(
         'size': lambda: tables.size_heat(results, layer),
         'level': lambda: tables.level_heat(results, layer),
         'within': lambda: tables.within_heat(results, layer),
-        'forced': lambda: tables.ap_heat(results, layer.get('forced') or []),
-        'knocked_out': lambda: tables.ap_heat(results, layer.get('knocked_out') or []),
+        'forced': lambda: tables.ap_heat(results, layer, layer.get('forced') or []),
+        'knocked_out': lambda: tables.ap_heat(results, layer, layer.get('knocked_out') or []),
         'usage_levels': lambda: routing_tables.usage_heat(results, layer),
     }
 

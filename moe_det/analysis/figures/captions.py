@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import values
-from .tables import level_names
+from .tables import level_names, num_slots
 
 TITLES = {
     'information': 'Information about size given the level',
@@ -55,17 +55,19 @@ DEFINITIONS = {
     'usage': "Importance: the expert's part of all weights. Load: choices of the expert over the fair share.",
     'usage_levels': 'A living expert has more than 1 % of the weights. H_s: mean entropy of a row, low when decisions '
     'are sharp; H_u: entropy of the mean row, log2(E) when all experts are used alike.',
-    'images': "The gate's weight for the expert, highest first. Boxes: small blue, medium orange, large green.",
-    'objects': 'The weight of the expert in the routing row of the object, highest first. Boxes: small blue, medium '
+    'images': "The gate's weight for the expert, highest first, then its probability. Boxes: small blue, medium "
     'orange, large green.',
+    'objects': 'The weight of the expert in the routing row of the object, highest first, then its probability. Boxes: '
+    'small blue, medium orange, large green.',
     'routing': 'Weights of the experts; of several patches in a level their mean.',
 }
 
 
 def unit_words(layer: dict) -> str:
-    """The routing unit in words: ``patch 2 × 2``."""
-    unit, grid = layer.get('unit') or 'unknown', layer.get('grid')
-    return f'{unit} {grid} × {grid}' if grid else str(unit)
+    """The routing unit in words: ``patch 2 × 2``; with shards ``level, 2 shards of 4 copies``."""
+    unit, grid, shards = layer.get('unit') or 'unknown', layer.get('grid'), num_slots(layer)
+    words = f'{unit} {grid} × {grid}' if grid else str(unit)
+    return words if shards == 1 else f'{words}, {shards} shards of {layer["num_experts"] // shards} copies'
 
 
 def context(results: dict, layer: dict) -> str:

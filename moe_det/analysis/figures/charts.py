@@ -11,7 +11,7 @@ from matplotlib.transforms import ScaledTranslation
 
 from . import palette, values
 from .style import WIDTH, Theme, Wording, new_figure
-from .tables import AP_COLUMNS, at
+from .tables import AP_COLUMNS, at, expert_name, num_slots
 from .values import finite
 
 AP_LOOK = {
@@ -52,7 +52,7 @@ def lift_chart(results: dict, layer: dict, theme: Theme, wording: Wording) -> Fi
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:g}' if x >= 1 else f'1/{1 / x:g}'))
     axes.set_xlabel('lift over the base rate')
-    named_axis(axes, [f'expert {e}' for e in range(experts)])
+    named_axis(axes, [expert_name(layer, e) for e in range(experts)])
     legend(axes)
     return figure
 
@@ -88,7 +88,7 @@ def intervention_chart(results: dict, layer: dict, theme: Theme, wording: Wordin
         axes.set_title(name, loc='left', size=9.5, weight='bold')
         axes.grid(axis='x')
         axes.set_axisbelow(True)
-        named_axis(axes, [f'expert {row["expert"]}' for row in rows])
+        named_axis(axes, [expert_name(layer, row['expert']) for row in rows])
     every[-1].set_xlabel('change of AP from the natural routing (points)')
     legend(every[0], above=0.2)
     return figure
@@ -108,7 +108,7 @@ def top_k_chart(results: dict, theme: Theme, wording: Wording) -> Figure | None:
         if points:
             width = 2.4 if column == 'AP' else 1.4
             axes.plot(*zip(*points, strict=True), marker=marker, color=colour, lw=width, ms=5.5, label=column)
-    trained = {layer.get('top_k') for layer in results['layers']}
+    trained = {layer.get('top_k') for layer in results['layers'] if num_slots(layer) == 1}
     if len(trained) == 1 and None not in trained:
         k = trained.pop()
         axes.axvline(k, color=theme.muted, ls=':', lw=1.2)
@@ -140,7 +140,7 @@ def usage_chart(layer: dict, theme: Theme, wording: Wording) -> Figure | None:
     axes.axvline(100 / experts, color=theme.muted, ls='--', lw=1.2, label='fair share')
     axes.set_xlim(left=0)
     axes.set_xlabel('share of all weights, and of all choices (%)')
-    named_axis(axes, [f'expert {e}' for e in range(experts)])
+    named_axis(axes, [expert_name(layer, e) for e in range(experts)])
     legend(axes)
     return figure
 

@@ -9,6 +9,7 @@ from . import palette, values
 from .heat import COLUMN_WIDTH, Heat
 from .pictures import Pictures
 from .style import WIDTH, Theme, Wording, full_axes, new_figure
+from .tables import expert_name
 
 PER_ROW = 6
 _CELL = 1.2  # inches
@@ -37,7 +38,7 @@ def favourites_figure(layer: dict, pictures: Pictures, kind: str, theme: Theme, 
     figure = new_figure(width, _CELL * len(rows), theme, wording)
     axes = full_axes(figure, width, wording)
     for j, (expert, found) in enumerate(rows):
-        axes.text(-0.12, j + 0.55, f'expert {expert}', rotation=90, ha='right', va='center', size=8)
+        axes.text(-0.12, j + 0.55, expert_name(layer, expert), rotation=90, ha='right', va='center', size=8)
         for i, (picture, item) in enumerate(found):
             width, height = (extent * 0.84 / max(picture.size) for extent in picture.size)
             axes.imshow(picture, extent=(i, i + width, j + 0.12 + height, j + 0.12), interpolation='nearest')

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from . import values
+from .tables import expert_name, num_slots
 from .values import Number, finite
 
 COCO = ('AP', 'AP_S', 'AP_M', 'AP_L')
@@ -165,15 +167,21 @@ def changes(results: dict, layer: dict) -> list[Change]:
     if routes.get('between_levels'):
         found.append(Change('levels', 'routes between levels', '', routes['between_levels']))
     if routes.get('fixed'):
-        experts = ' + '.join(
-            str(expert) for expert in routes['fixed'].get('experts') or [] if finite(expert) is not None
-        )
-        found.append(Change('fixed', 'one fixed route', f'experts {experts}' if experts else '', routes['fixed']))
+        experts = [expert for expert in routes['fixed'].get('experts') or [] if finite(expert) is not None]
+        found.append(Change('fixed', 'one fixed route', _experts(layer, experts), routes['fixed']))
     if routes.get('best_per_image'):
         best = routes['best_per_image']
         note = f'of {best["candidates"]}; ' if best.get('candidates') else ''
         found.append(Change('best', 'best route per image', note + 'upper bound, uses the ground truth', best))
     return found
+
+
+def _experts(layer: dict, experts: Sequence[int]) -> str:
+    if not experts:
+        return ''
+    if num_slots(layer) > 1:
+        return '; '.join(expert_name(layer, expert) for expert in experts)
+    return f'experts {" + ".join(map(str, experts))}'
 
 
 def _draws(swap: dict) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import palette, values
 from .heat import Cell, Head, Heat
-from .tables import at, decides_once, level_name, n_of, prefixed
+from .tables import at, decides_once, expert_name, level_name, n_of, prefixed
 
 
 def usage_heat(results: dict, layer: dict) -> Heat:
@@ -29,7 +29,7 @@ def usage_heat(results: dict, layer: dict) -> Heat:
         for entry in by_level:
             share = at(entry.get('importance_share'), expert)
             cells.append(Cell(values.share(share), (), *palette.shade_share(share)))
-        rows.append((Head(f'expert {expert}'), cells))
+        rows.append((Head(expert_name(layer, expert)), cells))
     return Heat('expert', columns, rows if overall or by_level else [], groups)
 
 
@@ -72,7 +72,7 @@ def spearman_heat(results: dict, layer: dict, unit: dict) -> Heat:
             rho, p = values.fixed(entry.get('rho')), values.p_value(entry.get('p_value'))
             notes = (prefixed('p ', p), n_of(values.count(entry.get('n'))))
             cells.append(Cell(rho, notes, *palette.shade_signed(rho.value)))
-        rows.append((Head(f'expert {expert}'), cells))
+        rows.append((Head(expert_name(layer, expert)), cells))
     names = [level_name(results, None if decides_once(layer) else level) for level in levels]
     return Heat('expert', [Head(name) for name in names], rows if levels else [])
 
@@ -89,5 +89,5 @@ def routing_heat(results: dict, layer: dict, levels: list[dict]) -> Heat:
             found = [weight for weight in (at(patches, i, expert) for i in range(len(patches))) if weight is not None]
             mean = sum(found) / len(found) if found else None
             cells.append(Cell(values.fixed(mean), (), *palette.shade_share(mean)))
-        rows.append((Head(f'expert {expert}'), cells))
+        rows.append((Head(expert_name(layer, expert)), cells))
     return Heat('expert', columns, rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+from .. import slots
 from . import palette, values
 from .heat import Cell, Head, Heat
 from .values import Number, finite
@@ -50,6 +51,16 @@ def decides_once(layer: dict) -> bool:
     return layer.get('unit') == 'image' or not layer.get('levels')
 
 
+def num_slots(layer: dict) -> int:
+    """Shards of a layer, of each of which every row runs one copy; 1 without shards."""
+    return layer.get('slots') or 1
+
+
+def expert_name(layer: dict, expert: int) -> str:
+    """``expert 5``, or ``shard 1, copy 1``."""
+    return slots.expert_name(expert, layer['num_experts'], num_slots(layer))
+
+
 def lift_of(counts: Sequence[Sequence[float]] | None, expert: int, column: int) -> float | None:
     """Lift from counts: the expert's share of the column over its share of everything."""
     count = at(counts, expert, column)
@@ -74,13 +85,13 @@ def size_heads(results: dict, counts: Sequence[Sequence[float]] | None = None) -
     return heads
 
 
-def expert_heads(counts: Sequence[Sequence[float]] | None, num_experts: int) -> list[Head]:
+def expert_heads(layer: dict, counts: Sequence[Sequence[float]] | None) -> list[Head]:
     """Heads of the experts with their base rates: shares of all objects."""
     everything = sum(total(row) for row in counts or [])
     heads = []
-    for expert in range(num_experts):
+    for expert in range(layer['num_experts']):
         rate = total(counts[expert]) / everything if everything and expert < len(counts) else None
-        heads.append(Head(f'expert {expert}', (f'base {values.share(rate).text}',)))
+        heads.append(Head(expert_name(layer, expert), (f'base {values.share(rate).text}',)))
     return heads
 
 
@@ -88,7 +99,7 @@ def size_heat(results: dict, layer: dict) -> Heat:
     """Expert x size: the lift over the expert's base rate, its interval and the count."""
     counts = layer.get('expert_by_size')
     rows = []
-    for expert, head in enumerate(expert_heads(counts, layer['num_experts'])):
+    for expert, head in enumerate(expert_heads(layer, counts)):
         cells = []
         for size in range(len(results['sizes'])):
             lift = at(layer.get('lift'), expert, size)
@@ -103,7 +114,7 @@ def unit_heat(results: dict, layer: dict, unit: dict) -> Heat:
     """Expert x size of another unit; the lift is computed from its counts or masses."""
     counts = unit.get('expert_by_size')
     rows = []
-    for expert, head in enumerate(expert_heads(counts, layer['num_experts'])):
+    for expert, head in enumerate(expert_heads(layer, counts)):
         cells = [_lift_cell(counts, expert, size) for size in range(len(results['sizes']))]
         rows.append((head, cells))
     return Heat('expert', size_heads(results, counts), rows if counts else [])
@@ -118,7 +129,7 @@ def relative_heat(results: dict, layer: dict) -> Heat:
         n = values.count(sum(at(row, i) or 0 for row in counts), whole=_whole(counts))
         columns.append(Head(str((names[i] if i < len(names) else None) or f'bin {i}'), (f'n {n.text}',)))
     rows = []
-    for expert, head in enumerate(expert_heads(counts, layer['num_experts'])):
+    for expert, head in enumerate(expert_heads(layer, counts)):
         rows.append((head, [_lift_cell(counts, expert, i) for i in range(len(columns))]))
     return Heat('expert', columns, rows)
 
@@ -144,7 +155,7 @@ def level_heat(results: dict, layer: dict) -> Heat:
         Head(level_name(results, index), (f'n {values.count(n).text}',)) for index, n in zip(levels, sums, strict=True)
     ]
     rows = []
-    for expert, head in enumerate(expert_heads(counts, layer['num_experts'])):
+    for expert, head in enumerate(expert_heads(layer, counts)):
         cells = []
         for i, level_sum in enumerate(sums):
             count = at(counts, expert, i)
@@ -165,7 +176,7 @@ def within_heats(results: dict, layer: dict) -> list[tuple[str, Heat]]:
             n = values.count(sum(at(row, i) or 0 for row in counts or []))
             columns.append(Head(str(size['name']), (f'n {n.text}',), i))
         rows = [
-            (Head(f'expert {expert}'), [_lift_cell(counts, expert, size) for size in range(len(results['sizes']))])
+            (Head(expert_name(layer, expert)), [_lift_cell(counts, expert, size) for size in range(len(columns))])
             for expert in range(layer['num_experts'])
         ]
         heats.append((level_name(results, index), Heat('expert', columns, rows)))
@@ -184,7 +195,7 @@ def within_heat(results: dict, layer: dict) -> Heat:
     return Heat('expert', columns, rows, [(name, len(heat.columns)) for name, heat in heats])
 
 
-def ap_heat(results: dict, interventions: list[dict]) -> Heat:
+def ap_heat(results: dict, layer: dict, interventions: list[dict]) -> Heat:
     """AP under interventions on experts, with the difference from the natural routing."""
     natural = (results.get('ap') or {}).get('natural') or {}
     columns = [Head(name, size=_SIZE_OF_AP.get(name)) for name in AP_COLUMNS]
@@ -199,7 +210,7 @@ def ap_heat(results: dict, interventions: list[dict]) -> Heat:
             shade = palette.shade_signed(None if difference.value is None else difference.value / scale)
             notes = (difference,) if difference.value is not None else ()
             cells.append(Cell(values.average_precision(row.get(name)), notes, *shade))
-        rows.append((Head(f'expert {row["expert"]}'), cells))
+        rows.append((Head(expert_name(layer, row['expert'])), cells))
     return Heat('routing', columns, rows)
 
 

@@ -50,6 +50,21 @@ class ExpertPlace:
         """The name that :func:`~moe_det.routing.router.find_routers` gives the router."""
         return self.router_path.removesuffix('.router').replace('.routers.', '.')
 
+    @property
+    def slots(self) -> int:
+        """Number of shards, of each of which every row runs one copy; 1 where experts are no shards."""
+        return self.group.slots
+
+    @property
+    def copies(self) -> int:
+        """Number of alternatives in a slot: the copies of a shard, or all experts."""
+        return len(self.group) // self.slots
+
+    @property
+    def words(self) -> str:
+        """``'3 experts'`` or ``'2 shards of 4 copies'``."""
+        return f'{len(self.group)} experts' if self.slots == 1 else f'{self.slots} shards of {self.copies} copies'
+
 
 def expert_places(model: nn.Module) -> list[ExpertPlace]:
     """All groups of experts of a model, in the order of its modules."""

@@ -9,15 +9,14 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ...errors import CheckpointError, MoEConfigError
-from ...routing.records import UsageRecorder
 from ...routing.router import Router, find_routers
 from ..checkpoints import check_checkpoint
 from ..console import say
-from ..trained_model import load_trained_model, read_checkpoint, test_batches
+from ..trained_model import load_trained_model, read_checkpoint
 from .files import check_out, read_model_config, save_model
+from .importance import expert_importance, most_important
 from .places import ExpertPlace, MoEKeys, expert_places, keys_of, moe_keys, place_named
 from .pruning_cost import metrics_table, test_metrics
 
@@ -38,14 +37,16 @@ def prune_experts(
     """Drops experts from a checkpoint and shows what that costs; the function behind ``prune_experts.py``.
 
     With an expert go its row of the gate and of the learned noise and its entry of the constraints' state. The
-    routing of rows that did not choose it stays as it was, with weights over the experts that are left.
+    routing of rows that did not choose it stays as it was, with weights over the experts that are left. Every shard
+    keeps equally many copies.
 
     Args:
         config: the config with experts.
         checkpoint: file or URL of its weights.
         out: the checkpoint to write.
         drop: ``['cls=0', 'cls=3', 'reg=1,2']``.
-        keep: number of experts that every layer keeps: those of most importance on the validation images.
+        keep: number of experts that every layer keeps, of shards the copies of each: those of most importance on the
+            validation images.
         limit: the first so many validation images; None takes all.
         evaluate: test before and after.
         data_root: folder that replaces the config's data folder.
@@ -102,36 +103,35 @@ def _without(places: Sequence[ExpertPlace], drop: Sequence[str]) -> dict[str, li
                 )
             if number in kept[place.router_label]:
                 kept[place.router_label].remove(number)
-        if not kept[place.router_label]:
-            raise MoEConfigError(f'--drop {text}: {place.router_label} would keep no expert')
+    for place in places:
+        _check_what_is_left(place.router_label, place.router, kept[place.router_label])
     return kept
+
+
+def _check_what_is_left(label: str, router: Router, kept: Sequence[int]) -> None:
+    counts = [sum(expert // router.copies == slot for expert in kept) for slot in range(router.slots)]
+    if router.slots == 1 and not kept:
+        raise MoEConfigError(f'--drop: {label} would keep no expert')
+    if min(counts) == 0:
+        raise MoEConfigError(f'--drop: {label} would keep no copy of shard {counts.index(0)}')
+    if len(set(counts)) > 1:
+        listed = ', '.join(f'{count} of shard {slot}' for slot, count in enumerate(counts))
+        raise MoEConfigError(f'--drop: {label} would keep {listed} copies; drop equally many of each shard')
 
 
 def _most_important(
     cfg: Config, model: nn.Module, places: Sequence[ExpertPlace], keep: int, limit: int | None
 ) -> dict[str, list[int]]:
-    """The experts of each router with the largest importance (sum of weights) on the validation images."""
+    """The experts of each router, or the copies of each of its shards, of most importance on the validation images."""
     if keep < 1:
         raise MoEConfigError(f'--keep {keep}: expected at least 1')
-    most = max(place.router.num_experts for place in places)
+    routers = {place.router_label: place.router for place in places}
+    most = max(router.copies for router in routers.values())
     if keep >= most:
-        raise MoEConfigError(f'--keep {keep}: the layers have up to {most} experts, so none would be dropped')
-    seen = deepcopy(cfg)
-    if cfg.get('val_dataloader') is not None:
-        seen.test_dataloader = cfg.val_dataloader
-    with UsageRecorder(model) as recorder, torch.no_grad():
-        for _, batch in tqdm(test_batches(seen, limit), desc='importance', unit='batch', disable=None):
-            model.test_step(batch)
-    kept = {}
-    for label, router in {place.router_label: place.router for place in places}.items():
-        if label not in recorder.usage:
-            raise MoEConfigError(f'{label}: no validation image reached the layer; name its experts with --drop')
-        importance = recorder.usage[label].importance[0].cpu()
-        order = torch.argsort(importance, descending=True, stable=True)
-        kept[label] = sorted(order[: min(keep, router.num_experts)].tolist())
-        shares = ', '.join(f'{e}: {x:.1%}' for e, x in enumerate((importance / importance.sum()).tolist()))
-        say(f'{label}: importance by expert {shares}')
-    return kept
+        what = 'experts' if all(router.slots == 1 for router in routers.values()) else 'copies of a shard'
+        raise MoEConfigError(f'--keep {keep}: the layers have up to {most} {what}, so none would be dropped')
+    importance = expert_importance(cfg, model, routers, limit)
+    return {label: most_important(importance[label], router.slots, keep) for label, router in routers.items()}
 
 
 def config_changes(
@@ -155,24 +155,48 @@ def config_changes(
     changes: dict[str, object] = {}
     for path, (found, routers) in by_keys.items():
         counts = {label: len(kept[label]) for label in routers}
+        router = next(iter(routers.values()))
         if len(set(counts.values())) > 1:
             listed = ', '.join(f'{label} {count}' for label, count in counts.items())
+            key = 'copies' if _are_shards(found.keys) else 'num_experts'
             raise MoEConfigError(
-                f'model.{path}.num_experts is one number for all its layers, they would keep different ones: {listed}; '
+                f'model.{path}.{key} is one number for all its layers, they would keep different ones: {listed}; '
                 'drop equally many in each'
             )
         count = next(iter(counts.values()))
-        router = next(iter(routers.values()))
         if count == router.num_experts:
             continue
-        changes[f'{path}.num_experts'] = count
-        if router.top_k > count:
-            changes[f'{path}.top_k'] = count
-        if min(router.top_k, count) == count > 1 and not found.keys.get('soft_mixture', False):
-            changes[f'{path}.soft_mixture'] = True
+        change = _fewer_copies if _are_shards(found.keys) else _fewer_experts
+        changes |= {f'{path}.{key}': value for key, value in change(found.keys, router, count).items()}
     if not changes:
         raise MoEConfigError('no expert would be dropped')
     return changes
+
+
+def _are_shards(keys: Mapping) -> bool:
+    return keys.get('placement') == 'shards'
+
+
+def _fewer_experts(keys: Mapping, router: Router, count: int) -> dict[str, object]:
+    changes: dict[str, object] = {'num_experts': count}
+    if router.top_k > count:
+        changes['top_k'] = count
+    if min(router.top_k, count) == count > 1 and not keys.get('soft_mixture', False):
+        changes['soft_mixture'] = True
+    return changes | _of_the_only_one(keys, count)
+
+
+def _fewer_copies(keys: Mapping, router: Router, count: int) -> dict[str, object]:
+    changes: dict[str, object] = {'copies': count // router.slots}
+    if 'num_experts' in keys:  # it follows from the copies; where it is given it has to agree
+        changes['num_experts'] = count
+    if count == router.slots and keys.get('constraint') is not None:
+        changes['constraint'] = None  # nothing is left to choose
+    return changes | _of_the_only_one(keys, count // router.slots)
+
+
+def _of_the_only_one(keys: Mapping, left: int) -> dict[str, object]:
+    return {'copies_share': False} if left == 1 and keys.get('copies_share', False) else {}
 
 
 def prune_model(model: nn.Module, pruned_cfg: Config, kept: Mapping[str, Sequence[int]]) -> nn.Module:
@@ -190,6 +214,8 @@ def prune_model(model: nn.Module, pruned_cfg: Config, kept: Mapping[str, Sequenc
     old, own, state = model.state_dict(), pruned.state_dict(), {}
     places = [place for place in expert_places(model) if place.router is not None]
     for key, value in own.items():
+        if any(key.startswith(f'{p.path}.common.') for p in places):
+            continue  # found from the experts when the state is loaded
         place = next((p for p in places if key.startswith(f'{p.path}.experts.')), None)
         router = next((p for p in places if key.startswith(f'{p.router_path}.')), None)
         if place is not None:

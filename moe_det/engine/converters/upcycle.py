@@ -32,20 +32,20 @@ class CopyReport:
     """What became of a dense checkpoint's tensors.
 
     Attributes:
-        experts: (layer, number of experts, tensors copied into each of them).
+        experts: (layer, its experts in words, dense tensors that became parts of them).
         kept: tensors that stayed as they were, in parts without experts.
         initial: (what, number) of tensors that keep their initial value because the dense model has none of the kind.
         problems: a sentence about everything that did not fit.
     """
 
-    experts: tuple[tuple[str, int, int], ...]
+    experts: tuple[tuple[str, str, int], ...]
     kept: int
     initial: tuple[tuple[str, int], ...]
     problems: tuple[str, ...]
 
     def lines(self) -> list[str]:
         """The report as text."""
-        lines = [f'{label}: {tensors} tensors copied into {count} experts' for label, count, tensors in self.experts]
+        lines = [f'{label}: {tensors} tensors copied into {words}' for label, words, tensors in self.experts]
         lines.append(f'parts without experts: {self.kept} tensors taken as they are')
         lines += [f'left at their initial value: {count} tensors of {what}' for what, count in self.initial]
         return lines + [f'did not fit: {problem}' for problem in self.problems]
@@ -64,15 +64,16 @@ def upcycle(
     """Makes a checkpoint for a config with experts from one without; the function behind ``upcycle.py``.
 
     Every expert starts as a copy of the dense part that it replaces (sparse upcycling, arXiv 2212.05055), with noise
-    that tells the experts apart. Before the noise the model computes what the dense one computes, because weights of
-    equal experts sum to 1; this is checked on an image of noise.
+    that tells the experts apart. Before the noise (and before ``copy_redraw``) the model computes what the dense one
+    computes, because weights of equal experts sum to 1, as do the outputs of a part's shards; this is checked on an
+    image of noise.
 
     Args:
         config: the config with experts.
         checkpoint: file or URL of the dense model.
         out: the checkpoint to write.
         noise: relative standard deviation of the noise; None takes each layer's ``copy_noise``.
-        seed: of noise and gates.
+        seed: of noise, channels that are drawn anew and gates.
         allow_missing: write the checkpoint also where something did not fit or the outputs differ.
         cfg_options: changes of the config.
 
@@ -94,7 +95,7 @@ def upcycle(
     torch.manual_seed(seed)
     model = build_model(cfg.model)
     exact = copy.deepcopy(model)  # the noise depends on the weights that the model was built with
-    fill_experts(exact, dense, 0.0)
+    fill_experts(exact, dense, 0.0, redraw=0.0)
     difference = _difference_to_dense(cfg, dense, exact)
     report = fill_experts(model, dense, noise)
     for line in report.lines():
@@ -117,13 +118,16 @@ def upcycle(
     return report
 
 
-def fill_experts(model: nn.Module, dense: Mapping[str, Tensor], noise: float | None) -> CopyReport:
+def fill_experts(
+    model: nn.Module, dense: Mapping[str, Tensor], noise: float | None, redraw: float | None = None
+) -> CopyReport:
     """Fills a model with experts from a dense model's weights, in place; what these have not stays as it is.
 
     Args:
         model: the model.
         dense: the dense model's state dict.
         noise: relative noise, a function of the weights that the model had; None takes each layer's ``copy_noise``.
+        redraw: share of channels that is drawn anew; None takes each layer's ``copy_redraw``.
 
     Returns:
         What became of the tensors.
@@ -135,19 +139,19 @@ def fill_experts(model: nn.Module, dense: Mapping[str, Tensor], noise: float | N
         if key in own and own[key].shape != value.shape
     ]
     fitting = {key: value for key, value in dense.items() if key not in own or own[key].shape == value.shape}
-    with quiet_log(), _copy_noise(model, noise):  # the report says more than the log
+    with quiet_log(), _copied_with(model, copy_noise=noise, copy_redraw=redraw):  # the report says more than the log
         missing, unexpected = model.load_state_dict(fitting, strict=False)
     return _report(model, fitting, missing, unexpected, problems)
 
 
 @contextmanager
-def _copy_noise(model: nn.Module, noise: float | None) -> Iterator[None]:
-    """Gives every layer of experts another ``copy_noise`` meanwhile."""
+def _copied_with(model: nn.Module, **changes: float | None) -> Iterator[None]:
+    """Gives every layer of experts other settings meanwhile; None leaves one as it is."""
+    given = {key: value for key, value in changes.items() if value is not None}
     layers = [module for module in model.modules() if isinstance(getattr(module, 'settings', None), MoESettings)]
     before = [layer.settings for layer in layers]
     for layer in layers:
-        if noise is not None:
-            layer.settings = dataclasses.replace(layer.settings, copy_noise=noise)
+        layer.settings = dataclasses.replace(layer.settings, **given)
     try:
         yield
     finally:
@@ -163,7 +167,7 @@ def _report(
     for place in places:
         copy = place.group.dense_copy
         if copy is not None:
-            experts.append((place.label, len(place.group), len(copy.copied)))
+            experts.append((place.label, place.words, len(copy.copied)))
             problems += copy.problems
             copied.update(copy.copied)
     problems += [f'{key}: the model has no such tensor' for key in unexpected]
@@ -203,7 +207,12 @@ def _reason(model: nn.Module) -> str:
         if place.obstacle:
             return f' ({place.label}: {place.obstacle})'
         if place.router is not None and not place.router.sums_to_one:
-            return f" ({place.label}: with top_k=1 an expert's output is scaled with its gate probability)"
+            return (
+                f" ({place.label}: with top_k=1 an expert's output is scaled with its gate probability; "
+                "weighting='straight_through' counts it in full)"
+            )
+        if place.router is not None and place.router.unit == 'patch' and place.slots > 1:
+            return f" ({place.label}: with unit='patch' a norm takes its statistics from a patch and its surroundings)"
         if place.router is not None and place.router.unit == 'patch':
             return f" ({place.label}: with unit='patch' an expert sees one pixel around its patch, a tower more)"
     return ''

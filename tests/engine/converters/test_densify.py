@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+import re
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -16,6 +20,10 @@ from moe_det.errors import CheckpointError, MoEConfigError
 from moe_det.routing.intervention import Intervention, intervene
 
 EXPERTS = dict(num_experts=3, top_k=2, constraint=dict(type='KLConstraint'))
+SHARDS = dict(placement='shards', shards=2, copies=3)
+GROUPS = dict(bbox_head=dict(norm_cfg=dict(type='GN', num_groups=4)))
+SHARDS = dict(placement='shards', shards=2, copies=3)
+GROUPS = dict(bbox_head=dict(norm_cfg=dict(type='GN', num_groups=4)))
 
 
 def stock_detector(checkpoint, depth: int = 18) -> torch.nn.Module:
@@ -153,11 +161,17 @@ def test_wrong_choices(tmp_path):
         (['3'], False, r'--expert 3: bbox_head\.cls has the experts 0 to 2'),
         (['clss=1'], False, r"unknown layer 'clss'; the names that exist are: bbox_head.cls, bbox_head.reg"),
         (['cls=x'], False, r'--expert cls=x: expected a number, or LAYER=NUMBER'),
-        (['1'], True, 'give one of them'),
     ]:
         with pytest.raises(MoEConfigError, match=message):
             chosen_experts(places, expert, average)
-    assert chosen_experts(places, ['2', 'reg=0'], False) == {'bbox_head.cls': 2, 'bbox_head.reg': 0}
+    for choice in (dict(expert=['1'], average=True), dict(average=True, most_used=True)):
+        with pytest.raises(MoEConfigError, match='--expert, --average and --most-used: give one of them'):
+            densify(str(tmp_path / 'moe.py'), 'absent.pth', str(tmp_path / 'out.pth'), **choice)
+    assert chosen_experts(places, ['2', 'reg=0'], False) == {'bbox_head.cls': (2,), 'bbox_head.reg': (0,)}
+    shards = expert_places(model_of(write_config(tmp_path / 'shards.py', SHARDS)))
+    assert chosen_experts(shards, ['2', 'reg=0'], False) == {'bbox_head.cls': (2, 5), 'bbox_head.reg': (0, 3)}
+    with pytest.raises(MoEConfigError, match=r'bbox_head\.cls has the copies of each shard 0 to 2'):
+        chosen_experts(shards, ['3'], False)
 
 
 def test_top_1_says_that_the_scale_is_another(tmp_path, capsys):
@@ -165,3 +179,109 @@ def test_top_1_says_that_the_scale_is_another(tmp_path, capsys):
     densify(str(path), str(write_checkpoint(path, tmp_path / 'moe.pth')), str(tmp_path / 'out.pth'), expert=['0'])
     assert 'with top_k=1 an expert was trained with its output scaled' in capsys.readouterr().err
     stock_detector(tmp_path / 'out.pth')
+
+
+@pytest.mark.parametrize(
+    'moe, changes, forced',
+    [
+        (SHARDS, GROUPS, dict(cls=(2, 5), reg=(1, 4))),
+        (dict(SHARDS, shards=4, unit='image', shared_gate=True), GROUPS, dict(both=(2, 5, 8, 11))),
+        (dict(SHARDS, copies_share=True), dict(bbox_head=dict(norm_cfg=dict(type='BN'))), dict(cls=(2, 5), reg=(1, 4))),
+        (dict(SHARDS, branches='reg', unit='patch', grid=2), {}, dict(reg=(1, 4))),
+        (dict(SHARDS, copies=1), GROUPS, {}),
+    ],
+    ids=['level', 'image, one gate', 'copies that share', 'patch', 'one copy'],
+)
+def test_copies_of_all_shards_put_together_predict_what_they_do_when_forced(moe, changes, forced, tmp_path, capsys):
+    path, dense = write_config(tmp_path / 'moe.py', moe, **changes), write_config(tmp_path / 'dense.py', **changes)
+    checkpoint = write_checkpoint(path, tmp_path / 'moe.pth')
+    expert = {'both': ['2'], 'cls': ['cls=2', 'reg=1'], 'reg': ['1']}[next(iter(forced))] if forced else None
+    densify(str(path), str(checkpoint), str(tmp_path / 'out.pth'), expert=expert)
+    plain, mixture = model_of(dense, tmp_path / 'out.pth'), model_of(path, checkpoint)
+    with intervene(mixture, {f'bbox_head.{layer}': Intervention(forced=experts) for layer, experts in forced.items()}):
+        assert_same_outputs(plain, mixture)
+    out = capsys.readouterr().out
+    difference = re.search(r'outputs to the model with the forced experts: (\S+)', out)
+    assert float(difference[1]) < 1e-5
+    assert 'cls=2' not in (expert or ()) or 'bbox_head.cls: copy 2 of shard 0, copy 2 of shard 1, ' in out
+
+
+def test_average_of_shards_is_the_mean_of_copies_side_by_side(tmp_path, capsys):
+    path, dense = write_config(tmp_path / 'moe.py', SHARDS, **GROUPS), write_config(tmp_path / 'dense.py', **GROUPS)
+    checkpoint = write_checkpoint(path, tmp_path / 'moe.pth')
+    densify(str(path), str(checkpoint), str(tmp_path / 'out.pth'), average=True)
+    state = torch.load(checkpoint, weights_only=True)['state_dict']
+
+    def means(name: str) -> list[torch.Tensor]:
+        key = f'bbox_head.branch_experts.cls.experts.{{}}.{name}'
+        return [sum(state[key.format(3 * shard + copy)] for copy in range(3)) / 3 for shard in range(2)]
+
+    head = model_of(dense, tmp_path / 'out.pth').bbox_head
+    torch.testing.assert_close(head.cls_convs[1].conv.weight.detach(), torch.cat(means('conv.conv.weight')))
+    torch.testing.assert_close(head.cls_convs[1].gn.bias.detach(), torch.cat(means('conv.gn.bias')))
+    torch.testing.assert_close(head.retina_cls.weight.detach(), torch.cat(means('predictor.weight'), dim=1))
+    torch.testing.assert_close(head.retina_cls.bias.detach(), sum(means('predictor.bias')))
+    assert 'bbox_head.cls: mean of the 3 copies of each of 2 shards, 5 tensors' in capsys.readouterr().out
+
+
+def test_shards_there_and_back_are_the_same_bits(tmp_path):
+    dense = write_checkpoint(write_config(tmp_path / 'dense.py', **GROUPS), tmp_path / 'dense.pth')
+    path = write_config(tmp_path / 'moe.py', SHARDS, **GROUPS)
+    upcycle(str(path), str(dense), str(tmp_path / 'moe.pth'), noise=0)
+    densify(str(path), str(tmp_path / 'moe.pth'), str(tmp_path / 'out.pth'), expert=['1'])
+    original, state = (torch.load(file, weights_only=True)['state_dict'] for file in (dense, tmp_path / 'out.pth'))
+    assert state.keys() == original.keys()
+    assert all(torch.equal(state[key], value) for key, value in original.items())
+
+
+@pytest.mark.parametrize(
+    'moe, changes, forced',
+    [
+        (SHARDS, GROUPS, dict(cls=(2, 5), reg=(1, 4))),
+        (dict(SHARDS, shards=4, unit='image', shared_gate=True), GROUPS, dict(both=(2, 5, 8, 11))),
+        (dict(SHARDS, copies_share=True), dict(bbox_head=dict(norm_cfg=dict(type='BN'))), dict(cls=(2, 5), reg=(1, 4))),
+        (dict(SHARDS, branches='reg', unit='patch', grid=2), {}, dict(reg=(1, 4))),
+        (dict(SHARDS, copies=1), GROUPS, {}),
+    ],
+    ids=['level', 'image, one gate', 'copies that share', 'patch', 'one copy'],
+)
+def test_copies_of_all_shards_put_together_predict_what_they_do_when_forced(moe, changes, forced, tmp_path, capsys):
+    path, dense = write_config(tmp_path / 'moe.py', moe, **changes), write_config(tmp_path / 'dense.py', **changes)
+    checkpoint = write_checkpoint(path, tmp_path / 'moe.pth')
+    expert = {'both': ['2'], 'cls': ['cls=2', 'reg=1'], 'reg': ['1']}[next(iter(forced))] if forced else None
+    densify(str(path), str(checkpoint), str(tmp_path / 'out.pth'), expert=expert)
+    plain, mixture = model_of(dense, tmp_path / 'out.pth'), model_of(path, checkpoint)
+    with intervene(mixture, {f'bbox_head.{layer}': Intervention(forced=experts) for layer, experts in forced.items()}):
+        assert_same_outputs(plain, mixture)
+    out = capsys.readouterr().out
+    difference = re.search(r'outputs to the model with the forced experts: (\S+)', out)
+    assert float(difference[1]) < 1e-5
+    assert 'cls=2' not in (expert or ()) or 'bbox_head.cls: copy 2 of shard 0, copy 2 of shard 1, ' in out
+
+
+def test_average_of_shards_is_the_mean_of_copies_side_by_side(tmp_path, capsys):
+    path, dense = write_config(tmp_path / 'moe.py', SHARDS, **GROUPS), write_config(tmp_path / 'dense.py', **GROUPS)
+    checkpoint = write_checkpoint(path, tmp_path / 'moe.pth')
+    densify(str(path), str(checkpoint), str(tmp_path / 'out.pth'), average=True)
+    state = torch.load(checkpoint, weights_only=True)['state_dict']
+
+    def means(name: str) -> list[torch.Tensor]:
+        key = f'bbox_head.branch_experts.cls.experts.{{}}.{name}'
+        return [sum(state[key.format(3 * shard + copy)] for copy in range(3)) / 3 for shard in range(2)]
+
+    head = model_of(dense, tmp_path / 'out.pth').bbox_head
+    torch.testing.assert_close(head.cls_convs[1].conv.weight.detach(), torch.cat(means('conv.conv.weight')))
+    torch.testing.assert_close(head.cls_convs[1].gn.bias.detach(), torch.cat(means('conv.gn.bias')))
+    torch.testing.assert_close(head.retina_cls.weight.detach(), torch.cat(means('predictor.weight'), dim=1))
+    torch.testing.assert_close(head.retina_cls.bias.detach(), sum(means('predictor.bias')))
+    assert 'bbox_head.cls: mean of the 3 copies of each of 2 shards, 5 tensors' in capsys.readouterr().out
+
+
+def test_shards_there_and_back_are_the_same_bits(tmp_path):
+    dense = write_checkpoint(write_config(tmp_path / 'dense.py', **GROUPS), tmp_path / 'dense.pth')
+    path = write_config(tmp_path / 'moe.py', SHARDS, **GROUPS)
+    upcycle(str(path), str(dense), str(tmp_path / 'moe.pth'), noise=0)
+    densify(str(path), str(tmp_path / 'moe.pth'), str(tmp_path / 'out.pth'), expert=['1'])
+    original, state = (torch.load(file, weights_only=True)['state_dict'] for file in (dense, tmp_path / 'out.pth'))
+    assert state.keys() == original.keys()
+    assert all(torch.equal(state[key], value) for key, value in original.items())

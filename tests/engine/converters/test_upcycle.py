@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+import re
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -13,6 +17,8 @@ from moe_det.errors import CheckpointError, MoEConfigError
 
 KL = dict(type='KLConstraint')
 EXPERTS = dict(num_experts=3, top_k=2, constraint=KL)
+SHARDS = dict(placement='shards', shards=2, copies=3, constraint=KL)
+SHARDS = dict(placement='shards', shards=2, copies=3, constraint=KL)
 BACKBONE = dict(
     type='MoEResNet',
     moe=dict(stages=(4,), convs=('stem', 3), **EXPERTS),
@@ -24,6 +30,8 @@ BACKBONE = dict(
         )
     ],
 )
+GROUPS = dict(bbox_head=dict(norm_cfg=dict(type='GN', num_groups=4)))
+GROUPS = dict(bbox_head=dict(norm_cfg=dict(type='GN', num_groups=4)))
 NETWORKS = {
     'head': (EXPERTS, {}),
     'first convolutions, one gate': (dict(EXPERTS, placement='first', shared_gate=True), {}),
@@ -33,16 +41,31 @@ NETWORKS = {
     ),
     'a shared expert that starts at zero': (dict(EXPERTS, shared_expert=True), {}),
     'convolutions of the head': (None, dict(bbox_head=dict(conv_cfg=dict(type='MoEConv2d', num_levels=5, **EXPERTS)))),
+    'shards': (SHARDS, GROUPS),
+    'copies that share, of shards of a norm without statistics in evaluation': (
+        dict(SHARDS, shards=4, unit='image', copies_share=True),
+        dict(bbox_head=dict(norm_cfg=dict(type='BN'))),
+    ),
+    'shards per patch': (dict(SHARDS, unit='patch', grid=2, shared_gate=True), {}),
+    'one of several, counted in full': (dict(EXPERTS, top_k=1, weighting='straight_through', copies_share=True), {}),
+    'shards': (SHARDS, GROUPS),
+    'copies that share, of shards of a norm without statistics in evaluation': (
+        dict(SHARDS, shards=4, unit='image', copies_share=True),
+        dict(bbox_head=dict(norm_cfg=dict(type='BN'))),
+    ),
+    'shards per patch': (dict(SHARDS, unit='patch', grid=2, shared_gate=True), {}),
+    'one of several, counted in full': (dict(EXPERTS, top_k=1, weighting='straight_through', copies_share=True), {}),
     'stage, stem, convolution and added blocks': (None, dict(depth=50, backbone=BACKBONE)),
 }
 
 
 @pytest.fixture
 def dense(tmp_path):
-    """Config and checkpoint of the plain detector; ``depth`` is that of the backbone."""
+    """Config and checkpoint of the plain detector; ``depth`` of the backbone, ``norm`` of the head."""
 
-    def make(depth: int = 18):
-        config = write_config(tmp_path / f'dense{depth}.py', depth=depth)
+    def make(depth: int = 18, norm: dict | None = None):
+        head = {} if norm is None else dict(bbox_head=dict(norm_cfg=norm))
+        config = write_config(tmp_path / f'dense{depth}.py', depth=depth, **head)
         return config, write_checkpoint(config, tmp_path / f'dense{depth}.pth')
 
     return make
@@ -51,7 +74,7 @@ def dense(tmp_path):
 @pytest.mark.parametrize('name', NETWORKS)
 def test_without_noise_the_predictions_are_the_dense_ones(name, dense, tmp_path, capsys):
     moe, changes = NETWORKS[name]
-    dense_config, checkpoint = dense(changes.get('depth', 18))
+    dense_config, checkpoint = dense(changes.get('depth', 18), changes.get('bbox_head', {}).get('norm_cfg'))
     config = write_config(tmp_path / 'moe.py', moe, **changes)
     report = upcycle(str(config), str(checkpoint), str(tmp_path / 'out.pth'), noise=0)
     ours, theirs = model_of(config, tmp_path / 'out.pth'), model_of(dense_config, checkpoint)
@@ -147,3 +170,55 @@ def test_wrong_uses(dense, tmp_path):
         upcycle(str(config), str(checkpoint), 'out.onnx')
     with pytest.raises(CheckpointError, match='has experts already'):
         upcycle(str(config), str(write_checkpoint(config, tmp_path / 'moe.pth')), str(tmp_path / 'out.pth'))
+
+
+def test_shards_per_patch_with_a_norm_are_refused(dense, tmp_path):
+    _, checkpoint = dense(norm=GROUPS['bbox_head']['norm_cfg'])
+    config = write_config(tmp_path / 'moe.py', dict(SHARDS, unit='patch', grid=2), **GROUPS)
+    with pytest.raises(CheckpointError, match=r"differ .* with unit='patch' a norm takes its statistics from a patch"):
+        upcycle(str(config), str(checkpoint), str(tmp_path / 'out.pth'))
+
+
+@pytest.mark.parametrize('share', [False, True])
+def test_channels_drawn_anew_are_not_part_of_the_measured_difference(share, dense, tmp_path, capsys):
+    dense_config, checkpoint = dense()
+    config = write_config(tmp_path / 'moe.py', dict(SHARDS, copy_redraw=0.5, copies_share=share))
+    upcycle(str(config), str(checkpoint), str(tmp_path / 'out.pth'), noise=0)
+    out = capsys.readouterr().out
+    assert 'bbox_head.cls: 4 tensors copied into 2 shards of 3 copies\n' in out
+    assert float(re.search(r'before noise: (\S+)', out)[1]) < 1e-5
+    original = model_of(dense_config, checkpoint).bbox_head.cls_convs[1].conv.weight.detach()
+    model = model_of(config, tmp_path / 'out.pth')
+    group = model.bbox_head.branch_experts['cls']
+    assert (len(group.common) if share else group.common is None) == (2 if share else True)
+    for expert in range(6):
+        # of each copy's four channels two are the dense ones of its shard
+        own = group.weights_of(expert)['conv.conv.weight']
+        shard = original[4 * (expert // 3) : 4 * (expert // 3) + 4]
+        assert torch.isclose(own, shard, atol=1e-6).flatten(1).all(1).sum() == 2
+
+
+def test_shards_per_patch_with_a_norm_are_refused(dense, tmp_path):
+    _, checkpoint = dense(norm=GROUPS['bbox_head']['norm_cfg'])
+    config = write_config(tmp_path / 'moe.py', dict(SHARDS, unit='patch', grid=2), **GROUPS)
+    with pytest.raises(CheckpointError, match=r"differ .* with unit='patch' a norm takes its statistics from a patch"):
+        upcycle(str(config), str(checkpoint), str(tmp_path / 'out.pth'))
+
+
+@pytest.mark.parametrize('share', [False, True])
+def test_channels_drawn_anew_are_not_part_of_the_measured_difference(share, dense, tmp_path, capsys):
+    dense_config, checkpoint = dense()
+    config = write_config(tmp_path / 'moe.py', dict(SHARDS, copy_redraw=0.5, copies_share=share))
+    upcycle(str(config), str(checkpoint), str(tmp_path / 'out.pth'), noise=0)
+    out = capsys.readouterr().out
+    assert 'bbox_head.cls: 4 tensors copied into 2 shards of 3 copies\n' in out
+    assert float(re.search(r'before noise: (\S+)', out)[1]) < 1e-5
+    original = model_of(dense_config, checkpoint).bbox_head.cls_convs[1].conv.weight.detach()
+    model = model_of(config, tmp_path / 'out.pth')
+    group = model.bbox_head.branch_experts['cls']
+    assert (len(group.common) if share else group.common is None) == (2 if share else True)
+    for expert in range(6):
+        # of each copy's four channels two are the dense ones of its shard
+        own = group.weights_of(expert)['conv.conv.weight']
+        shard = original[4 * (expert // 3) : 4 * (expert // 3) + 4]
+        assert torch.isclose(own, shard, atol=1e-6).flatten(1).all(1).sum() == 2

@@ -1,0 +1,91 @@
+"""What the results of a layer are made from: the layer, the findings on it, and the settings of the statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .ground_truth import GroundTruth
+from .swap_results import Donors, RoutePrecision
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """What the model says of a layer.
+
+    Attributes:
+        name: path in the model.
+        unit: ``'level'``, ``'image'`` or ``'patch'``.
+        grid: cells per axis for patches, else None.
+        num_experts: E.
+        top_k: K.
+        balance_over: ``'all'`` or ``'level'``.
+        constraints: keys of its constraints.
+        slots: shards, of each of which every row runs one copy; 1 where a row runs any K experts.
+    """
+
+    name: str
+    unit: str
+    grid: int | None
+    num_experts: int
+    top_k: int
+    balance_over: str
+    constraints: tuple[str, ...]
+    slots: int = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the statistics.
+
+    Attributes:
+        permutations: of routing rows between images.
+        bootstrap: samples of images, for intervals of the routing's statistics.
+        seed: of all random draws.
+        swaps: how often images exchange their routes in the swap test; 0 leaves it out.
+        resamples: samples of images, for intervals of average precisions.
+        random_gates: gates with random weights that the trained one is compared with.
+    """
+
+    permutations: int = 10000
+    bootstrap: int = 10000
+    seed: int = 0
+    swaps: int = 4
+    resamples: int = 200
+    random_gates: int = 200
+
+
+@dataclass(frozen=True)
+class Analysed:
+    """What one checkpoint gave: the arguments of the results of every layer.
+
+    Attributes:
+        findings: :class:`moe_det.probing.findings.Findings` on all images.
+        matches: (g,) detection that each object is matched by, -1 where none.
+        ground_truth: the objects.
+        precisions: average precisions by the name of the condition.
+        routes: average precisions of the swap test's conditions with their resamples.
+        losses: (N,) detection loss of each image by condition, of the swap test's pass.
+        donors: of the swap test.
+        unavailable: for ``'detection'`` and ``'training'`` why the unit cannot be had, or None.
+        groups: (N,) what each image belongs to; None takes images as independent.
+        settings: of the statistics.
+    """
+
+    findings: object
+    matches: np.ndarray
+    ground_truth: GroundTruth
+    precisions: Mapping[str, dict]
+    routes: RoutePrecision | None
+    losses: Mapping[str, np.ndarray]
+    donors: Donors
+    unavailable: Mapping[str, str | None]
+    groups: Sequence[Hashable] | None
+    settings: Settings = field(default_factory=Settings)
+
+    @property
+    def has_levels(self) -> bool:
+        """Whether detections can be followed to a level of a pyramid."""
+        return self.unavailable['detection'] is None

@@ -1,0 +1,174 @@
+"""One copy of every shard, run as the dense block that the shards are slices of.
+
+Shape letters: R rows, G shards, C channels of the whole block, C' outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+
+def merges(norm: nn.Module | None) -> bool:
+    """Whether shards with this norm give the same when they run as one block.
+
+    Not where rows share statistics: copies then see the rows of other combinations too, and keep running statistics.
+    """
+    if isinstance(norm, _BatchNorm):
+        return not norm.training and norm.running_mean is not None
+    return not (isinstance(norm, _InstanceNorm) and norm.track_running_stats)
+
+
+class MergedShards:
+    """The weights of one copy of every shard, put together: one convolution, norm, activation and predictor.
+
+    It costs what the dense block costs. Rows take the copies with weight 1; the gradient is that of the sum over the
+    shards of w_s (P_s h_s + b_s), with the weight's logarithm as a further input.
+
+    Args:
+        copies: G experts, one of each shard, in their order.
+        weights: the parameters of each by name, see ``ExpertGroup.weights_of``.
+    """
+
+    def __init__(self, copies: Sequence[nn.Module], weights: Sequence[Mapping[str, Tensor]]) -> None:
+        first = copies[0]
+        self._block, self._predictor = first.conv, first.predictor
+        self._norms = [copy.conv.norm for copy in copies]
+        self._weights = weights
+        norm = f'conv.{first.conv.norm_name}'
+        self._norm_weight, self._norm_bias = (_joined(self._parts(f'{norm}.{name}')) for name in ('weight', 'bias'))
+
+    def _parts(self, name: str) -> list[Tensor]:
+        """The shards' slices of one tensor; empty where they have none."""
+        return [of_copy[name] for of_copy in self._weights if name in of_copy]
+
+    def __call__(self, rows: Tensor, log_weights: Tensor | None = None) -> Tensor:
+        """Runs the block.
+
+        Args:
+            rows: (R, C, H, W).
+            log_weights: (R, G), all 0; read for their gradient alone.
+
+        Returns:
+            (R, C', H, W).
+        """
+        x = _convolve(self._block.conv, rows, self._parts('conv.conv.weight'), self._parts('conv.conv.bias'))
+        if self._norms[0] is not None:
+            x = self._normalised(x)
+        x = self._block.activate(x)
+        weights, biases = self._parts('predictor.weight'), self._parts('predictor.bias')
+        return _convolve(self._predictor, x, weights, biases, sums=True, log_weights=log_weights)
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        norm = self._norms[0]
+        if isinstance(norm, nn.GroupNorm):
+            groups = norm.num_groups * len(self._norms)
+            return F.group_norm(x, groups, self._norm_weight, self._norm_bias, norm.eps)
+        if isinstance(norm, _InstanceNorm):
+            return F.instance_norm(x, weight=self._norm_weight, bias=self._norm_bias, eps=norm.eps)
+        mean, variance = (
+            torch.cat([getattr(of_copy, name) for of_copy in self._norms]) for name in ('running_mean', 'running_var')
+        )
+        return F.batch_norm(x, mean, variance, self._norm_weight, self._norm_bias, False, 0.0, norm.eps)
+
+
+def _joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor | None:
+    """The shards' slices side by side; None where there are none."""
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    return torch.cat(list(parts), dim=dim)
+
+
+def _convolve(
+    conv: nn.Conv2d,
+    rows: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    sums: bool = False,
+    log_weights: Tensor | None = None,
+) -> Tensor:
+    """One convolution made of the shards' convolutions.
+
+    Args:
+        conv: any of them, for its geometry.
+        rows: (R, C, H, W).
+        weights: of the shards.
+        biases: of the shards; empty for none.
+        sums: whether the shards' outputs add up, each from its own input channels; else they lie side by side.
+        log_weights: (R, G) logarithms of the shards' weights, for their gradient; with ``sums`` alone.
+    """
+    if torch.is_grad_enabled():
+        return _MergedConvolution.apply(rows, log_weights, conv, sums, *weights, *biases)
+    return conv._conv_forward(rows, *_merged(weights, biases, sums))
+
+
+def _merged(weights: Sequence[Tensor], biases: Sequence[Tensor], sums: bool) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the one convolution."""
+    weight = _joined(weights, dim=1 if sums else 0)
+    if sums and len(biases) > 1:
+        return weight, torch.stack(list(biases)).sum(0)
+    return weight, _joined(biases)
+
+
+class _MergedConvolution(torch.autograd.Function):
+    """Keeps the shards' own weights for the backward pass, and not a merged copy for each combination.
+
+    The gradient of a shard's log-weight is <g, P_s h_s + b_s>. Its first part is <P_s^T g, h_s>, and P_s^T g is the
+    gradient of the shard's input: no shard's own output is needed. Its second part and the bias share the sums of g
+    over the pixels.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, rows: Tensor, log_weights: Tensor | None, conv: nn.Conv2d, sums: bool, *parameters: Tensor
+    ) -> Tensor:
+        shards = len(parameters) // (1 if conv.bias is None else 2)
+        weights, biases = parameters[:shards], parameters[shards:]
+        ctx.save_for_backward(rows, *parameters)
+        ctx.conv, ctx.sums, ctx.shards = conv, sums, shards
+        ctx.dtype = None if log_weights is None else log_weights.dtype
+        return conv._conv_forward(rows, *_merged(weights, biases, sums))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple:
+        rows, *parameters = ctx.saved_tensors
+        shards, conv = ctx.shards, ctx.conv
+        weights, biases = parameters[:shards], parameters[shards:]
+        axis = 1 if ctx.sums else 0
+        dtype = gradient.dtype  # under autocast lower than that of rows and weights
+        wants_weights = any(ctx.needs_input_grad[4 : 4 + shards])
+        wants_log_weights = ctx.dtype is not None and ctx.needs_input_grad[1]
+        to_rows, to_weight, _ = torch.ops.aten.convolution_backward(
+            gradient,
+            rows.to(dtype),
+            _joined(weights, axis).to(dtype),
+            None,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            False,
+            [0, 0],
+            conv.groups,
+            [ctx.needs_input_grad[0] or wants_log_weights, wants_weights, False],
+        )
+        to_parameters: list[Tensor | None] = [None] * len(parameters)
+        if wants_weights:
+            to_parameters[:shards] = to_weight.to(weights[0].dtype).chunk(shards, dim=axis)
+        over_pixels = gradient.sum((2, 3), dtype=ctx.dtype or biases[0].dtype) if biases else None
+        if biases:
+            to_bias = over_pixels.sum(0).to(biases[0].dtype)
+            to_parameters[shards:] = [to_bias] * shards if ctx.sums else to_bias.chunk(shards)
+        to_log_weights = None
+        if wants_log_weights:
+            of_shards = (len(rows), shards, -1)
+            to_log_weights = torch.linalg.vecdot(
+                rows.reshape(of_shards).to(ctx.dtype), to_rows.reshape(of_shards).to(ctx.dtype)
+            )
+            to_log_weights = to_log_weights + over_pixels @ torch.stack(biases).t().to(ctx.dtype)
+        return to_rows if to_rows is None else to_rows.to(rows.dtype), to_log_weights, None, None, *to_parameters

@@ -1,0 +1,156 @@
+"""Experts as a common part plus a difference of their own: what all rows teach reaches all copies.
+
+R independent copies of a dense branch each learn from their own rows alone, R times more slowly. A group with
+``common`` holds one common set of weights per slot (a group without slots has one) and in ``experts`` the differences;
+expert e computes with their sums. Buffers, such as running statistics, stay each expert's own. The sums can be put in
+place of the differences at any time (:func:`fold_common`); a checkpoint of either form loads into either.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .experts import ExpertGroup
+
+
+class SummedExpert:
+    """An expert that is called with other weights than its module holds.
+
+    Args:
+        expert: the module; its buffers and hooks are used.
+        weights: name of a parameter -> the tensor in its place.
+    """
+
+    def __init__(self, expert: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        self.expert = expert
+        self.weights = weights
+        self.gives_features = getattr(expert, 'gives_features', False)
+
+    def __call__(self, rows: Tensor, **kwargs) -> Tensor | tuple[Tensor, Tensor]:
+        """As the module's forward."""
+        return torch.func.functional_call(self.expert, self.weights, (rows,), kwargs)
+
+
+class SummedExperts(Sequence):
+    """The experts of a group with a common part, each summed when it is first asked for.
+
+    Args:
+        group: the group; its weights must not change while this is in use.
+    """
+
+    def __init__(self, group: ExpertGroup) -> None:
+        self._group = group
+        self._summed: dict[int, SummedExpert] = {}
+
+    def __len__(self) -> int:
+        return len(self._group)
+
+    def __getitem__(self, expert: int) -> SummedExpert:
+        if not 0 <= expert < len(self):
+            raise IndexError(expert)
+        if expert not in self._summed:
+            self._summed[expert] = SummedExpert(self._group.experts[expert], self._group.weights_of(expert))
+        return self._summed[expert]
+
+
+def common_parts(experts: Sequence[nn.Module], slots: int) -> nn.ModuleList:
+    """One module per slot, built as an expert but without buffers, whose parameters are 0."""
+    parts = nn.ModuleList(copy.deepcopy(experts[i]) for i in range(0, len(experts), len(experts) // slots))
+    for module in parts.modules():
+        for name in module._buffers:
+            module._buffers[name] = None
+        if hasattr(module, 'track_running_stats'):
+            module.track_running_stats = False  # else a norm that is loaded expects them
+    with torch.no_grad():
+        for parameter in parts.parameters():
+            parameter.zero_()
+    return parts
+
+
+@torch.no_grad()
+def start_common(group: ExpertGroup) -> None:
+    """Makes freshly initialised experts copies of the first one of their slot, plus noise.
+
+    The noise is ``group.copy_noise`` times a parameter's own standard deviation, as for copies of a dense branch.
+    """
+    for slot, common in enumerate(group.common):
+        first = slot * group.copies
+        for name, parameter in common.named_parameters():
+            parameter.copy_(group.experts[first].get_parameter(name))
+            deviation = parameter.float().std().item() if parameter.numel() > 1 else 0.0
+            for expert in group.experts[first : first + group.copies]:
+                difference = expert.get_parameter(name)
+                difference.copy_(group.copy_noise * deviation * torch.randn_like(difference))
+
+
+@torch.no_grad()
+def fold_group(group: ExpertGroup) -> None:
+    """Puts the sums in the experts' place; the group has no common part afterwards."""
+    for number, expert in enumerate(group.experts):
+        for name, value in group.weights_of(number).items():
+            expert.get_parameter(name).copy_(value)
+    group.common = None
+
+
+def fold_common(model: nn.Module) -> nn.Module:
+    """Makes the experts of every group with a common part plain ones, in place; outputs stay the same.
+
+    Returns:
+        The model.
+    """
+    from .experts import ExpertGroup
+
+    for module in model.modules():
+        if isinstance(module, ExpertGroup):
+            module.fold_common()
+    return model
+
+
+def fit_stored_form(state_dict: dict[str, Tensor], prefix: str, group: ExpertGroup) -> None:
+    """Rewrites a checkpoint in place to the form that the group has: with a common part, or plain.
+
+    Plain experts become their mean in each slot and the differences from it. A checkpoint of the group's own form
+    stays as it is, bit for bit.
+
+    Args:
+        state_dict: what is loaded, of as many experts as the group has.
+        prefix: of the group in it.
+        group: the group.
+    """
+    has_common = any(key.startswith(f'{prefix}common.') for key in state_dict)
+    if group.common is None and has_common:
+        _fold_stored(state_dict, prefix, group.copies)
+    elif group.common is not None and not has_common:
+        _split_stored(state_dict, prefix, group)
+
+
+def _fold_stored(state_dict: dict[str, Tensor], prefix: str, copies: int) -> None:
+    pattern = re.compile(re.escape(prefix) + r'common\.(\d+)\.(.+)')
+    for key in [key for key in state_dict if pattern.match(key)]:
+        slot, name = pattern.match(key).groups()
+        common, first = state_dict.pop(key), int(slot) * copies
+        for expert in range(first, first + copies):
+            own = f'{prefix}experts.{expert}.{name}'
+            if own in state_dict:
+                state_dict[own] = common + state_dict[own]
+
+
+def _split_stored(state_dict: dict[str, Tensor], prefix: str, group: ExpertGroup) -> None:
+    for slot, part in enumerate(group.common):
+        experts = range(slot * group.copies, (slot + 1) * group.copies)
+        for name, _ in part.named_parameters():
+            keys = [f'{prefix}experts.{expert}.{name}' for expert in experts]
+            if not all(key in state_dict for key in keys):
+                continue
+            values = torch.stack([state_dict[key] for key in keys])
+            mean = values.double().mean(0).to(values.dtype)
+            state_dict[f'{prefix}common.{slot}.{name}'] = mean
+            for key, value in zip(keys, values, strict=True):
+                state_dict[key] = value - mean

@@ -59,7 +59,7 @@ class Row:
 
 STARTS = {
     'dense': Start({}, 'the detector that all mixtures start from'),
-    'dense, twice the width': Start({f'{HEAD}.feat_channels': 24}, 'a head of 24 channels instead of 12'),
+    'dense, twice the width': Start({f'{HEAD}.feat_channels': 16}, 'a head of 16 channels instead of 8'),
 }
 
 

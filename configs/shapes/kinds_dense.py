@@ -9,7 +9,7 @@ metainfo = dict(
         f'{name}_{kind}' for kind in range(4) for name in ('circle', 'square', 'triangle', 'star', 'ring', 'cross')
     )
 )
-model = dict(bbox_head=dict(num_classes=24, feat_channels=12))
+model = dict(bbox_head=dict(num_classes=24, feat_channels=8))
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),

@@ -112,6 +112,7 @@ class MoEStage(MoELayer):
         for expert in [*self.expert_group.experts, self.expert_group.shared]:
             if expert is not None:
                 expert.init_weights()
+        self.expert_group.start_common()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', H', W')."""
@@ -123,7 +124,12 @@ class MoEStage(MoELayer):
         dense = {key: match[1] for key in state_dict if (match := pattern.match(key))}
         if dense:
             problems = copy_dense_to_experts(
-                state_dict, dense, self.expert_group, f'{prefix}expert_group.experts.', self.settings.copy_noise
+                state_dict,
+                dense,
+                self.expert_group,
+                f'{prefix}expert_group.experts.',
+                self.settings.copy_noise,
+                self.settings.copy_redraw,
             )
             copied = len(dense) - len(problems)
             print_log(

@@ -370,6 +370,7 @@ def test_sources_that_are_not_attentive():
         (dict(temperature=0.0), 'model.temperature=0.0: expected a number > 0'),
         (dict(temperature=2.0, mixture='stochastic'), "model.temperature: dual temperature is for mixture='output'"),
         (dict(unit='image'), "model.moe.unit='image': a mixture of classifiers takes 'level' alone"),
+        (dict(copies_share=True), 'model.moe.copies_share=True: a mixture of classifiers takes False alone'),
         (dict(shared_expert=True), 'model.moe.shared_expert=True'),
         (dict(expert=dict(SMALL, depth=2)), "model: .*'depth'"),
         (dict(expert=dict(SMALL, image_size=3)), 'image_size=3: too small'),

@@ -15,6 +15,7 @@ from moe_det.errors import MoEConfigError
 from moe_det.models import MoEResNet
 from moe_det.routing import find_routers
 from moe_det.routing.collection import collect_losses
+from moe_det.routing.experts import ExpertGroup
 
 KL = dict(type='KLConstraint', weight=0.25)
 TWO_OF_FOUR = dict(num_experts=4, top_k=2)
@@ -302,3 +303,29 @@ def test_patches_fit_a_stage_without_stride():
     moe = resnet(18, dict(num_experts=3, top_k=1, stages=(1,), unit='patch', grid=2))
     outputs = moe(images())
     assert [y.shape[2] for y in outputs] == [16, 8, 4, 2]
+
+
+def test_copies_that_share_compute_as_independent_ones_and_start_alike():
+    moe = dict(num_experts=3, top_k=1, stages=(4,), copy_noise=0.0, copies_share=True)
+    shared = resnet(moe=moe)
+    with mmdet_scope():
+        shared.init_weights()
+    group = next(module for module in shared.modules() if isinstance(module, ExpertGroup))
+    for name, parameter in group.common[0].named_parameters():
+        assert parameter.abs().sum() > 0 or name.endswith('bias') or 'bn2' in name  # zero last norm of every block
+        assert all(expert.get_parameter(name).abs().sum() == 0 for expert in group.experts)
+    apart = resnet(moe={**moe, 'copies_share': False})
+    apart.load_state_dict(shared.state_dict())
+    with torch.no_grad():
+        for ours, theirs in zip(shared(images()), apart(images()), strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_a_share_of_the_channels_of_a_copied_stage_is_drawn_anew():
+    plain = resnet()
+    moe = resnet(moe=dict(num_experts=2, top_k=1, stages=(4,), width=1, copy_noise=0.0, copy_redraw=0.5))
+    moe.load_state_dict(plain.state_dict(), strict=False)
+    dense = plain.layer4[0].conv1.weight
+    for expert in moe.layer4.expert_group.experts:
+        same = (expert[0].conv1.weight == dense).flatten(1).all(1)
+        assert same.sum() == len(same) // 2

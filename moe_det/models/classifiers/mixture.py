@@ -102,6 +102,7 @@ class MixtureClassifier(MoEClassifier):
             ('unit', moe.unit, 'level'),
             ('balance_over', moe.balance_over, 'all'),
             ('shared_expert', moe.shared_expert, False),
+            ('copies_share', moe.copies_share, False),
         ):
             if value != kept:
                 raise MoEConfigError(f'model.moe.{key}={value!r}: a mixture of classifiers takes {kept!r} alone')

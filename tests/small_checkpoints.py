@@ -18,7 +18,7 @@ from moe_det.routing import find_routers
 def moe_config(dense: Path, name: str = 'moe', **moe) -> Path:
     """Writes a config beside ``dense`` whose RetinaNet head has four experts, two per row."""
     path = dense.with_name(f'{name}.py')
-    settings = dict(num_experts=4, top_k=2, width=0.5, **moe)
+    settings = {**dict(num_experts=4, top_k=2, width=0.5), **moe}
     path.write_text(
         f"_base_ = './{dense.name}'\n"
         "custom_imports = dict(imports=['moe_det'], allow_failed_imports=False)\n"

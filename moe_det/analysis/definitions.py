@@ -66,7 +66,8 @@ DEFINITIONS = {
         "every routing row takes the decision of another image's row at the same level, of an image with a like "
         'number of objects; several draws are averaged. What the average precision loses is what the choice of expert '
         'beyond the level is worth. The swap costs where AP, AP_S, AP_M or AP_L falls by a tenth of a point or more '
-        'with a one-sided p of at most 0.01 (adjusted over these four by Holm), which an interval below zero goes with.'
+        'with a one-sided p of at most 0.01 (adjusted over these four by Holm), which an interval below zero goes with; '
+        'that is open, and the verdict with it, where none of them falls and one is not defined.'
     ),
     'AP of a third': 'average precision of the objects of one third of relative size, others ignored.',
     'routes between levels': "each image's decisions go to other levels of it: what the choice by level is worth.",
@@ -77,6 +78,11 @@ DEFINITIONS = {
     'best route per image': (
         'each image takes the fixed route, or its own, that has the lowest loss against its ground truth: an upper '
         'bound of what a perfect gate per image could gain, out of reach for a detector.'
+    ),
+    'shard, copy': (
+        'with shards a row runs one copy of every shard. Each choice counts as an equal part; information, lift and '
+        'random gates are means over the shards, and H_s and H_u those of one choice. A copy that is forced or knocked '
+        'out concerns its own shard.'
     ),
     'forced': 'average precision when the layer gives every row to one expert, other layers as they are.',
     'knocked out': 'average precision when no row may choose the expert; the next best takes its place.',

@@ -5,6 +5,7 @@ Shape letters: R rows, G shards, C channels of the whole block, C' outputs.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -12,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
+
+LARGE = 2**18  # weights; joining fewer is quicker than to start another convolution
 
 
 def merges(norm: nn.Module | None) -> bool:
@@ -104,15 +107,56 @@ def _convolve(
     """
     if torch.is_grad_enabled():
         return _MergedConvolution.apply(rows, log_weights, conv, sums, *weights, *biases)
-    return conv._conv_forward(rows, *_merged(weights, biases, sums))
+    return _run(conv, rows, weights, biases, sums)
 
 
-def _merged(weights: Sequence[Tensor], biases: Sequence[Tensor], sums: bool) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of the one convolution."""
-    weight = _joined(weights, dim=1 if sums else 0)
-    if sums and len(biases) > 1:
-        return weight, torch.stack(list(biases)).sum(0)
-    return weight, _joined(biases)
+def _apart(rows: Tensor, weights: Sequence[Tensor], sums: bool) -> bool:
+    """Whether the shards' convolutions run one by one, because to join their weights would cost more.
+
+    On a CPU joining them is a pass over new memory, and where the maps are small the weights are far larger. On a GPU
+    it costs less than to launch another convolution.
+    """
+    if len(weights) == 1 or rows.device.type != 'cpu':
+        return False
+    channels = len(weights[0]) * (1 if sums else len(weights))
+    maps = rows.numel() + rows.numel() // rows.shape[1] * channels
+    return sum(weight.numel() for weight in weights) > max(maps, LARGE)
+
+
+def _run(conv: nn.Conv2d, rows: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], sums: bool) -> Tensor:
+    """The output of :func:`_convolve`."""
+    if not _apart(rows, weights, sums):
+        bias = sum(biases[1:], start=biases[0]) if sums and biases else _joined(biases)
+        return conv._conv_forward(rows, _joined(weights, dim=1 if sums else 0), bias)
+    parts = rows.chunk(len(weights), dim=1) if sums else [rows] * len(weights)
+    outputs = [
+        conv._conv_forward(part, weight, bias)
+        for part, weight, bias in zip(parts, weights, biases or [None] * len(weights), strict=True)
+    ]
+    return functools.reduce(Tensor.add_, outputs) if sums else torch.cat(outputs, dim=1)
+
+
+def _gradients(
+    conv: nn.Conv2d, gradient: Tensor, rows: Tensor, weights: Sequence[Tensor], sums: bool, wanted: tuple[bool, bool]
+) -> tuple[Tensor | None, Sequence[Tensor | None]]:
+    """The gradients of :func:`_run` for the rows and for each weight; None for what is not ``wanted``."""
+
+    def of_one(gradient: Tensor, rows: Tensor, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        rows, weight = rows.to(gradient.dtype), weight.to(gradient.dtype)  # as autocast did for the forward
+        geometry = (conv.stride, conv.padding, conv.dilation, False, [0, 0], conv.groups)
+        return torch.ops.aten.convolution_backward(gradient, rows, weight, None, *geometry, [*wanted, False])[:2]
+
+    shards = len(weights)
+    if not _apart(rows, weights, sums):
+        axis = 1 if sums else 0
+        to_rows, to_weight = of_one(gradient, rows, _joined(weights, axis))
+        return to_rows, [None] * shards if to_weight is None else to_weight.chunk(shards, dim=axis)
+    of_rows = rows.chunk(shards, dim=1) if sums else [rows] * shards
+    of_outputs = [gradient] * shards if sums else gradient.chunk(shards, dim=1)
+    to_rows, to_weights = zip(*map(of_one, of_outputs, of_rows, weights), strict=True)
+    if not wanted[0]:
+        return None, to_weights
+    return torch.cat(to_rows, dim=1) if sums else functools.reduce(Tensor.add_, to_rows), to_weights
 
 
 class _MergedConvolution(torch.autograd.Function):
@@ -127,48 +171,28 @@ class _MergedConvolution(torch.autograd.Function):
     def forward(
         ctx, rows: Tensor, log_weights: Tensor | None, conv: nn.Conv2d, sums: bool, *parameters: Tensor
     ) -> Tensor:
-        shards = len(parameters) // (1 if conv.bias is None else 2)
-        weights, biases = parameters[:shards], parameters[shards:]
         ctx.save_for_backward(rows, *parameters)
-        ctx.conv, ctx.sums, ctx.shards = conv, sums, shards
+        ctx.conv, ctx.sums = conv, sums
+        ctx.shards = len(parameters) // (1 if conv.bias is None else 2)
         ctx.dtype = None if log_weights is None else log_weights.dtype
-        return conv._conv_forward(rows, *_merged(weights, biases, sums))
+        return _run(conv, rows, parameters[: ctx.shards], parameters[ctx.shards :], sums)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple:
         rows, *parameters = ctx.saved_tensors
-        shards, conv = ctx.shards, ctx.conv
-        weights, biases = parameters[:shards], parameters[shards:]
-        axis = 1 if ctx.sums else 0
-        dtype = gradient.dtype  # under autocast lower than that of rows and weights
-        wants_weights = any(ctx.needs_input_grad[4 : 4 + shards])
-        wants_log_weights = ctx.dtype is not None and ctx.needs_input_grad[1]
-        to_rows, to_weight, _ = torch.ops.aten.convolution_backward(
-            gradient,
-            rows.to(dtype),
-            _joined(weights, axis).to(dtype),
-            None,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
-            False,
-            [0, 0],
-            conv.groups,
-            [ctx.needs_input_grad[0] or wants_log_weights, wants_weights, False],
-        )
-        to_parameters: list[Tensor | None] = [None] * len(parameters)
-        if wants_weights:
-            to_parameters[:shards] = to_weight.to(weights[0].dtype).chunk(shards, dim=axis)
-        over_pixels = gradient.sum((2, 3), dtype=ctx.dtype or biases[0].dtype) if biases else None
+        weights, biases = parameters[: ctx.shards], parameters[ctx.shards :]
+        for_log_weights = ctx.dtype is not None and ctx.needs_input_grad[1]
+        wanted = (ctx.needs_input_grad[0] or for_log_weights, any(ctx.needs_input_grad[4 : 4 + ctx.shards]))
+        to_rows, to_weights = _gradients(ctx.conv, gradient, rows, weights, ctx.sums, wanted)
+        to_biases: Sequence[Tensor] = ()
         if biases:
-            to_bias = over_pixels.sum(0).to(biases[0].dtype)
-            to_parameters[shards:] = [to_bias] * shards if ctx.sums else to_bias.chunk(shards)
+            over_pixels = gradient.sum((2, 3), dtype=ctx.dtype or biases[0].dtype)
+            to_bias = over_pixels.sum(0)
+            to_biases = [to_bias] * ctx.shards if ctx.sums else to_bias.chunk(ctx.shards)
         to_log_weights = None
-        if wants_log_weights:
-            of_shards = (len(rows), shards, -1)
-            to_log_weights = torch.linalg.vecdot(
-                rows.reshape(of_shards).to(ctx.dtype), to_rows.reshape(of_shards).to(ctx.dtype)
-            )
-            to_log_weights = to_log_weights + over_pixels @ torch.stack(biases).t().to(ctx.dtype)
-        return to_rows if to_rows is None else to_rows.to(rows.dtype), to_log_weights, None, None, *to_parameters
+        if for_log_weights:
+            shape = (len(rows), ctx.shards, -1)
+            of_features = torch.linalg.vecdot(rows.reshape(shape).to(ctx.dtype), to_rows.reshape(shape).to(ctx.dtype))
+            to_log_weights = of_features + over_pixels @ torch.stack(biases).t().to(ctx.dtype)
+        return to_rows, to_log_weights, None, None, *to_weights, *to_biases

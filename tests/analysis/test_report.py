@@ -10,6 +10,7 @@ from PIL import Image
 from moe_det.analysis.figures import Pictures
 from moe_det.analysis.report import console_table, write_report
 from moe_det.analysis.report.embedding import Embedder
+from moe_det.analysis.sentences import layer_sentence, plain_sentence
 from tests.analysis.page_reader import Page
 from tests.analysis.report_example import add_pictures, make_example
 
@@ -238,6 +239,34 @@ def test_patches_are_shown_level_by_level(tmp_path):
     found = [value for value, _ in section.data][1:]  # after the number of objects
     assert found == [0, 0.7, 1, 0.9, 2, 0.6, 0, 0.55]
     assert 'grid-template-columns:repeat(2,' in text and 'patch 2 × 2' in section.text + text
+
+
+def test_patches_of_shards_show_the_copy_of_each(tmp_path):
+    results = make_example(layers=1, experts=6, levels=2, grid=2)
+    results['layers'][0] |= {'slots': 2, 'top_k': 2}
+    weights = [[1, 0, 0, 0, 0, 1], [0, 1, 0, 1, 0, 0], [0, 0, 1, 0, 1, 0], [1, 0, 0, 1, 0, 0]]
+    results['examples'] = results['examples'][:1]
+    results['examples'][0]['layers'][0]['levels'] = [{'level': 1, 'weights': weights}]
+    text = write_report(results, tmp_path).read_text(encoding='utf-8')
+    section = Page(text[text.index('<section id="routing">') : text.index('<section id="seeds">')])
+    assert [shown for _, shown in section.data][1:] == ['0 2', '1 0', '2 1', '0 0']
+    assert 'the copy of each shard' in text and '2 shards of 3 copies' in text
+    assert 'shard 1, copy 2' in text and not re.search(r'expert \d', text)
+
+
+def test_a_swap_that_cannot_tell_is_no_swap_that_costs_nothing(tmp_path):
+    results = make_example(layers=1, verdicts=['size-sorted'])
+    (layer,) = results['layers']
+    reason = 'AP_L: no object, or too few images with one'
+    layer['swap'] |= {'costs': None, 'costs_reason': reason, 'sizes_that_lose': [], 'AP_L': None}
+    layer |= {'verdict': 'undetermined', 'undetermined_reason': f'the swap test cannot tell: {reason}'}
+    layer |= {'plain': plain_sentence(layer), 'sentence': layer_sentence(layer)}
+    text = write_report(results, tmp_path).read_text(encoding='utf-8')
+    assert f'No loss was seen under the swap; it cannot tell ({reason}).' in text
+    assert layer['sentence'] == f'Undetermined: the swap test cannot tell: {reason}.'
+    assert layer['sentence'] in text
+    # of a detector without levels the verdict need not depend on it
+    assert f'the swap test cannot tell ({reason})' in layer_sentence({**layer, 'verdict': 'scale-specialised'})
 
 
 def test_pictures_are_embedded_small(written, tmp_path):

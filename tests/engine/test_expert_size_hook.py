@@ -117,6 +117,26 @@ def test_table_and_scalars_are_logged_with_the_warning_about_levels(both_hooks):
         assert values[0][f'moe_size_share/{layer}/large/3'] == pytest.approx(large[3])
 
 
+def test_every_shard_has_all_objects(tmp_path):
+    kl = dict(type='KLConstraint', weight=0.25)
+    shards = dict(placement='shards', shards=2, copies=2, constraint=kl, noise=False)
+    hook = ExpertSizeHook(write_coco(tmp_path / 'val.json'))
+    runner = make_runner(spread_gates(detector(shards)), tmp_path / 'run', hook)
+    log = Collect()
+    runner.logger.addHandler(log)
+    runner.val()
+    for layer in ('bbox_head.cls', 'bbox_head.reg'):
+        np.testing.assert_allclose(hook.mass[layer], expected_mass(runner.model, layer), **SAME)
+        assert hook.mass[layer].reshape(2, 2, 3).sum(1).tolist() == [[2, 4, 3]] * 2  # the objects of each size
+        shares = hook.mass[layer] / hook.mass[layer].sum(0)
+        gaps = np.abs(shares[:, 0] - shares[:, 2]).reshape(2, 2).sum(1)  # of a shard, whose shares sum to a half
+        assert size_gap(hook.mass[layer]) == pytest.approx(gaps.mean())
+    (text,) = [r.getMessage() for r in log.records if r.getMessage().startswith('Experts by object size')]
+    assert [line.split('  ')[0].strip() for line in text.splitlines() if 'shard' in line] == [
+        f'shard {shard}, copy {copy}' for _ in range(2) for shard in range(2) for copy in range(2)
+    ]
+
+
 def test_moe_hook_still_sees_every_row(both_hooks):
     runner, _, lines = both_hooks
     assert any(line.startswith('Expert utilisation') for line in lines)

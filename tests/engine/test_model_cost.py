@@ -49,12 +49,6 @@ def test_words_name_shards():
     assert experts_in_words(model) == 'soft, 2 shards of 4 copies per level'
 
 
-def test_words_name_shards():
-    kl = dict(type='KLConstraint')
-    model = detector(dict(placement='shards', shards=2, copies=4, constraint=kl))
-    assert experts_in_words(model) == 'soft, 2 shards of 4 copies per level'
-
-
 def convolutions(model: nn.Module, run) -> int:
     """Multiply-adds of every convolution and linear layer that ran, from their shapes."""
     total = 0

@@ -193,6 +193,27 @@ def test_planted_collapse_is_warned_of_once(tmp_path):
     assert share == pytest.approx((0.5, 0.5, 0, 0), abs=1e-3)
 
 
+def test_a_shard_with_one_living_copy_is_warned_of(tmp_path):
+    shards = dict(placement='shards', shards=2, copies=3, branches='cls', constraint=KL, noise=False)
+    model = detector(shards)
+    gate = model.bbox_head.routers['cls'].gate.fc
+    with torch.no_grad():  # the first shard is used as a gate by chance uses it, the second has copy 2 alone
+        gate.weight[:3] = torch.randn(3, gate.weight.shape[1], generator=torch.Generator().manual_seed(0)) * 50
+        gate.weight[3:] = 0
+        gate.bias.copy_(torch.tensor([0.0, 0, 0, 0, 0, 50]))
+    runner = make_runner(model, tmp_path / 'run', dict(type='MoEHook', interval=2))
+    log = Collect()
+    runner.logger.addHandler(log)
+    runner.train()
+    (text,) = [r.getMessage() for r in log.records if 'collapsed' in r.getMessage()]
+    assert text.startswith('bbox_head.cls: routing has collapsed: 1 of 3 copies of shard 1 hold more than 1 %')
+    used = hooks_of(runner, MoEHook).utilisation['bbox_head.cls']
+    first, second = used.importance_share[:3], used.importance_share[3:]
+    assert second == pytest.approx((0, 0, 0.5)) and sum(first) == pytest.approx(0.5)
+    assert used.living == 1 + sum(share > 0 for share in first) > 2
+    assert 0 <= used.row_entropy <= used.batch_entropy <= math.log2(3)
+
+
 def test_healthy_gate_is_not_warned_of(finished):
     _, folder, lines = finished
     living = [line['moe_living_experts/bbox_head.cls'] for line in scalars_of(folder) if 'moe_living' in str(line)]

@@ -16,7 +16,6 @@ from moe_det.engine.part_costs import WHOLE, ModelCost, model_cost
 
 FOUR = dict(num_experts=4, top_k=2)
 SHARDS = dict(placement='shards', shards=2, copies=4)
-SHARDS = dict(placement='shards', shards=2, copies=4)
 SIZE = (64, 96)
 LEVELS = [(8, 12), (4, 6), (2, 3), (1, 2), (1, 1)]
 
@@ -122,27 +121,6 @@ def test_idle_experts_by_hand():
     assert three.parts['bbox_head'].macs - three.parts['bbox_head'].active_macs == 2 * expert
     assert three.parts['backbone'].macs == three.parts['backbone'].active_macs
     assert whole.params - whole.active_params == 2 * (9 * 16 * 8 + 8 + 9 * 8 * 27 + 27)
-
-
-@pytest.mark.parametrize('share', [False, True])
-def test_shards_cost_the_dense_branch(share):
-    shards = cost_of(small(dict(SHARDS, copies_share=share), bbox_head=dict(norm_cfg=dict(type='GN', num_groups=4))))
-    plain = cost_of(small(bbox_head=dict(norm_cfg=dict(type='GN', num_groups=4)))).parts[WHOLE]
-    assert shards.experts == 'unconstrained, 2 shards of 4 copies per level'
-    whole, pixels = shards.parts[WHOLE], sum(h * w for h, w in LEVELS)
-    gates = 2 * 5 * 16 * 8  # two branches, five levels: 16 channels -> 8 logits
-    assert whole.active_macs == plain.macs + gates
-    # one convolution of 16 channels, its norm and a predictor, of which each shard holds a half, besides the bias
-    others = 3 * (9 * 16 * 16 + 2 * 16)
-    biases = 7  # eight experts have one each, the dense branch one
-    predictors = [3 * 9 * 16 * outputs + biases * outputs for outputs in (27, 36)]
-    gate_params = 2 * (16 * 8 + 8)
-    assert whole.params - plain.params == 2 * others + sum(predictors) + gate_params
-    # of the biases a row uses two
-    assert whole.active_params - plain.params == 27 + 36 + gate_params
-    # where all copies run, the outputs of eight are weighted and summed
-    mixing = pixels * 8 * (27 + 36)
-    assert whole.macs - plain.macs == 3 * 9 * pixels * 16 * (2 * 16 + 27 + 36) + mixing + gates
 
 
 @pytest.mark.parametrize('share', [False, True])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from small_models import spread_weights
 from torch import nn
 
+from moe_det.models import merged_shards
 from moe_det.models.head_branch import BranchShape
 from moe_det.models.merged_shards import MergedShards, merges
 from moe_det.models.shards import ShardExpert
@@ -91,24 +94,67 @@ def test_rows_that_share_statistics_are_not_merged(norm, training, answer):
     assert merges(None if norm is None else norm.train(training)) is answer
 
 
-def test_kept_memory_is_that_of_the_uncut_block():
-    experts = copies(2, dict(type='GN', num_groups=4))
-    dense = copies(1, dict(type='GN', num_groups=4))
-    x = torch.ones(2, 6, 32, 32, dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize('shards', [2, 4])
+@pytest.mark.parametrize('norm', [None, dict(type='GN', num_groups=4)], ids=str)
+def test_convolutions_that_run_one_by_one_give_the_same(monkeypatch, norm, shards):
+    """Where the weights are large beside the maps they are not joined."""
+    torch.manual_seed(0)
+    experts = copies(shards, norm)
+    x = torch.randn(2, 6, 2, 1, dtype=torch.float64, requires_grad=True)
+    log_weights = torch.zeros(2, shards, dtype=torch.float64, requires_grad=True)
+    wanted = [x, log_weights, *experts.parameters()]
 
-    def kept(run) -> int:
-        """Bytes of the maps that autograd keeps, each storage once."""
+    def run() -> tuple[list[torch.Tensor], int]:
+        calls = []
+        real = torch.nn.functional.conv2d
+        monkeypatch.setattr(torch.nn.functional, 'conv2d', lambda *args: calls.append(args) or real(*args))
+        output = MergedShards(experts, parameters_of(experts))(x, log_weights)
+        monkeypatch.setattr(torch.nn.functional, 'conv2d', real)
+        return [output, *torch.autograd.grad(output.sin().sum(), wanted)], len(calls)
+
+    joined, few = run()
+    monkeypatch.setattr(merged_shards, 'LARGE', 0)
+    apart, many = run()
+    assert (few, many) == (2, 2 * shards)
+    for a, b in zip(apart, joined, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
+
+
+def test_autocast_gives_every_gradient_its_own_precision():
+    experts = copies(2, dict(type='GN', num_groups=4)).float()
+    x, log_weights = torch.randn(2, 6, 5, 4, requires_grad=True), torch.zeros(2, 2, requires_grad=True)
+    wanted = [x, log_weights, *experts.parameters()]
+    gradients = []
+    for low in (False, True):
+        with torch.autocast('cpu', dtype=torch.bfloat16, enabled=low):
+            output = MergedShards(experts, parameters_of(experts))(x, log_weights)
+        assert output.dtype == (torch.bfloat16 if low else torch.float32)
+        gradients.append(torch.autograd.grad(output.float().sin().sum(), wanted))
+    for exact, lowered in zip(*gradients, strict=True):
+        assert lowered.dtype == torch.float32
+        assert (lowered - exact).norm() < 0.1 * exact.norm()
+
+
+def test_what_is_kept_for_the_backward_pass_is_what_the_uncut_block_keeps():
+    experts, dense = copies(2, dict(type='GN', num_groups=4)), copies(1, dict(type='GN', num_groups=4))
+    x = torch.ones(1, 6, 32, 32, dtype=torch.float64, requires_grad=True)
+    log_weights = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
+
+    def kept(run: Callable[[], torch.Tensor]) -> int:
         sizes = {}
+        known = {tensor.data_ptr() for tensor in (x, *experts.parameters(), *dense.parameters())}
 
-        def pack(tensor):
-            if tensor.dim() == 4 and tensor.shape[2] == 32:
-                sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in known:
+                sizes[storage.data_ptr()] = storage
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            run()
-        return sum(sizes.values())
+            graph = run()
+        return sum(storage.nbytes() for storage in sizes.values()) if graph.requires_grad else 0
 
-    log_weights = torch.zeros(2, 2, dtype=torch.float64, requires_grad=True)
     ours = kept(lambda: MergedShards(experts, parameters_of(experts))(x, log_weights))
-    assert ours == kept(lambda: dense[0](x)) > 0
+    theirs = kept(lambda: dense[0](x))
+    assert theirs > 2 * 8 * 32 * 32 * 8  # two maps of 8 channels
+    assert ours < theirs + 1000  # two vectors for the norm, and no weights

@@ -96,12 +96,14 @@ def test_every_condition_is_a_plain_test_under_that_routing(tmp_path, place):
     data = batch(SIZES)
     conditions = conditions_of(model)
     found = probe_once(model, ground_truth(tmp_path, data), data, conditions)
-    np.testing.assert_allclose(found.detections[:, :7], table(model, data), rtol=1e-5, atol=1e-4)
+    # beside other routings, shards are added up one by one and not merged: rounding of another order
+    same = dict(rtol=1e-4, atol=1e-3) if place == 'shards' else dict(rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(found.detections[:, :7], table(model, data), **same)
     different = 0
     for condition in conditions:
         with intervene(model, condition.interventions):
             expected = table(model, data)
-        np.testing.assert_allclose(found.conditions[condition.name][:, :7], expected, rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(found.conditions[condition.name][:, :7], expected, **same)
         natural = found.detections[:, :7]
         different += expected.shape != natural.shape or not np.allclose(expected, natural, atol=1e-3)
     assert different >= len(conditions) - 2 > 0  # to knock out an expert that no row chose changes nothing
@@ -147,11 +149,6 @@ def test_shards_have_their_number_of_experts_in_every_condition():
     sweep = [condition for condition in conditions_of(model) if 'top_k' in condition.name]
     assert [condition.name for condition in sweep] == [swept(1), swept(3)]  # of the other layer, which was trained at 2
     assert all(set(condition.interventions) == {'backbone.layer3'} for condition in sweep)
-    only = detector(dict(placement='shards', shards=2, copies=1, constraint=None))
-    assert [condition.name for condition in conditions_of(only, ['bbox_head.cls'])] == [
-        forced('bbox_head.cls', 0),
-        forced('bbox_head.cls', 1),
-    ]
 
 
 @pytest.mark.parametrize('place', ['level', 'image', 'patch', 'attentive'])

@@ -59,6 +59,18 @@ def test_expert_two_for_every_row_is_a_collapse(health):
     assert ' '.join(line.split()) == 'bbox_head.cls 20 1/4 0.00 0.00 0% 0% 100% 0% 2.00 0.00 2.00 0.00 COLLAPSED'
 
 
+def test_one_copy_of_a_shard_for_every_row_is_a_collapse(health):
+    shards = dict(placement='shards', shards=2, copies=2, width=1)
+    status, out, _ = health(lambda m: plant_logits(m, 0, 0, 80, 0), **shards)
+    assert status == 1 and 'bbox_head.cls, all rows: shard 1: 1 of 2 copies hold more' in out
+    (line,) = [line for line in out.splitlines() if line.startswith('bbox_head.cls ')]
+    # copies of shard 0 have equal logits, and the first is taken; one bit is left of the mean over the shards' two
+    assert ' '.join(line.split()) == 'bbox_head.cls 20 2/4 0.50 0.50 50% 0% 50% 0% 2.00 0.00 2.00 0.00 COLLAPSED'
+    assert health(lambda m: plant_logits(m, 0, 0, 80, 0), '--min-living', '1', **shards)[0] == 0
+    status, _, err = health(plant_varied, '--min-living', '3', **shards)
+    assert status == 2 and 'a layer has 2 experts or copies of a shard' in err
+
+
 def test_two_experts_for_every_row_are_a_collapse_too(health):
     assert health(lambda m: plant_logits(m, 9, 9, 0, 0))[0] == 1
     assert health(lambda m: plant_logits(m, 9, 9, 0, 0), '--min-living', '2')[0] == 0

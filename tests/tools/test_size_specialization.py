@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -145,6 +146,35 @@ def test_a_whole_report(analyse, shapes_config, shapes, tmp_path):
     assert results['ap']['natural']['AP'] == pytest.approx(metrics['coco/bbox_mAP'], abs=6e-4)
     assert results['ap']['natural']['AP50'] == pytest.approx(metrics['coco/bbox_mAP_50'], abs=6e-4)
     assert results['ap']['natural']['AP50'] > 0
+
+
+def test_a_report_on_shards(analyse, shapes_config):
+    shards = shapes_config.read_text().replace('num_experts=3, top_k=2', "placement='shards', shards=2, copies=3")
+    shapes_config.write_text(shards)
+    status, out, _, results = analyse()
+    assert status == 0 and 'bbox_head.cls' in out
+    assert results['ap']['top_k'] == []
+    for layer in results['layers']:
+        assert (layer['slots'], layer['num_experts'], layer['top_k']) == (2, 6, 2)
+        for unit in (layer, layer['units']['detection'], layer['units']['training']):
+            of_shards = np.reshape(unit['expert_by_size'], (2, 3, 3)).sum(1)  # every shard has half of every object
+            np.testing.assert_allclose(of_shards[0], of_shards[1])
+            np.testing.assert_allclose(of_shards.sum(), unit['n_objects'])
+        usage = layer['utilisation']
+        assert np.reshape(usage['importance_share'], (2, 3)).sum(1) == pytest.approx([0.5, 0.5])
+        assert np.reshape(usage['load_ratio'], (2, 3)).sum(1) == pytest.approx([3, 3])
+        assert 0 <= usage['row_entropy'] <= usage['batch_entropy'] <= np.log2(3) + 1e-9
+        for kind in ('forced', 'knocked_out'):
+            assert [row['expert'] for row in layer[kind]] == [*range(6)]
+        first, second = layer['routes']['fixed']['experts']
+        assert first < 3 <= second < 6 and layer['routes']['best_per_image']['candidates'] == 10
+        assert layer['swap']['AP'] is not None and layer['random_gates']['count'] == 200
+        assert {entry['weight'] for favourite in layer['favourites'] for entry in favourite['objects']} <= {1}
+        assert all(sum(weights) == 2 for example in results['examples'] for of_layer in example['layers']
+                   for level in of_layer['levels'] for weights in level['weights'])  # fmt: skip
+    page = Path('report/report.html').read_text()
+    assert 'shard 1, copy 2' in page and '2 shards of 3 copies' in page
+    assert not re.search(r'expert \d', page)
 
 
 def test_two_processes_say_what_one_says(analyse, shapes_config, shapes, tmp_path):

@@ -107,6 +107,19 @@ def test_cells_lie_in_original_pixels_and_end_at_the_picture(trained, tmp_path):
     assert level.cells[:, 3].max() == 40 and level.cells[:, 2].max() == 100
 
 
+def test_shards_are_drawn_in_strips(tool, monkeypatch, tiny_config, tiny_coco, tmp_path):
+    drawn = []
+    draw = image_routing.routing_figure
+    monkeypatch.setattr(image_routing, 'routing_figure', lambda routed: drawn.append(routed) or draw(routed))
+    config = moe_config(tiny_config, placement='shards', shards=2, copies=2, width=1)
+    weights = checkpoint(config, tmp_path / 'm.pth', plant_varied)
+    assert tool(TOOL).main([str(config), str(weights), str(tiny_coco / 'val' / '1.png')]) == 0
+    for levels in drawn[0].layers.values():
+        assert [level.slots for level in levels] == [2] * 5
+        assert all(np.reshape(level.weights, (2, 2)).sum(1).tolist() == [1, 1] for level in levels)
+    assert Path('1_routing.png').is_file()
+
+
 @pytest.mark.parametrize(('unit', 'titles'), [('image', ['all levels']), ('level', ['level 0', 'level 4'])])
 def test_units_without_patches_cover_the_picture(tiny_config, tiny_coco, tmp_path, unit, titles):
     config = moe_config(tiny_config, unit=unit)

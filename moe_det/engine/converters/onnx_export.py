@@ -153,7 +153,11 @@ def _routing_operators() -> Iterator[None]:
         # aten::sort(x, dim, descending) or aten::sort(x, stable, dim, descending)
         dim, descending = (symbolic_helper._get_const(value, 'i', 'dim') for value in arguments[-2:])
         size = symbolic_helper._get_tensor_dim_size(x, dim)
-        length = g.op('Constant', value_t=torch.tensor([size], dtype=torch.int64))
+        if size is None:  # behind an operation whose shape the exporter does not follow
+            number = g.op('Constant', value_t=torch.tensor([dim], dtype=torch.int64))
+            length = g.op('Gather', g.op('Shape', x), number)
+        else:
+            length = g.op('Constant', value_t=torch.tensor([size], dtype=torch.int64))
         return g.op('TopK', x, length, axis_i=dim, largest_i=int(descending), sorted_i=1, outputs=2)
 
     def isneginf(g, x):

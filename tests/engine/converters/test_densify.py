@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-import re
-
 import pytest
 import torch
 from mmengine.config import Config
@@ -20,8 +18,6 @@ from moe_det.errors import CheckpointError, MoEConfigError
 from moe_det.routing.intervention import Intervention, intervene
 
 EXPERTS = dict(num_experts=3, top_k=2, constraint=dict(type='KLConstraint'))
-SHARDS = dict(placement='shards', shards=2, copies=3)
-GROUPS = dict(bbox_head=dict(norm_cfg=dict(type='GN', num_groups=4)))
 SHARDS = dict(placement='shards', shards=2, copies=3)
 GROUPS = dict(bbox_head=dict(norm_cfg=dict(type='GN', num_groups=4)))
 
@@ -179,59 +175,6 @@ def test_top_1_says_that_the_scale_is_another(tmp_path, capsys):
     densify(str(path), str(write_checkpoint(path, tmp_path / 'moe.pth')), str(tmp_path / 'out.pth'), expert=['0'])
     assert 'with top_k=1 an expert was trained with its output scaled' in capsys.readouterr().err
     stock_detector(tmp_path / 'out.pth')
-
-
-@pytest.mark.parametrize(
-    'moe, changes, forced',
-    [
-        (SHARDS, GROUPS, dict(cls=(2, 5), reg=(1, 4))),
-        (dict(SHARDS, shards=4, unit='image', shared_gate=True), GROUPS, dict(both=(2, 5, 8, 11))),
-        (dict(SHARDS, copies_share=True), dict(bbox_head=dict(norm_cfg=dict(type='BN'))), dict(cls=(2, 5), reg=(1, 4))),
-        (dict(SHARDS, branches='reg', unit='patch', grid=2), {}, dict(reg=(1, 4))),
-        (dict(SHARDS, copies=1), GROUPS, {}),
-    ],
-    ids=['level', 'image, one gate', 'copies that share', 'patch', 'one copy'],
-)
-def test_copies_of_all_shards_put_together_predict_what_they_do_when_forced(moe, changes, forced, tmp_path, capsys):
-    path, dense = write_config(tmp_path / 'moe.py', moe, **changes), write_config(tmp_path / 'dense.py', **changes)
-    checkpoint = write_checkpoint(path, tmp_path / 'moe.pth')
-    expert = {'both': ['2'], 'cls': ['cls=2', 'reg=1'], 'reg': ['1']}[next(iter(forced))] if forced else None
-    densify(str(path), str(checkpoint), str(tmp_path / 'out.pth'), expert=expert)
-    plain, mixture = model_of(dense, tmp_path / 'out.pth'), model_of(path, checkpoint)
-    with intervene(mixture, {f'bbox_head.{layer}': Intervention(forced=experts) for layer, experts in forced.items()}):
-        assert_same_outputs(plain, mixture)
-    out = capsys.readouterr().out
-    difference = re.search(r'outputs to the model with the forced experts: (\S+)', out)
-    assert float(difference[1]) < 1e-5
-    assert 'cls=2' not in (expert or ()) or 'bbox_head.cls: copy 2 of shard 0, copy 2 of shard 1, ' in out
-
-
-def test_average_of_shards_is_the_mean_of_copies_side_by_side(tmp_path, capsys):
-    path, dense = write_config(tmp_path / 'moe.py', SHARDS, **GROUPS), write_config(tmp_path / 'dense.py', **GROUPS)
-    checkpoint = write_checkpoint(path, tmp_path / 'moe.pth')
-    densify(str(path), str(checkpoint), str(tmp_path / 'out.pth'), average=True)
-    state = torch.load(checkpoint, weights_only=True)['state_dict']
-
-    def means(name: str) -> list[torch.Tensor]:
-        key = f'bbox_head.branch_experts.cls.experts.{{}}.{name}'
-        return [sum(state[key.format(3 * shard + copy)] for copy in range(3)) / 3 for shard in range(2)]
-
-    head = model_of(dense, tmp_path / 'out.pth').bbox_head
-    torch.testing.assert_close(head.cls_convs[1].conv.weight.detach(), torch.cat(means('conv.conv.weight')))
-    torch.testing.assert_close(head.cls_convs[1].gn.bias.detach(), torch.cat(means('conv.gn.bias')))
-    torch.testing.assert_close(head.retina_cls.weight.detach(), torch.cat(means('predictor.weight'), dim=1))
-    torch.testing.assert_close(head.retina_cls.bias.detach(), sum(means('predictor.bias')))
-    assert 'bbox_head.cls: mean of the 3 copies of each of 2 shards, 5 tensors' in capsys.readouterr().out
-
-
-def test_shards_there_and_back_are_the_same_bits(tmp_path):
-    dense = write_checkpoint(write_config(tmp_path / 'dense.py', **GROUPS), tmp_path / 'dense.pth')
-    path = write_config(tmp_path / 'moe.py', SHARDS, **GROUPS)
-    upcycle(str(path), str(dense), str(tmp_path / 'moe.pth'), noise=0)
-    densify(str(path), str(tmp_path / 'moe.pth'), str(tmp_path / 'out.pth'), expert=['1'])
-    original, state = (torch.load(file, weights_only=True)['state_dict'] for file in (dense, tmp_path / 'out.pth'))
-    assert state.keys() == original.keys()
-    assert all(torch.equal(state[key], value) for key, value in original.items())
 
 
 @pytest.mark.parametrize(

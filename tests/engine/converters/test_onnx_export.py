@@ -33,14 +33,6 @@ NETWORKS = {
         dict(placement='shards', shards=2, copies=2, unit='patch', grid=2, copies_share=True),
         {},
     ),
-    'shards, norms': (
-        dict(placement='shards', shards=2, copies=3),
-        dict(bbox_head=dict(norm_cfg=dict(type='GN', num_groups=4))),
-    ),
-    'copies of shards that share, patch': (
-        dict(placement='shards', shards=2, copies=2, unit='patch', grid=2, copies_share=True),
-        {},
-    ),
     'attentive gate': (dict(num_experts=3, top_k=2, branches='reg', gate=dict(type='AttentiveGate')), {}),
 }
 

@@ -16,10 +16,6 @@ BIAS = dict(type='SelectionBiasConstraint')
 RELATIVE = dict(type='RelativeImportanceConstraint')
 MEAN = dict(type='MeanImportanceConstraint')
 KL = dict(type='KLConstraint')
-KL = dict(type='KLConstraint')
-SHARDS = dict(placement='shards', shards=2, copies=3)
-
-
 SHARDS = dict(placement='shards', shards=2, copies=3)
 
 
@@ -141,91 +137,6 @@ def test_keys_of_several_plugins_are_not_mixed_up(tmp_path):
     one = [place for place in places if '.layer3.' in place.path]
     changes = config_changes(dict(backbone=dict(plugins=plugins[:1])), one, kept)
     assert changes == {'backbone.plugins.0.cfg.num_experts': 2}
-
-
-def never_chosen(experts: dict[str, list[int]]):
-    """Plants gates that never choose these experts."""
-
-    def change(model):
-        for layer, router in find_routers(model).items():
-            router.gate.fc.weight *= 10  # rows differ in what they choose
-            router.gate.fc.bias[experts[layer.rpartition('.')[2]]] = -1e4
-
-    return change
-
-
-@pytest.mark.parametrize(
-    'moe, share',
-    [
-        (dict(SHARDS, constraint=[KL, BIAS]), False),
-        (dict(SHARDS, num_experts=6, top_k=2, unit='image'), True),
-        (dict(SHARDS, shards=1, copies=6), False),
-    ],
-    ids=['level', 'image, copies that share', 'one shard'],
-)
-def test_copies_of_shards(moe, share, tmp_path):
-    out_of = dict(cls=[1, 5], reg=[0, 4])
-    drop = [f'{branch}={",".join(map(str, experts))}' for branch, experts in out_of.items()]
-    before, after, changes = pruned(tmp_path, dict(moe, copies_share=share), drop, never_chosen(out_of))
-    expected = {'copies': 4 if moe['shards'] == 1 else 2} | ({'num_experts': 4} if 'num_experts' in moe else {})
-    assert changes == {f'model.bbox_head.moe.{key}': value for key, value in expected.items()}
-    assert_same_outputs(after, before)
-    group = after.bbox_head.branch_experts['cls']
-    assert (group.common is not None) == share and len(group) == 4
-    old = before.bbox_head.branch_experts['cls']
-    for new, kept in enumerate([0, 2, 3, 4]):
-        torch.testing.assert_close(
-            group.weights_of(new)['predictor.weight'], old.weights_of(kept)['predictor.weight'], rtol=0, atol=1e-6
-        )
-
-
-def test_shards_down_to_one_copy(tmp_path):
-    drop = ['cls=0,1,3,5', 'reg=1,2,4,5']
-    before, after, changes = pruned(
-        tmp_path, dict(SHARDS, constraint=RELATIVE, copies_share=True), drop, lambda m: None
-    )
-    expected = dict(copies=1, constraint=None, copies_share=False)
-    assert changes == {f'model.bbox_head.moe.{key}': value for key, value in expected.items()}
-    assert not find_routers(after)
-    forced = {'bbox_head.cls': Intervention(forced=(2, 4)), 'bbox_head.reg': Intervention(forced=(0, 3))}
-    with intervene(before, forced):
-        assert_same_outputs(after, before)
-
-
-def test_state_of_constraints_of_shards_stays_fair_in_each(tmp_path):
-    values = torch.tensor([0.6, -0.5, -0.1, -0.3, 0.2, 0.1])
-
-    def change(model):
-        for router in find_routers(model).values():
-            router.constraints['relative_importance'].relative.copy_(values[None])
-
-    _, after, _ = pruned(tmp_path, dict(SHARDS, constraint=RELATIVE), ['cls=1,4', 'reg=0,3'], change)
-    relative = after.bbox_head.routers['cls'].constraints['relative_importance'].relative
-    # 0.6 and -0.1 of shard 0 have the mean 0.25, -0.3 and 0.1 of shard 1 the mean -0.1
-    torch.testing.assert_close(relative, torch.tensor([[0.35, -0.35, -0.2, 0.2]]))
-
-
-def test_wrong_uses_of_shards(tmp_path):
-    path = write_config(tmp_path / 'moe.py', SHARDS)
-    checkpoint = write_checkpoint(path, tmp_path / 'moe.pth')
-    for drop, message in [
-        (['cls=0', 'reg=0'], r'bbox_head\.cls would keep 2 of shard 0, 3 of shard 1 copies'),
-        (['cls=0,1,2'], r'bbox_head\.cls would keep no copy of shard 0'),
-        (['cls=0,3'], r'model\.bbox_head\.moe\.copies is one number .*: bbox_head\.cls 4, bbox_head\.reg 6'),
-        (['cls=6'], r'bbox_head\.cls has the experts 0 to 5'),
-    ]:
-        with pytest.raises(MoEConfigError, match=message):
-            prune_experts(str(path), str(checkpoint), str(tmp_path / 'out.pth'), drop=drop, evaluate=False)
-    with pytest.raises(MoEConfigError, match=r'--keep 3: the layers have up to 3 copies of a shard'):
-        prune_experts(str(path), str(checkpoint), str(tmp_path / 'out.pth'), keep=3, evaluate=False)
-
-
-def test_the_only_expert_shares_with_none(tmp_path):
-    moe = dict(num_experts=2, top_k=1, weighting='straight_through', copies_share=True)
-    before, after, changes = pruned(tmp_path, moe, ['cls=0', 'reg=1'], lambda model: None)
-    assert changes == {'model.bbox_head.moe.num_experts': 1, 'model.bbox_head.moe.copies_share': False}
-    with intervene(before, {'bbox_head.cls': Intervention(forced=1), 'bbox_head.reg': Intervention(forced=0)}):
-        assert_same_outputs(after, before)
 
 
 def never_chosen(experts: dict[str, list[int]]):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-import re
-
 import pytest
 import torch
 from mmengine.config import Config
@@ -17,7 +15,6 @@ from moe_det.errors import CheckpointError, MoEConfigError
 
 KL = dict(type='KLConstraint')
 EXPERTS = dict(num_experts=3, top_k=2, constraint=KL)
-SHARDS = dict(placement='shards', shards=2, copies=3, constraint=KL)
 SHARDS = dict(placement='shards', shards=2, copies=3, constraint=KL)
 BACKBONE = dict(
     type='MoEResNet',
@@ -31,7 +28,6 @@ BACKBONE = dict(
     ],
 )
 GROUPS = dict(bbox_head=dict(norm_cfg=dict(type='GN', num_groups=4)))
-GROUPS = dict(bbox_head=dict(norm_cfg=dict(type='GN', num_groups=4)))
 NETWORKS = {
     'head': (EXPERTS, {}),
     'first convolutions, one gate': (dict(EXPERTS, placement='first', shared_gate=True), {}),
@@ -41,13 +37,6 @@ NETWORKS = {
     ),
     'a shared expert that starts at zero': (dict(EXPERTS, shared_expert=True), {}),
     'convolutions of the head': (None, dict(bbox_head=dict(conv_cfg=dict(type='MoEConv2d', num_levels=5, **EXPERTS)))),
-    'shards': (SHARDS, GROUPS),
-    'copies that share, of shards of a norm without statistics in evaluation': (
-        dict(SHARDS, shards=4, unit='image', copies_share=True),
-        dict(bbox_head=dict(norm_cfg=dict(type='BN'))),
-    ),
-    'shards per patch': (dict(SHARDS, unit='patch', grid=2, shared_gate=True), {}),
-    'one of several, counted in full': (dict(EXPERTS, top_k=1, weighting='straight_through', copies_share=True), {}),
     'shards': (SHARDS, GROUPS),
     'copies that share, of shards of a norm without statistics in evaluation': (
         dict(SHARDS, shards=4, unit='image', copies_share=True),
@@ -170,32 +159,6 @@ def test_wrong_uses(dense, tmp_path):
         upcycle(str(config), str(checkpoint), 'out.onnx')
     with pytest.raises(CheckpointError, match='has experts already'):
         upcycle(str(config), str(write_checkpoint(config, tmp_path / 'moe.pth')), str(tmp_path / 'out.pth'))
-
-
-def test_shards_per_patch_with_a_norm_are_refused(dense, tmp_path):
-    _, checkpoint = dense(norm=GROUPS['bbox_head']['norm_cfg'])
-    config = write_config(tmp_path / 'moe.py', dict(SHARDS, unit='patch', grid=2), **GROUPS)
-    with pytest.raises(CheckpointError, match=r"differ .* with unit='patch' a norm takes its statistics from a patch"):
-        upcycle(str(config), str(checkpoint), str(tmp_path / 'out.pth'))
-
-
-@pytest.mark.parametrize('share', [False, True])
-def test_channels_drawn_anew_are_not_part_of_the_measured_difference(share, dense, tmp_path, capsys):
-    dense_config, checkpoint = dense()
-    config = write_config(tmp_path / 'moe.py', dict(SHARDS, copy_redraw=0.5, copies_share=share))
-    upcycle(str(config), str(checkpoint), str(tmp_path / 'out.pth'), noise=0)
-    out = capsys.readouterr().out
-    assert 'bbox_head.cls: 4 tensors copied into 2 shards of 3 copies\n' in out
-    assert float(re.search(r'before noise: (\S+)', out)[1]) < 1e-5
-    original = model_of(dense_config, checkpoint).bbox_head.cls_convs[1].conv.weight.detach()
-    model = model_of(config, tmp_path / 'out.pth')
-    group = model.bbox_head.branch_experts['cls']
-    assert (len(group.common) if share else group.common is None) == (2 if share else True)
-    for expert in range(6):
-        # of each copy's four channels two are the dense ones of its shard
-        own = group.weights_of(expert)['conv.conv.weight']
-        shard = original[4 * (expert // 3) : 4 * (expert // 3) + 4]
-        assert torch.isclose(own, shard, atol=1e-6).flatten(1).all(1).sum() == 2
 
 
 def test_shards_per_patch_with_a_norm_are_refused(dense, tmp_path):

@@ -66,8 +66,8 @@ DEFINITIONS = {
         "every routing row takes the decision of another image's row at the same level, of an image with a like "
         'number of objects; several draws are averaged. What the average precision loses is what the choice of expert '
         'beyond the level is worth. The swap costs where AP, AP_S, AP_M or AP_L falls by a tenth of a point or more '
-        'with a one-sided p of at most 0.01 (adjusted over these four by Holm), which an interval below zero goes with; '
-        'that is open, and the verdict with it, where none of them falls and one is not defined.'
+        'with a one-sided p of at most 0.01 (adjusted over these four by Holm), which an interval below zero goes '
+        'with. Where none falls and one is not defined, that is open, and the verdict with it.'
     ),
     'AP of a third': 'average precision of the objects of one third of relative size, others ignored.',
     'routes between levels': "each image's decisions go to other levels of it: what the choice by level is worth.",

@@ -12,7 +12,7 @@ from moe_det.routing import RoutingRecorder, find_routers
 
 
 def test_weights_of_all_images_and_levels_are_summed(monkeypatch, capsys):
-    # balance inside levels keeps the sums of every level apart
+    # the layer balances inside levels; importance is over all of them
     kl = dict(type='KLConstraint')
     model = detector(dict(num_experts=4, top_k=2, balance_over='level', constraint=kl)).eval()
     plant_varied(model)

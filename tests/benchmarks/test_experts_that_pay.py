@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from math import sqrt
 from pathlib import Path
@@ -105,3 +106,9 @@ def test_the_page_holds_every_row_the_lost_ones_too():
     assert f'| {MIXTURE} | 3 | 1.000 | 1.000 | 61.0 ± 1.0 | -10.0 [-10.0, -10.0] |' in text
     assert f'| {MIXTURE} | -2.0 (3 of 3) |' in text
     assert 'Not run yet: ' in text and TWICE in text.partition('Not run yet: ')[2]
+
+
+def test_the_page_is_that_of_the_record_and_the_rows_are_known():
+    record = json.loads((ROOT / 'benchmarks/records/experts_that_pay.json').read_text(encoding='utf-8'))
+    assert (ROOT / 'docs/results/experts_that_pay.md').read_text(encoding='utf-8') == page(record)
+    assert {one['name'] for one in record['rows']} <= {*STARTS, *ROWS}

@@ -153,6 +153,7 @@ def measure(unit: units.Unit, info: LayerInfo, analysed: Analysed, hard: bool) -
         # without levels nothing is relative to them
         areas=analysed.ground_truth.objects.areas[unit.objects] if analysed.has_levels else None,
         groups=None if groups is None else [groups[image] for image in unit.image_ids],
+        expert_slots=info.slots,
     )
 
 

@@ -76,21 +76,24 @@ def mean_square_contingency(tables: ArrayLike) -> np.ndarray:
     return np.maximum(chi_square.sum(-1), 0.0) / np.where(total > 0, total, 1)
 
 
-def largest_contingency(tables: ArrayLike) -> float:
+def largest_contingency(tables: ArrayLike, slots: int = 1) -> float:
     """The phi^2 of :func:`mean_square_contingency` that perfect association would have.
 
     It is the count-weighted mean over levels of min(A, B) - 1, where A counts the rows (experts) that occur in any
     level and B the columns (sizes) that occur in this level: which sizes a level holds is a matter of the data, whether
-    a router varies inside a level is its own doing and must not shrink the yardstick.
+    a router varies inside a level is its own doing and must not shrink the yardstick. Where every decision takes one
+    expert of each slot, phi^2 is the mean of the slots' own, and so is its largest value.
 
     Args:
         tables: (L, A, B) counts >= 0.
+        slots: number of slots of equal size that the rows are divided into.
     """
     tables = np.asarray(tables, dtype=float)
-    used = (tables.sum((0, 2)) > 0).sum()
+    used = (tables.sum((0, 2)) > 0).reshape(slots, -1).sum(1)
     columns = (tables.sum(1) > 0).sum(1)
     level = tables.sum((1, 2))
-    return float((level * np.maximum(np.minimum(used, columns) - 1, 0)).sum() / max(level.sum(), 1e-300))
+    most = np.maximum(np.minimum(used[:, None], columns) - 1, 0).mean(0)
+    return float((level * most).sum() / max(level.sum(), 1e-300))
 
 
 def chance_corrected_v(phi2: float, chance: float, largest: float) -> float:

@@ -58,6 +58,7 @@ class ObjectRows:
         num_objects: entries that were gathered.
         num_experts: E.
         num_sizes: S.
+        expert_slots: see :func:`~moe_det.analysis.measure_specialization`.
     """
 
     images: np.ndarray
@@ -68,6 +69,7 @@ class ObjectRows:
     num_objects: int
     num_experts: int
     num_sizes: int
+    expert_slots: int = 1
 
     @property
     def num_groups(self) -> int:
@@ -123,6 +125,7 @@ def gather_rows(
     patches: ArrayLike | None = None,
     weights: ArrayLike | None = None,
     groups: ArrayLike | None = None,
+    expert_slots: int = 1,
 ) -> ObjectRows:
     """Checks the arrays of :func:`~moe_det.analysis.measure_specialization` and gathers objects into routing rows.
 
@@ -133,6 +136,8 @@ def gather_rows(
     """
     if num_experts < 1 or num_sizes < 2:
         raise ValueError(f'expected num_experts >= 1 and num_sizes >= 2, got {num_experts} and {num_sizes}')
+    if expert_slots < 1 or num_experts % expert_slots:
+        raise ValueError(f'expert_slots={expert_slots}: expected a divisor of num_experts={num_experts}')
     names, image = positions_of('image_ids', image_ids)
     n = len(image)
     if n == 0:
@@ -164,13 +169,13 @@ def gather_rows(
     counts = np.bincount(row * num_sizes + sizes, weights, len(keys) * num_sizes).reshape(-1, num_sizes)
     strata = octaves(counts.sum(1))
     row_place, row_image = np.divmod(keys, len(names))
-    slots = []
+    found = []
     for index, (slot_level, _) in enumerate(places):
         rows = row_place == index
-        slots.append(Slot(int(slot_level), row_image[rows], counts[rows], masses[first[rows]], strata[rows]))
+        found.append(Slot(int(slot_level), row_image[rows], counts[rows], masses[first[rows]], strata[rows]))
     units = np.arange(len(names)) if groups is None else _groups(groups, names, image)
     patch_of_slot = tuple(places[:, 1].tolist())
-    return ObjectRows(names, units, level_names, tuple(slots), patch_of_slot, n, num_experts, num_sizes)
+    return ObjectRows(names, units, level_names, tuple(found), patch_of_slot, n, num_experts, num_sizes, expert_slots)
 
 
 def octaves(counts: np.ndarray) -> np.ndarray:

@@ -45,6 +45,7 @@ def measure_specialization(
     areas: ArrayLike | None = None,
     quantiles: int = QUANTILES,
     groups: ArrayLike | None = None,
+    expert_slots: int = 1,
 ) -> SpecializationResult:
     """Measures whether experts depend on object size given the feature level, with a test that respects routing rows.
 
@@ -81,6 +82,8 @@ def measure_specialization(
         quantiles: Q, bins of the size within the level.
         groups: (n,) group of each object's image, ids of any kind: images that depend on each other, such as the
             frames of a video, are exchanged and resampled as one. None takes images as independent.
+        expert_slots: G, where every decision takes one expert of each of G slots (shards); experts 0 to E / G - 1 are
+            the first slot, and the masses of each slot sum to 1 / G. It scales Cramer's V.
 
     Returns:
         Numbers, tables and a verdict. If the data cannot carry a p-value it has none, but a ``reason``.
@@ -95,6 +98,7 @@ def measure_specialization(
     if bootstrap < 0:
         raise ValueError(f'bootstrap must be 0 (no interval) or more, got {bootstrap}')
     given = {'num_experts': num_experts, 'patches': patches, 'weights': weights, 'groups': groups}
+    given['expert_slots'] = expert_slots
     rows = gather_rows(image_ids, levels, experts, sizes, num_sizes=num_sizes, **given)
     views = [_View(num_sizes, 1, 'sizes')]
     relative = None
@@ -212,7 +216,7 @@ def _core(rows: ObjectRows, tables: np.ndarray, permuted: np.ndarray) -> _Core:
         permuted: (P, L, E, S) of the null.
     """
     cmi = float(conditional_mutual_information(tables))
-    phi2, largest = float(mean_square_contingency(tables)), largest_contingency(tables)
+    phi2, largest = float(mean_square_contingency(tables)), largest_contingency(tables, rows.expert_slots)
     null = conditional_mutual_information(permuted)
     mean = float(null.mean())
     p_value, reason = _p_value(rows, tables, cmi, null)
@@ -289,7 +293,7 @@ def _level(
         'raw': raw,
         'corrected': raw - float(mutual_information(chance).mean()),
         'p_value': p_value,
-        'v': chance_corrected_v(phi2, mean_phi2, largest_contingency(table[None])),
+        'v': chance_corrected_v(phi2, mean_phi2, largest_contingency(table[None], rows.expert_slots)),
     }
 
 

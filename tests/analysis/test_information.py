@@ -110,6 +110,17 @@ def test_largest_contingency():
     assert largest_contingency(np.diag([1.0, 1, 1])[None]) == pytest.approx(2)
 
 
+def test_contingency_of_slots_is_the_mean_of_the_slots():
+    generator = np.random.default_rng(0)
+    of_slots = generator.integers(1, 9, size=(2, 1, 2, 3)).astype(float)  # two slots of two copies, three sizes
+    of_slots[1] *= of_slots[0].sum(1, keepdims=True) / of_slots[1].sum(1, keepdims=True)  # the same objects
+    both = np.concatenate(list(of_slots), axis=1) / 2
+    mean = np.mean([mean_square_contingency(one) for one in of_slots])
+    assert mean_square_contingency(both) == pytest.approx(mean)
+    assert largest_contingency(both, slots=2) == pytest.approx(1)  # min(2, 3) - 1 of each
+    assert largest_contingency(both) == pytest.approx(2)
+
+
 def test_chance_corrected_v():
     assert chance_corrected_v(1.0, 0.2, 1.0) == 1
     assert chance_corrected_v(0.2, 0.2, 1.0) == 0

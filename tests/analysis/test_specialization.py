@@ -532,3 +532,21 @@ def test_figure(tmp_path):
     assert np.isnan(shown[:, 1]).all()  # no medium object
     figure.savefig(tmp_path / 'figure.png', dpi=40)
     assert (tmp_path / 'figure.png').stat().st_size > 1000
+
+
+def test_two_slots_that_decide_alike_measure_as_one():
+    generator = np.random.default_rng(3)
+    images = np.repeat(np.arange(60), 6)
+    sizes = generator.integers(0, 3, len(images))
+    expert = np.repeat(generator.integers(0, 2, 60), 6)
+    sizes[expert == 1] = np.maximum(sizes[expert == 1], 1)
+    levels = np.zeros_like(images)
+    options = dict(permutations=199, bootstrap=0)
+    one = measure_specialization(images, levels, expert, sizes, num_experts=2, **options)
+    masses = np.zeros((len(images), 4))
+    masses[np.arange(len(images)), expert] = masses[np.arange(len(images)), 2 + expert] = 0.5
+    two = measure_specialization(images, levels, masses, sizes, num_experts=4, expert_slots=2, **options)
+    assert two.mi_given_level_bits == pytest.approx(one.mi_given_level_bits)
+    assert two.cramers_v_given_level == pytest.approx(one.cramers_v_given_level)
+    with pytest.raises(ValueError, match='expert_slots=3'):
+        measure_specialization(images, levels, masses, sizes, num_experts=4, expert_slots=3, **options)

@@ -11,6 +11,7 @@ TARGET = 1.0  # points above the control
 MOST_COST = 1.02  # multiply-adds over dense
 MARGIN = 0.3  # points below the control that experts with functions of their own may be
 SWAP, SWAP_OF_A_SIZE = 1.0, 2.0  # points lost under the swap
+STILL_LEARNING = 0.5  # points that the control gains by going on
 
 
 def conclusion(rows: dict[str, dict]) -> list[str]:
@@ -18,7 +19,8 @@ def conclusion(rows: dict[str, dict]) -> list[str]:
     baseline = rows.get(BASELINE)
     if baseline is None:
         return [f'"{BASELINE}" is not finished: nothing can be compared yet.']
-    return [_capacity(rows, baseline), _pays(rows, baseline), _differs(rows, baseline)]
+    found = [_capacity(rows, baseline), _pays(rows, baseline), _differs(rows, baseline)]
+    return [*found, *_ended(rows, baseline)]
 
 
 def _capacity(rows: dict[str, dict], baseline: dict) -> str:
@@ -43,7 +45,8 @@ def _pays(rows: dict[str, dict], baseline: dict) -> str:
     if not mixtures:
         return 'Whether a mixture pays is open: no row at equal cost has three seeds yet.'
     row, best = max(mixtures, key=lambda one: one[1].mean)
-    text = f'"{row["name"]}" has {best.mean:+.1f} AP (standard error {best.error:.2f}, {best.pairs} seeds) at '
+    text = f'"{row["name"]}" has {best.mean:+.1f} AP (standard error {best.error:.2f}, Student\'s 95 % interval '
+    text += f'{best.low:+.1f} to {best.high:+.1f}, {best.pairs} seeds) at '
     text += f'{row["multiply_adds_over_dense"]:.3f} of the multiply-adds'
     if best.mean >= TARGET and best.above:
         return f'Experts pay here: {text}.'
@@ -77,3 +80,14 @@ def _differs(rows: dict[str, dict], baseline: dict) -> str:
         )
     loss, name, gain = max(good)
     return f'AP and experts that differ, both: "{name}" has {gain:+.1f} AP and loses {loss:.1f} under the swap.'
+
+
+def _ended(rows: dict[str, dict], baseline: dict) -> list[str]:
+    """A warning where the control still learns: a mixture may then only learn faster."""
+    more = against(baseline, rows['dense'], 'AP') if 'dense' in rows else None
+    if more is None or more.mean < STILL_LEARNING:
+        return []
+    return [
+        f'Dense training has not ended: going on brought it {more.mean:+.1f} AP. A mixture that is better may only '
+        'learn faster; whether it stays better after a longer training is open.'
+    ]

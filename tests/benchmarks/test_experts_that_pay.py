@@ -90,6 +90,11 @@ def test_capacity_binds_when_twice_the_width_is_better():
     assert 'nothing can be compared' in said(row(MIXTURE, BASE))
 
 
+def test_a_control_that_still_learns_is_named():
+    assert 'has not ended: going on brought it +1.0 AP' in said(row('dense', [0.69, 0.70, 0.71]), row(BASELINE, BASE))
+    assert 'has not ended' not in said(row('dense', [0.697, 0.707, 0.717]), row(BASELINE, BASE))
+
+
 def test_the_page_holds_every_row_the_lost_ones_too():
     rows = [row('dense', BASE), row(BASELINE, BASE), row(MIXTURE, [0.60, 0.61, 0.62], swap=-0.02)]
     record = {

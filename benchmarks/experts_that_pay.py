@@ -69,14 +69,15 @@ def drop_outdated(record: dict) -> None:
 
 
 def add(record: dict, name: str, run: dict) -> None:
-    """Puts a run into the record, in place of one of the same row and seed."""
+    """Puts a run into the record, in place of one of the same row and seed, whose swap test stays if it has none."""
     row = next((row for row in record['rows'] if row['name'] == name), None)
     if row is None:
         control = name in STARTS or ROWS[name].control
         row = {'name': name, 'control': control, 'fingerprint': fingerprint_of(name), **cost_of(name), 'seeds': []}
         record['rows'].append(row)
-    others = [other for other in row['seeds'] if other['seed'] != run['seed']]
-    row['seeds'] = sorted([*others, run], key=lambda one: one['seed'])
+    runs = {other['seed']: other for other in row['seeds']}
+    runs[run['seed']] = {**runs.get(run['seed'], {}), **run}
+    row['seeds'] = [runs[seed] for seed in sorted(runs)]
     order = [*STARTS, *ROWS]
     record['rows'].sort(key=lambda one: order.index(one['name']))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from command_runs import as_options, call, fingerprint  # of benchmarks/
 
-from .settings import CONFIGS, MORE_EPOCHS, MORE_RATE, ROWS, START_EPOCHS, START_RATE, STARTS
+from .settings import CONFIGS, DATA, MORE_EPOCHS, MORE_RATE, ROWS, START_EPOCHS, START_RATE, STARTS
 
 IMAGE = (128, 128)  # height and width that costs are counted for: the network's input
 MEASURES = {'AP': 'bbox_mAP', 'AP_S': 'bbox_mAP_s', 'AP_M': 'bbox_mAP_m', 'AP_L': 'bbox_mAP_l'}
@@ -33,16 +33,16 @@ def changes_of(name: str) -> tuple[Path, dict[str, object]]:
     if name in STARTS:
         return CONFIGS['dense'], {**STARTS[name].options, **schedule(START_EPOCHS, START_RATE, 4)}
     row = ROWS[name]
-    return CONFIGS[row.config], {**row.options, **schedule(row.epochs or MORE_EPOCHS, row.rate or MORE_RATE, 2)}
+    return CONFIGS[row.config], {**row.options, **schedule(MORE_EPOCHS, MORE_RATE, 2)}
 
 
 @cache
 def fingerprint_of(name: str) -> str:
-    """Digest of a row's config, of the detector that it starts from, and of the way the images are drawn."""
+    """Digest of a row's config, of the detector that it starts from, of the images and of the way they are drawn."""
     from moe_det.datasets.shapes import FORMAT
 
     start = [] if name in STARTS else [fingerprint_of(ROWS[name].start)]
-    return fingerprint(*changes_of(name), f'shapes {FORMAT}', *start)
+    return fingerprint(*changes_of(name), f'shapes {FORMAT}', DATA, *start)
 
 
 def folder_of(name: str, seed: int, args: Namespace) -> Path:
@@ -52,7 +52,7 @@ def folder_of(name: str, seed: int, args: Namespace) -> Path:
 
 def checkpoint_of(name: str, seed: int, args: Namespace) -> Path:
     """The checkpoint that a run ends with."""
-    epochs = START_EPOCHS if name in STARTS else ROWS[name].epochs or MORE_EPOCHS
+    epochs = START_EPOCHS if name in STARTS else MORE_EPOCHS
     return folder_of(name, seed, args) / f'epoch_{epochs}.pth'
 
 

@@ -44,8 +44,6 @@ class Row:
         options: changed keys of the config.
         start: name of the detector that it starts from.
         control: whether it has no experts.
-        epochs: length of the training; None for that of all rows.
-        rate: peak learning rate; None for that of all rows.
     """
 
     about: str
@@ -53,8 +51,6 @@ class Row:
     options: dict[str, object] = field(default_factory=dict)
     start: str = 'dense'
     control: bool = False
-    epochs: int | None = None
-    rate: float | None = None
 
 
 STARTS = {

@@ -22,7 +22,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..errors import MoEConfigError
 from ..layers.settings import MoESettings
-from ..routing.dispatch import LevelPlan, _Rearranged
+from ..routing.dispatch import LevelPlan, Rearranged
 from ..routing.experts import ExpertGroup
 from ..routing.routing import Routing
 from ..routing.rows import RowLayout
@@ -205,9 +205,9 @@ def _run_combinations(
         (key,) = chosen.counts
         return merged[key](rows, log_weights if len(rows) else None)
     if chosen.order is not None:
-        rows = _Rearranged.apply(rows, chosen.order, chosen.places, 1)
+        rows = Rearranged.apply(rows, chosen.order, chosen.places, 1)
         log_weights = log_weights[chosen.order]
     counts = list(chosen.counts.values())
     parts = zip(chosen.counts, rows.split(counts), log_weights.split(counts), strict=True)
     outputs = torch.cat([merged[key](part, weights) for key, part, weights in parts])
-    return outputs if chosen.order is None else _Rearranged.apply(outputs, chosen.places, chosen.order, 1)
+    return outputs if chosen.order is None else Rearranged.apply(outputs, chosen.places, chosen.order, 1)

@@ -113,7 +113,7 @@ def _plan_level(experts: np.ndarray, first: int, length: int, num_experts: int, 
     return LevelPlan(first, length, counts, in_turn, choices=experts.reshape(length, top_k))
 
 
-class _Rearranged(torch.autograd.Function):
+class Rearranged(torch.autograd.Function):
     """Rows in another order, each ``copies`` times. Its gradient is gathered as well.
 
     Autograd's own would fill zeros and add to them, on a GPU in an order that varies.
@@ -160,7 +160,7 @@ def _parts_by_expert(rows: Tensor, plan: LevelPlan) -> dict[int, Tensor]:
     experts = plan.slices
     if not experts:
         experts = [expert for expert, count in enumerate(plan.counts) if count]
-        rows = _Rearranged.apply(rows, plan.rows, plan.places, len(plan.rows) // plan.num_rows)
+        rows = Rearranged.apply(rows, plan.rows, plan.places, len(plan.rows) // plan.num_rows)
     # split, not one narrow per expert: the gradient of a narrow is as large as the whole
     parts = rows.split([plan.counts[expert] for expert in experts])
     return {expert: part for expert, part in zip(experts, parts, strict=True) if expert != none}
@@ -182,7 +182,7 @@ def _joined(outputs: dict[int, Tensor], routing: Routing, plan: LevelPlan, mixtu
         outputs = {**outputs, none: like.new_zeros(plan.counts[none], *like.shape[1:])}
     joined = torch.cat([outputs[expert] for expert in plan.slices or sorted(outputs)])
     if not plan.slices:
-        joined = _Rearranged.apply(joined, plan.places, plan.order, 1)
+        joined = Rearranged.apply(joined, plan.places, plan.order, 1)
     return mixture(joined.unflatten(0, log_weights.shape), log_weights, routing.sums_to_one)
 
 

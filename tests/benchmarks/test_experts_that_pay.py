@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import sys
 from math import sqrt
 from pathlib import Path
@@ -12,9 +13,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / 'benchmarks'))
 
+from pay import runs  # noqa: E402
 from pay.conclusion import conclusion  # noqa: E402
 from pay.page import page  # noqa: E402
-from pay.settings import BASELINE, ROWS, STARTS, TWICE  # noqa: E402
+from pay.settings import BASELINE, DATA, ROWS, STARTS, TWICE  # noqa: E402
 from pay.statistics import against, paired  # noqa: E402
 
 MIXTURE = next(name for name, row in ROWS.items() if not row.control)
@@ -117,3 +119,19 @@ def test_the_page_is_that_of_the_record_and_the_rows_are_known():
     record = json.loads((ROOT / 'benchmarks/records/experts_that_pay.json').read_text(encoding='utf-8'))
     assert (ROOT / 'docs/results/experts_that_pay.md').read_text(encoding='utf-8') == page(record)
     assert {one['name'] for one in record['rows']} <= {*STARTS, *ROWS}
+
+
+def test_rows_of_other_images_are_left_aside(monkeypatch):
+    before = runs.fingerprint_of('dense')
+    runs.fingerprint_of.cache_clear()
+    monkeypatch.setitem(DATA, 'train', 1)
+    assert runs.fingerprint_of('dense') != before
+    runs.fingerprint_of.cache_clear()
+
+
+def test_a_run_without_a_swap_test_keeps_the_one_it_had():
+    record = {'rows': [row(MIXTURE, [0.5, 0.6], swap=-0.02)]}
+    script = runpy.run_path(str(ROOT / 'benchmarks' / 'experts_that_pay.py'))
+    script['add'](record, MIXTURE, run(1, 0.7))
+    assert [one['AP'] for one in record['rows'][0]['seeds']] == [0.5, 0.7]
+    assert all('swap' in one for one in record['rows'][0]['seeds'])

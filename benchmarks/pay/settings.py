@@ -14,7 +14,7 @@ CONFIGS = {
 HEAD = 'model.bbox_head'
 MOE = f'{HEAD}.moe'
 
-START_EPOCHS, START_RATE = 20, 4e-3
+START_EPOCHS, START_RATE = 40, 4e-3
 MORE_EPOCHS, MORE_RATE = 6, 2e-3
 BASELINE = 'dense continued'
 TWICE = 'dense, twice the width, continued'

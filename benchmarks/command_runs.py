@@ -52,10 +52,15 @@ def threads_of(jobs: int) -> int | None:
 def call(command: list[str], log: Path, threads: int | None = None) -> float:
     """Runs a command with its output in a file, on so many threads; returns its seconds.
 
+    Modules of this folder can be imported, for configs whose ``custom_imports`` name them.
+
     Raises:
         RunError: it ended with an error.
     """
-    environment = {**os.environ, 'OMP_NUM_THREADS': str(threads)} if threads else None
+    paths = [str(ROOT / 'benchmarks'), *filter(None, [os.environ.get('PYTHONPATH')])]
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(paths)}
+    if threads:
+        environment['OMP_NUM_THREADS'] = str(threads)
     begin = time.perf_counter()
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, 'w', encoding='utf-8') as file:

@@ -21,6 +21,7 @@ from pay.expected import EXPECTED
 from pay.page import page
 from pay.runs import cost_of, fingerprint_of, measure
 from pay.settings import DATA, MORE_EPOCHS, MORE_RATE, ROWS, START_EPOCHS, START_RATE, STARTS
+from pay.times import timed, times_over_dense
 
 RECORD = ROOT / 'benchmarks' / 'records' / 'experts_that_pay.json'
 PAGE = ROOT / 'docs' / 'results' / 'experts_that_pay.md'
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument('--jobs', type=int, default=1, help='runs at the same time, which share the cores')
     parser.add_argument('--threads', type=int, help='threads of each run (default: the cores, shared by the jobs)')
     parser.add_argument('--no-swap', action='store_true', help='leave the swap test out')
+    parser.add_argument('--times', action='store_true', help='train nothing: time finished rows, on a quiet machine')
     args = parser.parse_args()
     args.threads = args.threads or threads_of(args.jobs)
     args.work_dir = str(Path(args.work_dir).resolve())
@@ -47,6 +49,12 @@ def main() -> None:
     call(make, Path(args.work_dir) / 'shapes.log')
     record = json.loads(RECORD.read_text(encoding='utf-8')) if RECORD.is_file() else {'rows': []}
     drop_outdated(record)
+    if args.times:
+        rows = {row['name']: row for row in record['rows']}
+        for name, times in times_over_dense(timed([n for n in args.rows if n in rows], args), args).items():
+            rows[name]['time_over_dense'] = times
+        write(record)
+        return
     # starts first: what goes on from them would else train the same one twice
     for wanted in ([name for name in args.rows if name in STARTS], [name for name in args.rows if name in ROWS]):
         tasks = [(name, seed, args) for seed in args.seeds for name in wanted]

@@ -16,6 +16,7 @@ from .errors import MoEConfigError, unknown_name
 # scope='mmdet': names are looked up under the default scope of every mmdet config
 GATES = Registry('moe gate', scope='mmdet')
 CONSTRAINTS = Registry('moe constraint', scope='mmdet')
+EXPERTS = Registry('moe expert', scope='mmdet')  # of users; a class of mmdet's MODELS serves as well
 
 REGISTERED = {
     GATES: (
@@ -40,6 +41,7 @@ REGISTERED = {
     MODELS: (
         'moe_det.layers.moe_conv:MoEConv2d',
         'moe_det.layers.moe_block:MoEBlock',
+        'moe_det.detectors.with_experts:WithExperts',
         'moe_det.models.moe_retina_head:MoERetinaHead',
         'moe_det.models.moe_resnet:MoEResNet',
         'moe_det.models.small_images:SmallImageResNet',
@@ -80,7 +82,7 @@ def build_named(registry: Registry, cfg: dict, where: str, **arguments):
     """Builds ``cfg`` from one of this module's registries, with an error that names the config key.
 
     Args:
-        registry: ``GATES`` or ``CONSTRAINTS``.
+        registry: ``GATES``, ``CONSTRAINTS`` or ``EXPERTS``.
         cfg: a dict with ``type`` (a registered name or a class) and the class's own arguments.
         where: the config key that holds ``cfg``, for the message.
         **arguments: given to the class beside the entries of ``cfg``.

@@ -44,7 +44,7 @@ def test_files_that_the_documentation_names_exist():
 
 def test_every_config_is_in_the_table_of_the_readme_and_the_other_way_round():
     # one row may name a family: classification/mnist_*.py
-    named = re.findall(r'`((?:retinanet|shapes/|classification/)[\w*]+\.py)`', README)
+    named = re.findall(r'`((?:retinanet|shapes/|fine_tune/|classification/)[\w*]+\.py)`', README)
     folder = ROOT / 'configs'
     found = {name: {path.relative_to(folder).as_posix() for path in folder.glob(name)} for name in named}
     assert not [name for name, paths in found.items() if not paths]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,11 +15,12 @@ if find_spec('moe_det') is None:  # a clone that was not installed
     sys.path.insert(0, str(ROOT))
 
 
-def run(work: str | Callable, **arguments: object) -> int:
+def run(work: str | Callable, unexpected: int | None = None, **arguments: object) -> int:
     """Does the work of a script; what a user can mend ends in one message.
 
     Args:
         work: a function, or ``'module:function'``, which is imported only now.
+        unexpected: exit status after any other error, printed with its traceback, where 1 says something else.
         **arguments: given to the function.
 
     Returns:
@@ -26,8 +28,15 @@ def run(work: str | Callable, **arguments: object) -> int:
         Ctrl-C.
 
     Raises:
-        Exception: any other error as it is; with ``MOE_DET_TRACEBACK=1`` in the environment, every error.
+        Exception: any other error as it is, where ``unexpected`` is None; with ``MOE_DET_TRACEBACK=1`` in the
+            environment, every error.
     """
+    if unexpected is not None:
+        try:
+            return run(work, **arguments)
+        except (Exception, SystemExit):
+            traceback.print_exc()
+            return unexpected
     try:
         from moe_det.engine.user_errors import run_main
     except ImportError as error:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
+from moe_det.analysis.slots import expert_name
+
 from .conclusion import conclusion
-from .settings import BASELINE, ROWS, STARTS, TWICE
+from .settings import BASELINE, BATCH, FORCED, ROWS, STARTS, TWICE
 from .statistics import Paired, against, defined
 
 MEASURES = ('AP', 'AP_S', 'AP_M', 'AP_L')
@@ -43,10 +45,16 @@ def precision_row(row: dict, baseline: dict | None) -> list[str]:
     name = row['name']
     cells = [f'**{name}**' if row['control'] else name, str(len(row['seeds']))]
     cells += [f'{row[key]:.3f}' for key in ('multiply_adds_over_dense', 'parameters_over_dense')]
+    cells += [_time(row, kind) for kind in ('inference', 'training')]
     cells.append(points([run['AP'] for run in row['seeds']]))
     if baseline is None or name == BASELINE or name in STARTS:
         return [*cells, *[''] * len(MEASURES)]
     return [*cells, *(difference(against(row, baseline, measure)) for measure in MEASURES)]
+
+
+def _time(row: dict, kind: str) -> str:
+    times = row.get('time_over_dense')
+    return f'{times[kind]["median"]:.2f}' if times else MISSING
 
 
 def swap_change(run: dict, measure: str) -> tuple[float, bool] | None:
@@ -76,6 +84,20 @@ def swap_row(row: dict) -> list[str]:
     return [*cells, ', '.join(counted)]
 
 
+def forced_rows(row: dict | None) -> list[list[str]]:
+    """Average precisions with each copy forced, mean and deviation over seeds."""
+    found: dict[tuple[str, str], list[dict]] = {}
+    for run in row['seeds'] if row else ():
+        for name, layer in ((run.get('swap') or {}).get('layers') or {}).items():
+            for one in layer.get('forced') or ():
+                copy = expert_name(one['expert'], len(layer['forced']), layer['shards'])
+                found.setdefault((name, copy), []).append(one)
+    return [
+        [name, copy, str(len(runs)), *(points([one[measure] for one in runs]) for measure in MEASURES)]
+        for (name, copy), runs in found.items()
+    ]
+
+
 def curve_rows(record: dict) -> list[list[str]]:
     """AP by epoch of the detectors without experts, mean over seeds."""
     rows = []
@@ -98,7 +120,8 @@ def page(record: dict) -> str:
     lines = [*_introduction(record), '', '## What came out', '']
     lines += [f'- {sentence}' for sentence in conclusion(rows)]
     lines += ['', '## Average precision', '', *_READING, '']
-    heads = ['row', 'seeds', 'multiply-adds', 'parameters', 'AP', *(f'{measure} minus control' for measure in MEASURES)]
+    heads = ['row', 'seeds', 'multiply-adds', 'parameters', 'time, inference', 'time, training', 'AP']
+    heads += [f'{measure} minus control' for measure in MEASURES]
     lines += _table(heads, [precision_row(row, baseline) for row in record['rows']])
     lines += ['', 'What the rows are:', '']
     lines += [f'- {name}: {row.about}' for name, row in {**STARTS, **ROWS}.items()]
@@ -106,6 +129,10 @@ def page(record: dict) -> str:
     lines += ['', '## Do the experts differ in what they can do?', '', *_SWAP, '']
     heads = ['row', *(f'swap: {measure}' for measure in MEASURES), 'living experts', 'gate entropy, bits', 'verdicts']
     lines += _table(heads, [swap_row(row) for row in mixed])
+    forced = forced_rows(rows.get(FORCED))
+    if forced:
+        lines += ['', '## What each copy can do', '', *_FORCED, '']
+        lines += _table(['layer', 'copy', 'seeds', *MEASURES], forced)
     lines += ['', '## Has dense training ended?', '', 'AP by epoch, mean over seeds.', '']
     lines += _table(['row', 'epoch: AP'], curve_rows(record))
     lines += ['', '## Expected before the runs', '', *(f'- {sentence}' for sentence in record['expected'])]
@@ -136,13 +163,20 @@ def _introduction(record: dict) -> list[str]:
 
 
 _READING = [
-    'Multiply-adds and parameters: of the whole detector, over those of `dense`. Bold rows are controls without',
-    f'experts. Differences are from "{BASELINE}", in points, seed by seed, with Student\'s 95 % interval of the pairs;',
-    f'"{TWICE}" starts from a detector of its own.',
+    'Multiply-adds, parameters and time: of the whole detector, over those of `dense`. Times are medians of ratios: an',
+    f'image, and a training step of {BATCH}, in turn with dense, by `--times`. These detectors take milliseconds, so',
+    'what experts cost besides multiply-adds shows; docs/performance.md has the times of a detector for photographs.',
+    f'Bold rows are controls without experts. Differences are from "{BASELINE}", in points, seed by seed, with',
+    f'Student\'s 95 % interval of the pairs; "{TWICE}" starts from a detector of its own.',
 ]
 _SWAP = [
     'The swap test gives every image the route of another image with like many objects: what is lost is what the',
     "gate's choice is worth (docs/size_specialization.md). Changes in points, mean over seeds, all layers at once; in",
     'brackets the seeds whose interval lies below zero. Verdicts are of layers (class and box branch), in brackets how',
     'many.',
+]
+_FORCED = [
+    f'AP of "{FORCED}" while all images run one copy of one shard of one branch, and everything else is routed as the',
+    'gate wants: what is missing is what that copy cannot do. A copy has no meaning over seeds, so wide deviations are',
+    'to be expected.',
 ]

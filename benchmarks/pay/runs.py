@@ -10,7 +10,7 @@ from pathlib import Path
 
 from command_runs import as_options, call, fingerprint  # of benchmarks/
 
-from .settings import CONFIGS, DATA, MORE_EPOCHS, MORE_RATE, ROWS, START_EPOCHS, START_RATE, STARTS
+from .settings import CONFIGS, DATA, FORCED, MORE_EPOCHS, MORE_RATE, ROWS, START_EPOCHS, START_RATE, STARTS
 
 IMAGE = (128, 128)  # height and width that costs are counted for: the network's input
 MEASURES = {'AP': 'bbox_mAP', 'AP_S': 'bbox_mAP_s', 'AP_M': 'bbox_mAP_m', 'AP_L': 'bbox_mAP_l'}
@@ -89,20 +89,27 @@ def curve_of(checkpoint: Path) -> dict[str, dict[str, float]]:
 
 
 def swap_of(name: str, seed: int, checkpoint: Path, args: Namespace) -> dict[str, dict]:
-    """What the size-specialisation tool says of a run's layers: swap test, verdict and use of the experts."""
+    """What the size-specialisation tool says of a run's layers: swap test, verdict and use of the experts.
+
+    Of the row ``FORCED`` also the average precisions with each copy forced in its shard.
+    """
     out_dir = checkpoint.parent / 'analysis'
     results = out_dir / 'size_specialization.json'
     if not results.is_file():
         print(f'{name}, seed {seed}: swap test', flush=True)
         config, options = changes_of(name)
         command = [sys.executable, 'tools/analysis_tools/size_specialization.py', str(config), str(checkpoint)]
-        command += ['--data-root', args.data_root, '--out-dir', str(out_dir), '--no-figures', '--no-forcing']
+        command += ['--data-root', args.data_root, '--out-dir', str(out_dir), '--no-figures']
+        command += [] if name == FORCED else ['--no-forcing']
         call([*command, *as_options(options)], checkpoint.parent / 'analysis.log', args.threads)
     found = {}
     content = json.loads(results.read_text(encoding='utf-8'))
     for layer in content['layers']:
         kept = {key: layer[key] for key in ('verdict', 'swap', 'relative_size', 'mi_given_level_bits')}
         used = layer['utilisation']
+        if layer['forced']:
+            kept['forced'] = [{key: one.get(key) for key in ('expert', *MEASURES)} for one in layer['forced']]
+            kept['shards'] = layer['top_k']
         found[layer['name']] = {**kept, 'living': used['living'], 'gate_entropy_bits': used['row_entropy']}
     return {'whole': content['swap'], 'layers': found}
 

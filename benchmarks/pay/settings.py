@@ -10,15 +10,21 @@ CONFIGS = {
     'dense': ROOT / 'configs/shapes/kinds_dense.py',
     'experts': ROOT / 'configs/shapes/kinds_experts.py',
     'hard': ROOT / 'configs/shapes/kinds_experts_hard.py',
+    'backbone': ROOT / 'configs/shapes/kinds_backbone.py',
+    'level norms': ROOT / 'benchmarks/pay/kinds_level_norms.py',
 }
 HEAD = 'model.bbox_head'
 MOE = f'{HEAD}.moe'
+BACKBONE = 'model.backbone.moe'
 
 START_EPOCHS, START_RATE = 40, 4e-3
 MORE_EPOCHS, MORE_RATE = 6, 2e-3
+BATCH = 8  # images of a training step, as in configs/shapes
 BASELINE = 'dense continued'
 TWICE = 'dense, twice the width, continued'
 DATA = {'train': 1600, 'val': 400, 'size': 128, 'seed': 0, 'scene-kinds': 4}  # of tools/misc/make_shapes.py
+
+FORCED = 'shards, image'  # the row whose copies are looked at one by one
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Row:
 
     Attributes:
         about: what it is, for the page.
-        config: ``'dense'``, ``'experts'`` or ``'hard'``.
+        config: key of ``CONFIGS``.
         options: changed keys of the config.
         start: name of the detector that it starts from.
         control: whether it has no experts.
@@ -67,13 +73,21 @@ def _moe(**keys: object) -> dict[str, object]:
     return {f'{MOE}.{key.replace("__", ".")}': value for key, value in keys.items()}
 
 
+MIXED = {'placement': 'branch', 'num_experts': 4, 'mixes': 'kernels'}
+KERNELS = _moe(**MIXED, top_k=4, soft_mixture=True, constraint=None)
+
 ROWS = {
     BASELINE: Row('the control of all rows', 'dense', control=True),
     TWICE: Row(
-        'whether capacity binds',
+        'whether capacity binds; it has as many parameters as 4 copies of shards',
         'dense',
         dict(STARTS['dense, twice the width'].options),
         start='dense, twice the width',
+        control=True,
+    ),
+    'dense, a norm per level, continued': Row(
+        'what knowing the level is worth: convolutions shared, norms of every level its own',
+        'level norms',
         control=True,
     ),
     'shards, image': Row('2 shards of 4 copies, one decision per image', options=_moe(unit='image')),
@@ -89,6 +103,22 @@ ROWS = {
         'the same, its output weighted with the gate probability',
         options=_moe(placement='branch', num_experts=4, top_k=1, weighting='softmax'),
     ),
+    'shared slice, image': Row(
+        'half of the slice is a shared expert, the other half has 4 copies',
+        options=_moe(shards=1, shared_expert=True),
+    ),
+    'shards, image, redrawn': Row(
+        'as "shards, image", a quarter of the channels of each copy drawn anew at the start',
+        options=_moe(copy_redraw=0.25),
+    ),
+    'kernels, image': Row(
+        'the kernels of 4 copies of each branch mixed into one branch per image, no constraint',
+        options=KERNELS,
+    ),
+    'kernels, level': Row('the same per image and level', options={**KERNELS, **_moe(unit='level')}),
+    'kernels, image, top-2': Row(
+        'the kernels of 2 of 4 copies mixed, KL constraint as in the other rows', options=_moe(**MIXED, top_k=2)
+    ),
     'shards, image, 2 copies': Row('2 shards of 2 copies', options=_moe(copies=2)),
     'shards, image, 8 copies': Row('2 shards of 8 copies', options=_moe(copies=8)),
     'shards, image, no balance': Row('without a constraint', options=_moe(constraint=None)),
@@ -102,5 +132,11 @@ ROWS = {
     'last, top-1, image': Row(
         'last convolutions, 4 copies, one of them runs',
         options=_moe(placement='last', num_experts=4, top_k=1, **STRAIGHT),
+    ),
+    'backbone, stage 4': Row('the last stage of the backbone, 4 copies, one of them runs', config='backbone'),
+    'backbone, one convolution': Row(
+        'the last 3x3 convolution of the backbone, 4 copies, one of them runs',
+        config='backbone',
+        options={f'{BACKBONE}.stages': (), f'{BACKBONE}.convs': (4,), f'{BACKBONE}.width': None},
     ),
 }

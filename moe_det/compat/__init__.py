@@ -1,4 +1,4 @@
-"""Everything that differs between the distributions of MMDetection: presence, operators, checkpoint loading."""
+"""What the distributions of MMDetection lack or do differently: presence, operators, checkpoints, annotation files."""
 
 from .stack import prepare_stack
 

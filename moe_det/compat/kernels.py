@@ -17,7 +17,7 @@ from ..errors import StackError
 _SLICE_ELEMENTS = 2**24
 
 
-def _at_least_float32(*tensors: Tensor) -> torch.dtype:
+def at_least_float32(*tensors: Tensor) -> torch.dtype:
     """Returns float64 when a tensor has it, else float32."""
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
 
@@ -34,7 +34,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     Returns:
         (kept,) int64 indices in descending order of score; of equal scores the lower index first (on the CPU).
     """
-    dtype = _at_least_float32(boxes, scores)
+    dtype = at_least_float32(boxes, scores)
     boxes = boxes.to(dtype)
     if offset:  # moving the far corners by one gives exactly mmcv's widths, areas and intersections
         boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
@@ -91,7 +91,7 @@ def _row_slices(input: Tensor) -> list[slice]:
 def _signs_and_scales(input: Tensor, target: Tensor, weight: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     """Returns (n, c) signs (+1 for the target class, -1 otherwise) and factors a_t times the row's class weight."""
     num_classes = input.size(1)
-    dtype = _at_least_float32(input)
+    dtype = at_least_float32(input)
     positive = target[:, None] == torch.arange(num_classes, device=target.device)
     of_positive, of_negative = (torch.full((), value, dtype=dtype, device=input.device) for value in (alpha, 1 - alpha))
     scale = torch.where(positive, of_positive, of_negative)
@@ -133,7 +133,7 @@ def roi_align_forward(
         StackError: max pooling is asked for, which torchvision does not have.
     """
     _refuse_max_pooling(pool_mode)
-    dtype = _at_least_float32(input, rois)
+    dtype = at_least_float32(input, rois)
     size = (aligned_height, aligned_width)
     pooled = torchvision.ops.roi_align(
         input.to(dtype), rois.to(dtype), size, spatial_scale, sampling_ratio, bool(aligned)
@@ -160,7 +160,7 @@ def roi_align_backward(
     ``grad_output`` is (r, c, aligned_height, aligned_width); the other arguments and errors are the forward's.
     """
     _refuse_max_pooling(pool_mode)
-    dtype = _at_least_float32(grad_output, rois)
+    dtype = at_least_float32(grad_output, rois)
     # torchvision's registered backward: going through autograd would repeat the forward
     grad = torch.ops.torchvision._roi_align_backward(
         grad_output.to(dtype),

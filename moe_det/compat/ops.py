@@ -1,8 +1,9 @@
 """Stands in for mmcv's compiled operators (``mmcv._ext``) where they are absent.
 
 mmcv-lite and an onedl-mmcv built by pip come without ``mmcv._ext``, and mmdet cannot be used then. A module of that
-name whose most needed functions call torchvision (:mod:`.kernels`) makes RetinaNet and Faster R-CNN train and predict;
-every other operator raises one clear error when called. Compiled operators are never replaced.
+name whose most needed functions call torchvision (:mod:`.kernels`, :mod:`.deform_kernels`) makes RetinaNet, Faster
+R-CNN, TOOD and others train and predict; every other operator raises one clear error when called. Compiled operators
+are never replaced.
 """
 
 from __future__ import annotations
@@ -18,18 +19,23 @@ from collections.abc import Callable
 from types import CodeType, FunctionType, ModuleType
 
 from ..errors import StackError
-from . import kernels
+from . import deform_kernels, kernels
 
 EXTENSION = 'mmcv._ext'
 # onedl-mmdetection's stubs raise a text that begins with the operator's name and this
 _STUB_TEXT = ' requires mmcv to be compiled'
-_PROVIDED = (
-    'nms',
-    'sigmoid_focal_loss_forward',
-    'sigmoid_focal_loss_backward',
-    'roi_align_forward',
-    'roi_align_backward',
-)
+_PROVIDED = {
+    'nms': kernels,
+    'sigmoid_focal_loss_forward': kernels,
+    'sigmoid_focal_loss_backward': kernels,
+    'roi_align_forward': kernels,
+    'roi_align_backward': kernels,
+    'deform_conv_forward': deform_kernels,
+    'deform_conv_backward_input': deform_kernels,
+    'deform_conv_backward_parameters': deform_kernels,
+    'modulated_deform_conv_forward': deform_kernels,
+    'modulated_deform_conv_backward': deform_kernels,
+}
 
 
 class _Loader:
@@ -53,8 +59,8 @@ class TorchvisionOps(ModuleType):
         self.__spec__ = importlib.machinery.ModuleSpec(EXTENSION, _Loader(self), origin=__name__)
         self.__loader__ = self.__spec__.loader
         self.__package__ = 'mmcv'
-        for name in _PROVIDED:
-            setattr(self, name, getattr(kernels, name))
+        for name, module in _PROVIDED.items():
+            setattr(self, name, getattr(module, name))
         # mmdet's collect_env calls these two at the start of every training
         self.get_compiler_version = lambda: f'not compiled (torchvision {kernels.torchvision.__version__} stands in)'
         self.get_compiling_cuda_version = lambda: 'not compiled'
@@ -139,7 +145,7 @@ def _log_once() -> None:
     if rank == '0' and multiprocessing.parent_process() is None:
         print_log(
             f"moe_det: mmcv has no compiled operators; torchvision {kernels.torchvision.__version__}'s stand in "
-            '(NMS, focal loss, RoIAlign).',
+            '(NMS, focal loss, RoIAlign, deformable convolution).',
             logger='current',
             level=logging.INFO,
         )

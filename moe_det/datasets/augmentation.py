@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -61,9 +62,9 @@ class BatchAugmentation:
     def _jittered(self, images: Tensor, numbers: Tensor) -> Tensor:
         if images.shape[1] not in (1, 3):
             raise ValueError(f'colour jitter is for images of 1 or 3 channels, these have {images.shape[1]}')
-        largest = images.new_tensor(self.jitter)
+        largest = _constant(self.jitter, images.device)
         factors = 1 + (2 * numbers[:, :3] - 1) * largest
-        order = torch.tensor(_ORDERS, device=images.device)[(numbers[:, 3] * math.factorial(3)).long()]
+        order = _constant(_ORDERS, images.device)[(numbers[:, 3] * math.factorial(3)).long()]
         for turn in range(3):
             kind = order[:, turn]
             factor = factors.gather(1, kind[:, None]).view(-1, 1, 1, 1)
@@ -75,11 +76,17 @@ class BatchAugmentation:
         return images
 
 
+@functools.cache
+def _constant(values: tuple, device: torch.device) -> Tensor:
+    """The same tensor for every batch; one made on the device is a copy that the host waits for."""
+    return torch.tensor(values).to(device, non_blocking=True)
+
+
 def grayscale(images: Tensor) -> Tensor:
     """(N, 3, H, W) -> (N, 1, H, W) brightness; an image of one channel is its own."""
     if images.shape[1] == 1:
         return images
-    return (images * images.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    return (images * _constant(LUMA, images.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
 def crop_and_flip(images: Tensor, offsets: Tensor, flipped: Tensor, padding: int) -> Tensor:

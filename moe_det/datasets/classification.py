@@ -122,6 +122,11 @@ class ClassificationDataset:
         """Names of the data set and its classes."""
         return dict(dataset=self.name or 'folder', classes=self.classes)
 
+    @property
+    def device(self) -> torch.device:
+        """Where batches are formed."""
+        return torch.device('cpu' if get_worker_info() is not None else self._device or get_device())
+
     def set_epoch(self, epoch: int, seed: int) -> None:
         """Draws the augmentations of an epoch; the sampler calls it."""
         if self.augment is not None:
@@ -147,10 +152,9 @@ class ClassificationDataset:
 
     def _settle(self) -> None:
         """Moves the data to the device at the first batch; in a worker process they stay in its memory."""
-        device = torch.device('cpu' if get_worker_info() is not None else self._device or get_device())
-        if self.labels.device.type != device.type:
-            self.images, self.labels = self.images.to(device), self.labels.to(device)
-            self._numbers = None if self._numbers is None else self._numbers.to(device)
+        if self.labels.device.type != self.device.type:
+            self.images, self.labels = self.images.to(self.device), self.labels.to(self.device)
+            self._numbers = None if self._numbers is None else self._numbers.to(self.device)
 
 
 def files_problem(name: str | None, root: str, image_folder: str | None) -> str | None:

@@ -6,15 +6,17 @@ import json
 import os
 from dataclasses import dataclass, field
 
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from ..errors import DataError, MoEConfigError
-from .coco_file import read_coco
+from .coco_file import CocoFile, read_coco
 from .config_edit import SPLITS, set_data_root, split_datasets
 from .config_file import merge_options, read_config
 from .console import say, warn
-from .data_check import check_paths, dataset_class, is_local, reading_of, reads_plain_coco
-from .dataset_check import ImageEntry, Reading, Report, check_images
+from .data_check import DataSets
+from .dataset_check import Reading, Report, check_images
+from .dataset_paths import check_paths, dataset_class, is_local, reading_of, reads_plain_coco
 from .software import cores
 
 CLEAN, PROBLEMS = 0, 1
@@ -30,6 +32,8 @@ class _Checked:
     reading: Reading = field(default_factory=Reading)
     report: Report = field(default_factory=Report)
     summary: str = ''
+    file: CocoFile | None = None  # where its entries have no errors
+    used: list[tuple[str, str, dict]] = field(default_factory=list)  # split, config key, config
 
     def as_dict(self) -> dict:
         return {
@@ -73,20 +77,25 @@ def check_dataset(
         MoEDetError: the config cannot be read, a path does not exist, or the report cannot be written.
     """
     if source.endswith('.json'):
-        targets = [_one_file(source, images, data_root)]
+        cfg, targets = None, [_one_file(source, images, data_root)]
         if cfg_options:
             raise MoEConfigError(f'--cfg-options: {source} is an annotation file; options are for a config')
     else:
         if images is not None:
             raise MoEConfigError(f'--images {images}: {source} is a config, which names its own folders')
-        targets = _of_config(source, data_root, cfg_options)
+        cfg = _config(source, data_root, cfg_options)
+        targets = _of_config(source, cfg)
     for target in targets:
         _check(target, None if json_file else max(examples, 1), decode, min(cores(), 8) if workers is None else workers)
         _print(target, examples)
-    errors = sum(target.report.total(errors=True) for target in targets)
+    problem = None if cfg is None else _compare(cfg, targets)
+    if problem is not None:
+        say(f'the data sets together:\n  error: {problem}')
+    errors = sum(target.report.total(errors=True) for target in targets) + (problem is not None)
     notes = sum(target.report.total(errors=False) for target in targets)
     if json_file:
-        _write(json_file, {'errors': errors, 'notes': notes, 'files': [target.as_dict() for target in targets]})
+        files = [target.as_dict() for target in targets]
+        _write(json_file, {'errors': errors, 'notes': notes, 'together': problem, 'files': files})
         say(f'Full report: {json_file}')
     say(f'{errors:,} errors (training would fail or learn nonsense), {notes:,} notes (mmdet copes with them)')
     return PROBLEMS if errors or (strict and notes) else CLEAN
@@ -101,12 +110,16 @@ def _one_file(path: str, images: str | None, data_root: str | None) -> _Checked:
     return _Checked(path, images)
 
 
-def _of_config(source: str, data_root: str | None, cfg_options: list[str] | None) -> list[_Checked]:
+def _config(source: str, data_root: str | None, cfg_options: list[str] | None) -> Config:
     cfg = read_config(source)
     merge_options(cfg, cfg_options)
     init_default_scope(cfg.get('default_scope') or 'mmdet')
     if data_root is not None:
         set_data_root(cfg, data_root)
+    return cfg
+
+
+def _of_config(source: str, cfg: Config) -> list[_Checked]:
     targets: dict[tuple, _Checked] = {}
     for split in SPLITS:
         for where, dataset in split_datasets(cfg, split):
@@ -123,9 +136,31 @@ def _of_config(source: str, data_root: str | None, cfg_options: list[str] | None
                 targets[key].annotations_required |= split != 'test'
             else:
                 targets[key] = _Checked(annotations, folder, split != 'test', reading_of(dataset))
+            targets[key].used.append((split, where, dataset))
     if not targets:
         raise MoEConfigError(f'{source}: no data set to check: expected a CocoDataset with ann_file and data_prefix')
     return list(targets.values())
+
+
+def _compare(cfg: Config, targets: list[_Checked]) -> str | None:
+    """Returns what would stop train.py or test.py though every file is right for itself: labels, metrics, classes."""
+    known = {os.path.realpath(target.annotations): target.file for target in targets if target.file is not None}
+
+    def read(where: str, path: str) -> CocoFile:
+        return known.get(os.path.realpath(path)) or read_coco(path)
+
+    found = DataSets(cfg)
+    for split in SPLITS:
+        for target in targets:
+            for used, where, dataset in target.used:
+                if used == split and target.file is not None:
+                    found.add(split, where, dataset, target.file)
+        found.complete[split] = len(found.by_split.get(split, ())) == len(split_datasets(cfg, split))
+    try:
+        found.compare(read)
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def _check(target: _Checked, keep: int | None, decode: bool, workers: int) -> None:
@@ -137,14 +172,15 @@ def _check(target: _Checked, keep: int | None, decode: bool, workers: int) -> No
         target.summary = 'not readable'
         return
     target.report = file.report
+    if not file.report.kinds(errors=True):
+        target.file = file
     target.summary = (
         f'{file.num_images:,} images, {file.num_annotations:,} annotations, {len(file.categories):,} categories'
     )
     if target.images is not None:
-        entries: list[ImageEntry] = file.images
         check_images(
             target.images,
-            entries,
+            file.images,
             target.report,
             decode=decode,
             workers=workers,

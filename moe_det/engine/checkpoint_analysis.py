@@ -34,12 +34,13 @@ from ..probing.run import ALONE, PartStore, Share, probe_images
 from ..probing.swaps import swap_conditions, swap_donors
 from ..routing.router import find_routers
 from .checkpoints import file_sha256
+from .dataset_paths import annotation_file
 from .image_groups import image_groups
 from .launch import Options
 from .layer_description import layer_infos, pyramid_levels
 from .size_pictures import add_pictures
 from .software import machine, versions
-from .trained_model import TestBatches, annotation_file, load_trained_model, test_batches
+from .trained_model import TestBatches, load_trained_model, test_batches
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,13 @@ def analyse_checkpoint(
     begin = time.perf_counter()
     model = load_trained_model(cfg, checkpoint, options.device)
     infos = layer_infos(model, options.layers)
-    batches = test_batches(cfg, options.limit)
+    batches = test_batches(cfg, options.limit, model.trained_labels)
     dataset = batches.dataset
     if not hasattr(dataset, 'cat_ids'):
-        raise MoEConfigError(f'test_dataloader.dataset: {type(dataset).__name__} has no COCO categories (cat_ids)')
+        raise MoEConfigError(
+            f'test_dataloader.dataset: {type(dataset).__name__} has no COCO categories (cat_ids); of '
+            'wrapped or joined data sets make one at a time test_dataloader.dataset and its file that of test_evaluator'
+        )
     items = [dataset.get_data_info(i) for i in range(batches.num_images)]
     path = annotation_file(cfg)
     ground_truth = GroundTruth(path, [item['img_id'] for item in items], dataset.cat_ids, options.area_ranges)

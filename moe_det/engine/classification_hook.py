@@ -8,6 +8,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from ..analysis.expert_classes import expert_class_figure, figure_pixels
+from ..datasets.classification import ClassificationDataset
 from ..errors import MoEConfigError
 
 
@@ -22,7 +23,7 @@ class ClassificationHook(DistSamplerSeedHook):
 
     def before_train(self, runner: Runner) -> None:
         """Checks the classes of the training data."""
-        _check_classes(runner, runner.train_loop.dataloader, 'train_dataloader')
+        _prepare(runner, runner.train_loop.dataloader, 'train_dataloader')
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Sets seed and epoch."""
@@ -33,11 +34,11 @@ class ClassificationHook(DistSamplerSeedHook):
 
     def before_val(self, runner: Runner) -> None:
         """Checks the classes of the validation data."""
-        _check_classes(runner, runner.val_loop.dataloader, 'val_dataloader')
+        _prepare(runner, runner.val_loop.dataloader, 'val_dataloader')
 
     def before_test(self, runner: Runner) -> None:
         """Checks the classes of the test data."""
-        _check_classes(runner, runner.test_loop.dataloader, 'test_dataloader')
+        _prepare(runner, runner.test_loop.dataloader, 'test_dataloader')
 
     def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         """Draws the experts and their classes."""
@@ -54,11 +55,18 @@ class ClassificationHook(DistSamplerSeedHook):
                 runner.visualizer.add_image(name, figure_pixels(figure), step=runner.iter)
 
 
-def _check_classes(runner: Runner, loader: DataLoader, where: str) -> None:
-    """Raises MoEConfigError where the model has another number of classes than the data set."""
+def _prepare(runner: Runner, loader: DataLoader, where: str) -> None:
+    """Checks the classes of data set and model, and takes ``pin_memory`` out where there is nothing to pin.
+
+    Raises:
+        MoEConfigError: the model has another number of classes than the data set.
+    """
+    data = loader.dataset
+    if isinstance(data, ClassificationDataset) and loader.num_workers == 0 and data.device.type != 'cpu':
+        loader.pin_memory = False  # its batches are on the device, and torch pins memory of the host alone
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     outputs = getattr(model, 'num_classes', None)
-    classes = (getattr(loader.dataset, 'metainfo', None) or {}).get('classes')
+    classes = (getattr(data, 'metainfo', None) or {}).get('classes')
     if outputs is not None and classes is not None and len(classes) != outputs:
         raise MoEConfigError(
             f'{where}: the data set has {len(classes)} classes, the model num_classes={outputs}; set '

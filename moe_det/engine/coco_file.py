@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import json
+import mmap
 import os
+import re
 from collections import Counter
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
@@ -24,7 +26,9 @@ class CocoFile:
         num_images: number of images it lists.
         num_annotations: number of annotations it lists.
         categories: the names of its categories, in its order.
+        category_ids: their ids.
         usable: annotations of each category that mmdet keeps, in the same order.
+        crowds: those among them that are crowds, which are neither learnt nor scored.
         images: its images that have a file name.
         report: what is wrong with its entries.
     """
@@ -33,7 +37,9 @@ class CocoFile:
     num_images: int
     num_annotations: int
     categories: list[str]
+    category_ids: list
     usable: list[int]
+    crowds: list[int]
     images: list[ImageEntry]
     report: Report
 
@@ -128,7 +134,9 @@ def read_coco(path: str, annotations_required: bool = True, keep: int | None = 5
         num_images=len(content['images']),
         num_annotations=len(content['annotations']),
         categories=[str(category.get('name')) for category in categories],
-        usable=[_count(usable, category.get('id')) for category in categories],
+        category_ids=[category.get('id') for category in categories],
+        usable=[_count(usable.all, category.get('id')) for category in categories],
+        crowds=[_count(usable.crowds, category.get('id')) for category in categories],
         images=list(_image_entries(content['images'])),
         report=report,
     )
@@ -158,3 +166,38 @@ def _check_list(path: str, content: dict, name: str) -> None:
 def _kind(value: object) -> str:
     kinds = {dict: 'an object', list: 'a list', str: 'a text', type(None): 'null', bool: 'true or false'}
     return kinds.get(type(value), 'a number')
+
+
+def read_categories(path: str) -> list[str]:
+    """Returns the names of a file's categories in its order, quickly: the rest of the file is not parsed if possible.
+
+    Raises:
+        DataError: the file cannot be read, or has no categories.
+    """
+    entries = _categories_alone(path)
+    if entries is None:
+        content = read_json(path)
+        entries = content.get('categories') if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise DataError(f"{path}: no COCO annotations: expected the list 'categories'")
+    return [str(entry.get('name')) for entry in entries]
+
+
+def _categories_alone(path: str) -> list | None:
+    """Parses the one list in the file that has the key 'categories'; None if there are more, or something is odd."""
+    try:
+        with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            places = [match.end() for match in re.finditer(rb'"categories"\s*:\s*(?=\[)', content)]
+            if len(places) != 1:
+                return None
+            length = 1 << 20
+            while True:
+                part = content[places[0] : places[0] + length]
+                try:
+                    return json.JSONDecoder().raw_decode(part.decode(errors='ignore'))[0]
+                except json.JSONDecodeError:
+                    if places[0] + length >= len(content):
+                        return None
+                    length *= 8
+    except (OSError, ValueError, RecursionError):  # ValueError: an empty file cannot be mapped
+        return None

@@ -1,12 +1,11 @@
-"""Changes to a loaded config: another data folder, another seed, mixed precision, test-time augmentation."""
+"""Changes to a loaded config: another data folder, another seed, a learning rate for another batch size."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from copy import deepcopy
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 
 from ..errors import MoEConfigError
 from .console import warn
@@ -217,40 +216,3 @@ def enable_auto_scale_lr(cfg: Config) -> None:
             'auto_scale_lr = dict(base_batch_size=16)'
         )
     cfg.auto_scale_lr.enable = True
-
-
-def enable_tta(cfg: Config) -> None:
-    """Wraps the model for test-time augmentation, in place.
-
-    Takes ``tta_model`` and ``tta_pipeline`` of the config; what is missing becomes the image and its mirror image,
-    merged by the non-maximum suppression of the model's own ``test_cfg``.
-
-    Raises:
-        MoEConfigError: there is no test dataset, or its pipeline does not end in ``PackDetInputs``.
-    """
-    datasets = split_datasets(cfg, 'test')
-    if not datasets:
-        raise MoEConfigError(f'--tta: {cfg.filename} has no test_dataloader.dataset')
-    if cfg.get('tta_model') is None:
-        test_cfg = cfg.model.get('test_cfg') or {}
-        test_cfg = test_cfg.get('rcnn', test_cfg)
-        nms = test_cfg.get('nms', dict(type='nms', iou_threshold=0.5))
-        cfg.tta_model = dict(type='DetTTAModel', tta_cfg=dict(nms=nms, max_per_img=test_cfg.get('max_per_img', 100)))
-    for where, dataset in datasets:
-        dataset['pipeline'] = deepcopy(cfg.get('tta_pipeline') or _flip_pipeline(dataset.get('pipeline'), where))
-    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-
-
-def _flip_pipeline(pipeline: object, where: str) -> list:
-    last = pipeline[-1] if pipeline else {}
-    name = last.get('type')
-    if getattr(name, '__name__', name) not in ('PackDetInputs', 'mmdet.PackDetInputs'):
-        raise MoEConfigError(
-            f'--tta: {where}.pipeline ends in {name!r}, expected PackDetInputs; write the augmentations as '
-            'tta_pipeline in the config'
-        )
-    # mirrored boxes are mapped back with these two entries of the image's metadata
-    keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
-    views = [[dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]]
-    views.append([dict(type='PackDetInputs', meta_keys=keys)])
-    return [*deepcopy(pipeline[:-1]), dict(type='TestTimeAug', transforms=views)]

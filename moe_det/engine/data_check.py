@@ -1,8 +1,9 @@
 """The look at the data before anything is built: what would make a run fail or learn nonsense ends in one message.
 
-Annotation files are checked entry by entry; of the images, all are looked for and the headers of some are read. What
-mmdet copes with is counted in one warning. Of image classification data the files are looked for. Remote storage
-(``s3://``, ``http://``, ``backend_args``) and data sets of other kinds than mmdet's CocoDataset are left alone.
+Annotation files are checked entry by entry, and the labels that they give are compared (:mod:`.labels`); of the images,
+all are looked for and the headers of some are read. What mmdet copes with is counted in one warning. Of image
+classification data the files are looked for. Remote storage (``s3://``, ``http://``, ``backend_args``) and data sets of
+other kinds than mmdet's CocoDataset are left alone.
 """
 
 from __future__ import annotations
@@ -18,144 +19,154 @@ from ..errors import DataError
 from .bad_images_hook import tolerated_images
 from .classification_check import check_classification
 from .coco_file import CocoFile, read_coco
-from .config_edit import is_remote, split_datasets, split_metrics
-from .console import near, warn
+from .config_edit import split_datasets, split_metrics
+from .console import warn
 from .dataset_check import BROKEN_IMAGE, Reading, Report, check_images
 from .dataset_check.images import missing_files
+from .dataset_paths import check_paths, dataset_class, is_local, reading_of, reads_plain_coco
+from .labels import Labels, check_labels, config_classes
+from .metric_check import Scored, check_metrics, scores_with_coco
+from .trained_labels import TrainedLabels, check_trained_labels, name_labels
 
-_DEMO_DATA = 'python tools/misc/make_shapes.py data/shapes'
-_DEMO_CONFIG = 'configs/shapes/retinanet_moe_soft.py'
 HEADERS_READ = 256  # of each data set, spread over it; the check of all of them is tools/misc/check_dataset.py
 
 
-def check_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> None:
-    """Checks that the folders and annotation files of ``splits`` exist, are COCO's, and share classes with the config.
+class DataSets:
+    """The data sets of a config with COCO files of this machine, split by split, and what they have in common.
+
+    Args:
+        cfg: the config.
+    """
+
+    def __init__(self, cfg: Config) -> None:
+        self.cfg = cfg
+        self.by_split: dict[str, list[Scored]] = {}
+        self.complete: dict[str, bool] = {}  # whether a split has no other data sets
+
+    def add(self, split: str, where: str, dataset: dict, file: CocoFile) -> None:
+        """Adds a data set of ``split`` by its config key, config and annotation file."""
+        self.by_split.setdefault(split, []).append(Scored(where, dataset, file))
+
+    def compare(self, read, trained: TrainedLabels | None = None) -> None:
+        """Compares labels and metrics; gives the config's data sets their classes in the order of the labels.
+
+        Args:
+            read: gives the annotation file of a config key and path.
+            trained: the labels of the checkpoint, where there is one.
+
+        Raises:
+            DataError: something does not fit; names files and classes.
+        """
+        labels: list[Labels] = []
+        of_metrics = {}
+        for split, found in self.by_split.items():
+            metrics = [] if split == 'train' else check_metrics(self.cfg, split, found, read)
+            of_metrics[split] = [file for _, file in metrics]
+            files = [(item, item.where, item.file) for item in found] + [(found[0], *metric) for metric in metrics]
+            for item, where, file in files:
+                own = self._labels(item, where, file, split)
+                if own and all((own.path, own.classes) != (other.path, other.classes) for other in labels):
+                    labels.append(own)
+        names = check_labels(labels, self.cfg.get('model')) if labels else None
+        for split, found in self.by_split.items():
+            _check_objects(self.cfg, split, found, of_metrics[split], self.complete.get(split, True))
+        if names is not None:
+            if trained is not None:
+                check_trained_labels(labels, names, trained, 'train' in self.by_split)
+            name_labels([(item.where, item.dataset) for found in self.by_split.values() for item in found], names)
+
+    @staticmethod
+    def _labels(item: Scored, where: str, file: CocoFile, split: str) -> Labels | None:
+        classes = config_classes(item.where, item.dataset, dataset_class(item.dataset))
+        if classes is None:
+            return None
+        closed = not item.dataset.get('return_classes')
+        categories, ids = tuple(file.categories), tuple(file.category_ids)
+        return Labels(where, file.path, classes, categories, ids, split != 'train', closed)
+
+
+def check_data(cfg: Config, splits: Sequence[str] = ('train', 'val'), trained: TrainedLabels | None = None) -> None:
+    """Checks that the folders and annotation files of ``splits`` exist, are COCO's, and agree on the labels.
 
     Every annotation file is parsed once, however many data sets and metrics name it. Files whose entries are damaged,
     images that are missing, and images whose size is not the file's are errors; images that the run skips
-    (:class:`.bad_images_hook.SkipBadImagesHook`) are warnings up to its limit.
+    (:class:`.bad_images_hook.SkipBadImagesHook`) are warnings up to its limit. Where the config lists the classes in
+    another order than the files, they get the order of the files, in place: it is that of the labels.
 
     Args:
         cfg: the config of the run.
         splits: those of ``'train'``, ``'val'`` and ``'test'`` that the run reads.
+        trained: the labels of the checkpoint that is tested or that training starts from; None if there is none, or it
+            does not say.
 
     Raises:
-        DataError: something is missing or damaged; names the path, the config key and what to do.
+        DataError: something is missing, damaged or does not fit; names the path, the config key and what to do.
     """
     init_default_scope(cfg.get('default_scope') or 'mmdet')
     files: dict[tuple[str, bool], CocoFile] = {}
+
+    def read(where: str, path: str, annotations_required: bool = True) -> CocoFile:
+        key = (os.path.realpath(path), annotations_required)
+        if key not in files:
+            files[key] = read_coco(path, annotations_required=annotations_required)
+            _check_entries(where, files[key])
+        return files[key]
+
+    found = DataSets(cfg)
     for split in splits:
-        metrics = split_metrics(cfg, split)
-        scored = split == 'train' or any(not metric.get('format_only', False) for _, metric in metrics)
-        used = []
+        scored = split == 'train' or any(
+            not metric.get('format_only', False) for _, metric in split_metrics(cfg, split)
+        )
         for where, dataset in split_datasets(cfg, split):
             kind = dataset_class(dataset)
             if kind is None:
+                found.complete[split] = False
                 check_classification(where, dataset)
                 continue
             if not is_local(dataset):
+                found.complete[split] = False
                 continue
             images, annotations = check_paths(where, dataset)
-            used.append(annotations)
             if annotations is None or not reads_plain_coco(kind):
+                found.complete[split] = False
                 continue
-            key = (os.path.realpath(annotations), scored)
-            if key not in files:
-                files[key] = read_coco(annotations, annotations_required=scored)
-                _check_entries(where, files[key])
-            if split == 'train' and not files[key].num_annotations:
-                raise DataError(f"{where}: {annotations}: the list 'annotations' is empty, there is nothing to learn")
-            _check_classes(where, dataset, kind, files[key], cfg, learns=split == 'train')
+            file = read(where, annotations, scored)
+            found.add(split, where, dataset, file)
             if images is not None:
-                _check_images(where, images, files[key], reading_of(dataset), tolerated_images(cfg, split))
+                _check_images(where, images, file, reading_of(dataset), tolerated_images(cfg, split))
             if split == 'train':
-                _check_filter(where, dataset, files[key])
-        for where, metric in metrics:
-            _check_metric(where, metric, used)
+                _check_filter(where, dataset, file)
+    found.compare(read, trained)
 
 
-def dataset_class(dataset: dict) -> type | None:
-    """Returns the dataset's class if it is mmdet's CocoDataset or derived from it."""
-    from mmdet.datasets import CocoDataset
-    from mmdet.registry import DATASETS
-
-    kind = dataset.get('type')
-    if isinstance(kind, str):
-        kind = DATASETS.get(kind)
-    return kind if isinstance(kind, type) and issubclass(kind, CocoDataset) else None
-
-
-def reads_plain_coco(kind: type) -> bool:
-    """Tells whether a subclass reads the file as CocoDataset does; LVIS and others have formats of their own."""
-    from mmdet.datasets import CocoDataset
-
-    names = ('load_data_list', 'parse_data_info')
-    return all(getattr(kind, name) is getattr(CocoDataset, name) for name in names)
-
-
-def is_local(settings: dict) -> bool:
-    backend = (settings.get('backend_args') or {}).get('backend', 'local')
-    prefix = (settings.get('data_prefix') or {}).get('img')
-    paths = (settings.get('data_root'), settings.get('ann_file'), prefix)
-    return backend in ('local', 'disk') and not any(is_remote(path) for path in paths)
+def _check_objects(
+    cfg: Config, split: str, found: Sequence[Scored], of_metrics: Sequence[CocoFile], all_known: bool
+) -> None:
+    """Nothing to learn, or nothing to score, is an error: mmdet would train all the same, and give an AP of -1."""
+    if split == 'train':
+        groups = [[item.file for item in found]] if all_known else []
+    else:
+        groups = [[file] for file in of_metrics]
+        if not groups and all_known and any(scores_with_coco(metric) for _, metric in split_metrics(cfg, split)):
+            groups = [[item.file for item in found]]
+    classes = {name for item in found for name in _classes(item)}
+    purpose = 'there is nothing to learn' if split == 'train' else 'there is nothing to score, the AP would be -1'
+    for group in groups:
+        if group and not any(_objects(file, classes) for file in group):
+            empty = all(not file.num_annotations for file in group)
+            why = "the list 'annotations' is empty" if empty else 'no usable annotation is of a class of the config'
+            crowds = '' if empty or not any(sum(file.crowds) for file in group) else ' and no crowd (iscrowd=1)'
+            paths = ', '.join(file.path for file in group)
+            raise DataError(f'{found[0].where if found else split}: {paths}: {why}{crowds}, {purpose}')
 
 
-def check_paths(where: str, dataset: dict) -> tuple[str | None, str | None]:
-    """Returns the image folder and the annotation file of a dataset, both of which exist; None where none is set."""
-    root = dataset.get('data_root') or ''
-    ann_file = dataset.get('ann_file') or ''
-    prefix = (dataset.get('data_prefix') or {}).get('img')
-    annotations = os.path.join(root, ann_file) if ann_file else None
-    images = None if prefix is None else os.path.join(root, prefix)
-    if root and not os.path.isdir(root) and not (os.path.isabs(ann_file) and os.path.isabs(prefix or '')):
-        raise DataError(_missing_root(where, root, ann_file, prefix))
-    if annotations and not os.path.isfile(annotations):
-        raise DataError(_missing_file(f'{where}.ann_file', annotations))
-    if images and not os.path.isdir(images):
-        folder, name = os.path.split(os.path.abspath(images))
-        found = [item.name for item in os.scandir(folder) if item.is_dir()] if os.path.isdir(folder) else []
-        held = f' {folder} holds {_short(sorted(found))}.{near(name, found)}' if found else ''
-        raise DataError(
-            f"{where}.data_prefix['img']: the image folder {os.path.abspath(images)} does not exist.{held} Name the "
-            "data set's folder with --data-root DIR"
-        )
-    return images, annotations
+def _classes(item: Scored) -> Sequence[str]:
+    return config_classes(item.where, item.dataset, dataset_class(item.dataset)) or item.file.categories
 
 
-def _missing_root(where: str, root: str, ann_file: str, prefix: str | None) -> str:
-    demo = os.path.basename(os.path.normpath(root)) == 'shapes'
-    advice = (
-        f'    make the synthetic data set there:  python tools/misc/make_shapes.py {root.rstrip("/")}\n'
-        if demo
-        else f'    without COCO at hand, train the demo on synthetic data:  {_DEMO_DATA}\n'
-        f'        and then  python tools/train.py {_DEMO_CONFIG}\n'
-    )
-    return (
-        f'{where}: the data folder {os.path.abspath(root)} does not exist (data_root={root!r}, expected to hold '
-        f'{" and ".join(item for item in (ann_file, prefix) if item)}).\n'
-        f'    if the data set lies elsewhere, name its folder:  --data-root DIR\n{advice}'
-    ).rstrip('\n')
-
-
-def _missing_file(where: str, path: str) -> str:
-    path = os.path.abspath(path)
-    if os.path.isdir(path):
-        return f'{where}: {path} is a folder, expected an annotation file in JSON'
-    folder = os.path.dirname(path)
-    if not os.path.isdir(folder):
-        return f"{where}: {path} does not exist, nor does its folder. Name the data set's folder with --data-root DIR"
-    names = sorted(name for name in os.listdir(folder) if name.endswith('.json'))
-    held = f' The folder holds {_short(names)}.{near(os.path.basename(path), names)}' if names else ''
-    return f'{where}: the annotation file {path} does not exist.{held}'
-
-
-def reading_of(dataset: dict) -> Reading:
-    """Returns how a data set's pipeline decodes its images."""
-    for transform in dataset.get('pipeline') or ():
-        name = transform.get('type') if isinstance(transform, dict) else None
-        if str(getattr(name, '__name__', name)).rpartition('.')[2] == 'LoadImageFromFile':
-            return Reading(transform.get('color_type', 'color'), transform.get('imdecode_backend', 'cv2'))
-    return Reading()
+def _objects(file: CocoFile, classes: set[str]) -> int:
+    counts = zip(file.categories, file.usable, file.crowds, strict=True)
+    return sum(usable - crowds for name, usable, crowds in counts if name in classes)
 
 
 def _all_of_them(file: CocoFile, images: str | None = None) -> str:
@@ -217,69 +228,3 @@ def _check_filter(where: str, dataset: dict, file: CocoFile) -> None:
             f'{where}.filter_cfg: min_size={smallest} leaves no image of {file.path}, whose shorter sides have at most '
             f'{largest} pixels'
         )
-
-
-def _check_classes(where: str, dataset: dict, kind: type, file: CocoFile, cfg: Config, learns: bool) -> None:
-    classes = (dataset.get('metainfo') or {}).get('classes', kind.METAINFO.get('classes'))
-    if isinstance(classes, str):
-        if not os.path.isfile(classes):
-            raise DataError(
-                f"{where}.metainfo: classes={classes!r} is a text, expected a tuple: one class alone is ('name',)"
-            )
-        with open(classes, encoding='utf-8') as lines:
-            classes = lines.read().splitlines()
-    if classes is None:
-        return
-    common = [name for name in file.categories if name in set(classes)]
-    if not common:
-        names = ', '.join(repr(name) for name in file.categories[:8]) + (', ...' if len(file.categories) > 8 else ',')
-        raise DataError(
-            f'{where}: the config and the annotation file have no class in common.\n'
-            f'    classes of the config: {_short(classes)}\n'
-            f'    categories of {file.path}: {_short(file.categories)}\n'
-            f'    set the classes in every dataset of the config:  metainfo=dict(classes=({names}))\n'
-            f'    and their number in the model:  bbox_head=dict(num_classes={len(file.categories)})'
-        )
-    if learns and not sum(n for name, n in zip(file.categories, file.usable, strict=True) if name in set(classes)):
-        raise DataError(
-            f'{where}: {file.path} has no usable annotation of the classes of the config, there is nothing to learn '
-            f'({_short(common)})'
-        )
-    if len(common) < len(file.categories):
-        ignored = [name for name in file.categories if name not in set(classes)]
-        warn(
-            f'{where}: {len(ignored)} of {len(file.categories)} categories of {file.path} are not among the classes of '
-            f'the config and are ignored: {_short(ignored)}'
-        )
-    outputs = _num_classes(cfg)
-    if outputs is not None and len(common) > outputs:
-        raise DataError(
-            f'{where}: {file.path} has {len(common)} of the classes of the config, but the model predicts '
-            f'num_classes={outputs}; set bbox_head=dict(num_classes={len(classes)})'
-        )
-
-
-def _num_classes(cfg: Config) -> int | None:
-    """Returns the number of classes of a single-stage model, None for models with other heads."""
-    head = (cfg.get('model') or {}).get('bbox_head')
-    number = head.get('num_classes') if isinstance(head, dict) else None
-    return number if isinstance(number, int) else None
-
-
-def _check_metric(where: str, metric: dict, used: list[str | None]) -> None:
-    value = metric.get('ann_file')
-    files = value if isinstance(value, (list, tuple)) else [value]
-    for path in files:
-        if not isinstance(path, str) or not path or not is_local(dict(metric, ann_file=path)):
-            continue
-        if not os.path.isfile(path):
-            raise DataError(_missing_file(f'{where}.ann_file', path))
-        known = {os.path.realpath(item) for item in used if item}
-        if known and os.path.realpath(path) not in known:
-            warn(f'{where}.ann_file: {path} is not the annotation file of the data set that is scored')
-
-
-def _short(names: Sequence[str], limit: int = 12) -> str:
-    names = [str(name) for name in names]
-    more = f' and {len(names) - limit} more' if len(names) > limit else ''
-    return ', '.join(names[:limit]) + more

@@ -12,8 +12,8 @@ def dense_counterpart(model: Mapping) -> tuple[dict, list[str]]:
     """Takes the experts out of a model's config.
 
     ``MoERetinaHead`` and ``MoEResNet`` become mmdet's own, ``MoEConv2d`` becomes the plain convolution, and a
-    ``MoEBlock``, which is added to a network and replaces nothing, goes; a ``MixtureClassifier`` keeps one expert. All
-    other keys stay.
+    ``MoEBlock``, which is added to a network and replaces nothing, goes; a ``MixtureClassifier`` keeps one expert, and
+    ``WithExperts`` becomes its detector. All other keys stay.
 
     Args:
         model: the ``model`` of a config; it is not changed.
@@ -42,6 +42,10 @@ def _without_experts(node: object, path: str, changes: list[str]) -> object:
         node['type'] = 'SmallImageResNet'
         node.pop('moe', None)
         changes.append(f'{path or "model"}: SmallImageResNet in place of MoEResNet')
+    elif name == 'WithExperts':
+        node['type'] = node.pop('detector')
+        node.pop('experts', None)
+        changes.append(f'{path or "model"}: {type_name(node)} without experts')
     elif name == 'MixtureClassifier' and isinstance(node.get('moe'), dict) and node['moe'].get('num_experts', 4) > 1:
         node['moe'].update(num_experts=1, top_k=1, constraint=None)
         changes.append(f'{path or "model"}: one expert without a gate')

@@ -14,6 +14,8 @@ from ..analysis.sizes import size_bins
 from ..errors import MoEConfigError
 from ..routing.records import RoutingRecord, RoutingRecorder
 from ..routing.router import find_routers
+from .dataset_paths import annotation_file
+from .layer_description import refuse_tokens
 from .moe_hook import MOST_LAYERS_LOGGED
 from .objects_by_size import (
     ImageObjects,
@@ -23,7 +25,6 @@ from .objects_by_size import (
     size_gap,
     weights_of_objects,
 )
-from .trained_model import annotation_file
 
 
 class ExpertSizeHook(Hook):
@@ -85,6 +86,7 @@ class ExpertSizeHook(Hook):
         self._slots = {name: router.slots for name, router in routers.items()}
         if not routers:
             raise MoEConfigError('ExpertSizeHook is in the config, but the config builds no MoE layer; take it out')
+        refuse_tokens(routers, routers, 'ExpertSizeHook (take it out)')
         self._strides, self._scale = pyramid_of(model)
         self._classes = (getattr(runner.val_dataloader.dataset, 'metainfo', None) or {}).get('classes')
         self._found = {}

@@ -101,9 +101,11 @@ class FiniteHook(Hook):
     # -- the check ---------------------------------------------------------------------------------------------
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-        self._skipped = -1  # this iteration steps
         gradients = flag_of_gradients(p.grad for group in optimizer.param_groups for p in group['params'])
-        self._check(gradients)
+        # a loss scaler steps a fused optimizer in any case: its kernels read there whether to leave the weights alone
+        overflow = getattr(optimizer, 'found_inf', None)
+        if self._check(gradients, None if overflow is None else overflow.reshape(()) > 0):
+            self._skipped = -1  # this iteration steps
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Checks an iteration without a step: gradient accumulation, or one that the loss scaler skipped.
@@ -124,19 +126,32 @@ class FiniteHook(Hook):
                 f'scale.{self._advice()}'
             )
 
-    def _check(self, gradients: Tensor | None) -> None:
-        """Reads all flags back at once; the slow search for names comes only after a bad one."""
+    def _check(self, gradients: Tensor | None, overflow: Tensor | None = None) -> bool:
+        """Reads all flags back at once; the slow search for names comes only after a bad one.
+
+        Args:
+            gradients: whether they are finite; None where nothing steps.
+            overflow: whether the loss scaler found that they are not, and has the step skipped.
+
+        Returns:
+            bool: whether the step changes the weights.
+        """
         flags = [torch.isfinite(logits).all() for _, logits in self._logits]
         flags += [torch.isfinite(loss) for loss in self._losses.values()]
-        flags += [] if gradients is None else [gradients]
+        if gradients is not None:
+            flags.append(gradients if overflow is None else gradients | overflow.to(gradients.device))
         self._checked = True
         if not flags:
-            return
+            return True
         good = torch.stack([flag.to(flags[-1].device) for flag in flags]).all().to(torch.int32)
+        # one number tells all: 0 for a fault, 1 for a skipped step, 2 for a good one
+        state = 2 * good if overflow is None else good * (2 - overflow.to(good))
         if is_distributed():
-            all_reduce(good, op='min')  # all stop together, and each can say what it saw
-        if not good.item():
+            all_reduce(state, op='min')  # all stop together, and each can say what it saw
+        state = state.item()
+        if not state:
             self._stop(gradients)
+        return state == 2
 
     def _stop(self, gradients: Tensor | None) -> None:
         faults = [

@@ -70,7 +70,7 @@ def check_health(
     if min_living is not None and min_living > fewest:
         what = 'experts' if all(router.slots == 1 for router in routers.values()) else 'experts or copies of a shard'
         raise MoEConfigError(f'--min-living {min_living}: a layer has {fewest} {what}, so no checkpoint could pass')
-    batches = test_batches(cfg, limit)
+    batches = test_batches(cfg, limit, model.trained_labels)
     with GroupUsageRecorder(model) as recorder, torch.no_grad():
         for _, batch in tqdm(batches, desc='images', unit='batch', disable=None):
             model.test_step(batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import mmcv
@@ -20,9 +20,13 @@ from ..routing.router import find_routers
 from .coco_file import read_json
 from .config_edit import split_datasets
 from .console import near, say
+from .data_check import check_data
+from .dataset_paths import annotation_file, dataset_class
+from .labels import config_classes
 from .launch import load_config
+from .layer_description import refuse_tokens
 from .patches import patch_cells
-from .trained_model import annotation_file, load_trained_model
+from .trained_model import load_trained_model
 
 SUFFIXES = ('.png', '.svg', '.pdf')
 
@@ -36,7 +40,7 @@ def draw_routing(
     layer: str | None = None,
     ann_file: str | None = None,
     data_root: str | None = None,
-    image_id: int | None = None,
+    image_id: str | int | None = None,
     device: str | None = None,
     score_thr: float = 0.3,
     cfg_options: list[str] | None = None,
@@ -51,7 +55,7 @@ def draw_routing(
         layer: draw this layer alone.
         ann_file: COCO json with the ground truth of ``image``.
         data_root: folder of the config's test set.
-        image_id: takes image and ground truth from the config's test set.
+        image_id: takes image and ground truth from the config's test set; a text names an id of any type.
         device: see :func:`.trained_model.analysis_device`.
         score_thr: least score of the detections.
         cfg_options: changes of the config.
@@ -71,9 +75,12 @@ def draw_routing(
     if target.suffix.lower() not in SUFFIXES:
         raise MoEConfigError(f'--out {target}: expected a name that ends in {", ".join(SUFFIXES)}')
     model = load_trained_model(cfg, checkpoint, device)
-    layers = list(find_routers(model))
+    if image_id is not None:
+        check_data(cfg, ('test',), model.trained_labels)
+    layers = find_routers(model)
     if layer is not None and layer not in layers:
         raise MoEConfigError(f'--layer {layer}: the layers are {", ".join(layers)}.{near(layer, layers)}')
+    refuse_tokens(layers, layers if layer is None else [layer], 'a picture', '--layer')
     routed = route_image(model, cfg, image, score_thr=score_thr, truths=truths)
     if layer is not None:
         routed.layers.update({layer: routed.layers.pop(layer)})
@@ -159,12 +166,13 @@ def _detections(result, score_thr: float, model: nn.Module, cfg: Config) -> Boxe
     return Boxes(corners, areas, labels)
 
 
-def _classes(model: nn.Module, cfg: Config) -> list[str]:
-    meta = getattr(model, 'dataset_meta', None) or {}
-    for _, dataset in split_datasets(cfg, 'test'):
-        meta = meta or dataset.get('metainfo') or {}
-    classes = meta.get('classes') or ()
-    return list(classes) if not isinstance(classes, str) else []
+def _classes(model: nn.Module, cfg: Config) -> Sequence[str]:
+    """The names of the labels: the checkpoint's; where it has none, the config's."""
+    classes = (getattr(model, 'dataset_meta', None) or {}).get('classes')
+    for where, dataset in split_datasets(cfg, 'test') if classes is None else ():
+        kind = dataset_class(dataset)
+        classes = classes or (config_classes(where, dataset, kind) if kind is not None else None)
+    return classes or ()
 
 
 # -- annotations -----------------------------------------------------------------------------------------------
@@ -175,7 +183,7 @@ def _image_folder(cfg: Config) -> str:
     return os.path.join(dataset.get('data_root') or '', (dataset.get('data_prefix') or {}).get('img') or '')
 
 
-def _annotated(ann_file: str, wanted: int | Path, folder: str = '') -> tuple[str, Boxes]:
+def _annotated(ann_file: str, wanted: str | int | Path, folder: str = '') -> tuple[str, Boxes]:
     """Returns an image's path and ground truths, crowds left out, by its id or by its file's name."""
     if not os.path.isfile(ann_file):
         raise DataError(f'the annotation file {ann_file} does not exist (looked for {os.path.abspath(ann_file)})')
@@ -183,10 +191,13 @@ def _annotated(ann_file: str, wanted: int | Path, folder: str = '') -> tuple[str
     if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ('images', 'annotations')):
         raise DataError(f"{ann_file}: expected COCO annotations with the lists 'images' and 'annotations'")
     if isinstance(wanted, Path):
-        entries = [image for image in content['images'] if Path(image['file_name']).name == wanted.name]
+        entries = _named(content['images'], wanted)
         missing = f'{ann_file}: no image has the file name {wanted.name}'
+        if len(entries) > 1:
+            found = ', '.join(f'{image["file_name"]} (id {image["id"]})' for image in entries[:5])
+            raise DataError(f'{ann_file}: several images may be {wanted}: {found}; name one with --image-id')
     else:
-        entries = [image for image in content['images'] if image['id'] == wanted]
+        entries = [image for image in content['images'] if str(image['id']) == str(wanted)]
         some = ', '.join(str(image['id']) for image in content['images'][:5])
         missing = f'--image-id {wanted}: {ann_file} has no such image; its first ids are {some}'
     if not entries:
@@ -203,3 +214,15 @@ def _annotated(ann_file: str, wanted: int | Path, folder: str = '') -> tuple[str
     boxes[:, 2:] += boxes[:, :2]
     labels = [names.get(a['category_id'], str(a['category_id'])) for a in objects]
     return os.path.join(folder, image['file_name']), Boxes(boxes, np.array([a['area'] for a in objects], float), labels)
+
+
+def _named(images: list[dict], path: Path) -> list[dict]:
+    """The images whose file name agrees with most of the end of a path; several folders may have files of one name."""
+    found = [image for image in images if Path(image['file_name'].replace('\\', '/')).name == path.name]
+    parts = path.absolute().parts
+    for length in range(2, len(parts) + 1):
+        longer = [image for image in found if Path(image['file_name']).parts[-length:] == parts[-length:]]
+        if not longer:
+            break
+        found = longer
+    return found

@@ -14,6 +14,7 @@ from mmdet.evaluation import DumpDetResults
 from mmdet.registry import RUNNERS
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
@@ -21,12 +22,14 @@ from ..compat.checkpoint import refuse_unsafe_loading
 from ..errors import MoEConfigError
 from .amp import amp_for_this_device, enable_amp
 from .checkpoints import best_checkpoint, check_checkpoint, latest_checkpoint
-from .config_edit import enable_auto_scale_lr, enable_tta, set_data_root, set_seed
+from .config_edit import enable_auto_scale_lr, set_data_root, set_seed
 from .config_file import merge_options, read_config
 from .console import local_rank, say, warn
 from .data_check import check_data
 from .ranks import leave_ranks, prepare_ranks
 from .resume_point import check_resumable, newest_resumable
+from .trained_model import checkpoint_labels, fill_exactly
+from .tta import enable_tta
 from .user_errors import run_main
 
 __all__ = ['build_runner', 'check_data', 'load_config', 'print_config', 'run_main', 'test', 'train']
@@ -84,6 +87,9 @@ def build_runner(cfg: Config) -> Runner:
     setup_cache_size_limit_of_dynamo()
     refuse_unsafe_loading()
     amp_for_this_device(cfg)
+    if (cfg.get('randomness') or {}).get('deterministic'):
+        # cuBLAS reads it at its start, and before torch 2.10 its products refuse to be deterministic without
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     try:
         os.makedirs(cfg.work_dir, exist_ok=True)
     except OSError as error:
@@ -140,7 +146,8 @@ def train(
         enable_auto_scale_lr(cfg)
     _set_resume(cfg, resume)
     if data_check and local_rank() == 0:  # once per machine: parsing COCO's annotations takes seconds and gigabytes
-        check_data(cfg, ('train', 'val') if cfg.get('val_cfg') is not None else ('train',))
+        trained = checkpoint_labels(cfg, cfg.load_from) if cfg.get('load_from') else None
+        check_data(cfg, ('train', 'val') if cfg.get('val_cfg') is not None else ('train',), trained)
     try:
         build_runner(cfg).train()
     except KeyboardInterrupt:
@@ -212,7 +219,7 @@ def test(
         out: file for the predictions, a pickle.
         show: show each image with its predictions in a window, for ``wait_time`` seconds.
         show_dir: folder for images with predictions, made below ``<work_dir>/<time stamp>``.
-        tta: test-time augmentation (see :func:`.config_edit.enable_tta`).
+        tta: test-time augmentation (see :func:`.tta.enable_tta`).
         launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
         data_check: look at annotations and images first (see :func:`.data_check.check_data`).
 
@@ -220,7 +227,7 @@ def test(
         dict: the metrics.
 
     Raises:
-        MoEDetError: the config, the data or the checkpoint cannot be used.
+        MoEDetError: the config, the data or the checkpoint cannot be used, or the weights do not fit the model.
     """
     if out is not None and not out.endswith(('.pkl', '.pickle')):
         raise MoEConfigError(f'--out {out}: expected a name that ends in .pkl or .pickle')
@@ -234,9 +241,14 @@ def test(
         _enable_drawing(cfg, show, show_dir, wait_time)
     if tta:
         enable_tta(cfg)
-    if data_check and local_rank() == 0:
-        check_data(cfg, ('test',))
+    if data_check and (local_rank() == 0 or show or show_dir):  # who draws must know the labels' names
+        check_data(cfg, ('test',), checkpoint_labels(cfg, cfg.load_from))
     runner = build_runner(cfg)
+    model = runner.model
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    # mmengine only warns of weights that do not fit, and would evaluate random ones
+    fill_exactly(model, cfg.load_from, config)
     if out is not None:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=out))
     metrics = runner.test()

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..routing.experts import ExpertGroup
 from ..routing.hard_constraints import HardConstraint
+from ..routing.kernel_mixture import KernelMixture
 from ..routing.router import Router, find_routers
 
 
@@ -30,21 +31,32 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
 
 def router_of(model: nn.Module, path: str) -> Router | None:
     """The router that decides for the experts at ``path``: one below the nearest module that holds both."""
+    return next(iter(_routers_near(model, path)), None)  # a head's routers share K and E
+
+
+def _routers_near(model: nn.Module, path: str) -> list[Router]:
     parts = path.split('.')
     for length in range(len(parts) - 1, -1, -1):
         owner = model.get_submodule('.'.join(parts[:length]))
         routers = [module for module in owner.modules() if isinstance(module, Router)]
         if routers:
-            return routers[0]  # a head's routers share K and E
-    return None
+            return routers
+    return []
 
 
 def experts_in_words(model: nn.Module) -> str:
     """``'dense'``, or of every kind of layer the constraints' family, what a row chooses, and the unit.
 
     ``'soft, 2 of 4 per level'`` are K of E experts, ``'soft, 2 shards of 4 copies per level'`` are shards.
+    Where kernels are mixed, ``one of the mixed kernels of 4 of 4``.
     """
     kinds = []
+    kernels = {
+        router
+        for path, group in model.named_modules()
+        if isinstance(group, KernelMixture)
+        for router in _routers_near(model, path)
+    }
     for router in find_routers(model).values():
         families = {
             'hard' if isinstance(constraint, HardConstraint) else 'soft' for constraint in router.constraints.values()
@@ -53,6 +65,8 @@ def experts_in_words(model: nn.Module) -> str:
         chosen = f'{router.top_k} of {router.num_experts}'
         if router.slots > 1:
             chosen = f'{router.slots} shards of {router.copies} copies'
+        elif router in kernels:
+            chosen = f'one of the mixed kernels of {chosen}'
         text = f'{family}, {chosen} per {router.unit}'
         if text not in kinds:
             kinds.append(text)

@@ -71,8 +71,8 @@ class MoEHook(Hook):
         if not any(isinstance(module, ExpertGroup) for module in model.modules()):
             raise MoEConfigError(
                 "MoEHook is in the config, but the config builds no MoE layer: set bbox_head.type='MoERetinaHead', "
-                "backbone.type='MoEResNet', conv_cfg=dict(type='MoEConv2d') or a MoEBlock plugin with at least one "
-                'stage, or take the hook out'
+                "backbone.type='MoEResNet', conv_cfg=dict(type='MoEConv2d'), a MoEBlock plugin with at least one "
+                "stage or model.type='WithExperts', or take the hook out"
             )
         for handle in self._handles:
             handle.remove()
@@ -174,7 +174,7 @@ class MoEHook(Hook):
             kept = checkpoint.get(f'moe_{kind}_usage') or {}
             for name, router in find_routers(self._model).items():
                 if name in kept:
-                    setattr(router, kind, Usage(*(sums.to(router.experts_and_k.device) for sums in kept[name])))
+                    setattr(router, kind, Usage(*kept[name]).to(router.experts_and_k.device))
 
     # -- validation and test -----------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ on tensors without contents (PyTorch's fake tensors), and the share of the exper
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -91,7 +92,7 @@ def model_cost(model_cfg: Mapping, shape: tuple[int, int]) -> ModelCost:
 
 def _as_in_evaluation(model_cfg: Mapping) -> nn.Module:
     """The model; what copies share in training is part of each of them."""
-    model = MODELS.build(model_cfg).eval()
+    model = MODELS.build(copy.deepcopy(model_cfg)).eval()  # DETR's head changes the dict it is given
     fold_common(model)
     return model
 

@@ -25,9 +25,10 @@ from ..version import __version__
 from .checkpoints import check_checkpoint, file_sha256, latest_checkpoint
 from .config_edit import is_remote
 from .console import say, warn
+from .dataset_paths import annotation_file
 from .launch import load_config
 from .model_cost import count_macs, experts_in_words, parameter_counts
-from .trained_model import TestBatches, annotation_file, load_trained_model, read_checkpoint, test_batches
+from .trained_model import TestBatches, checkpoint_labels, load_trained_model, read_checkpoint, test_batches
 
 _CONFIG_AND_CHECKPOINT = re.compile(r'(?P<config>.+?\.(?:py|json|ya?ml)):(?P<checkpoint>.+)')
 STORED_SUFFIX = '.eval.json'
@@ -134,7 +135,7 @@ def evaluate_run(spec: RunSpec, cfg: Config, device: str | None = None, fresh: b
         device: see :func:`.trained_model.analysis_device`.
         fresh: evaluate again.
     """
-    batches = test_batches(cfg)
+    batches = test_batches(cfg, trained=checkpoint_labels(cfg, spec.checkpoint))
     annotations = annotation_file(cfg)
     shas = {'checkpoint_sha256': file_sha256(spec.checkpoint), 'annotations_sha256': file_sha256(annotations)}
     fingerprint = _fingerprint(cfg, shas)

@@ -56,7 +56,8 @@ def sweep_top_k(
         if cfg.get(key) is None:
             raise MoEConfigError(f'{config}: testing needs {key}, which the config does not have')
     # a run only warns of weights that are missing; here they are an error
-    routers = find_routers(load_trained_model(cfg, checkpoint, 'cpu'))
+    model = load_trained_model(cfg, checkpoint, 'cpu')
+    routers = find_routers(model)
     for name, router in routers.items():
         if router.slots > 1:
             raise MoEConfigError(
@@ -68,7 +69,7 @@ def sweep_top_k(
     for k in top_k or ():
         if not 1 <= k <= most:
             raise MoEConfigError(f'--top-k {k}: the layers of {config} have up to {most} experts, expected 1 to {most}')
-    check_data(cfg, ('test',))
+    check_data(cfg, ('test',), model.trained_labels)
     path = check_checkpoint(checkpoint, 'checkpoint')
     cfg.load_from, cfg.resume = path, False
     results = []

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
-import os
 import pickle
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from urllib.error import URLError
 
 import torch
 from mmdet.registry import DATASETS, MODELS
@@ -22,8 +23,9 @@ from ..errors import CheckpointError, DataError, MoEConfigError
 from ..routing.router import find_routers
 from ..routing.shared_copies import fold_common
 from .checkpoints import check_checkpoint
-from .config_edit import is_remote, split_datasets, split_metrics
+from .config_edit import is_remote
 from .data_check import check_data
+from .trained_labels import TrainedLabels, trained_labels
 
 ROUTER_KEY = 'experts_and_k'  # every router of a checkpoint has this buffer
 KEYS_LISTED = 3
@@ -64,8 +66,9 @@ def load_trained_model(
         require_moe: refuse configs and checkpoints without MoE layers.
 
     Returns:
-        The detector in evaluation mode, with ``dataset_meta`` (classes) from the checkpoint where it has it, so that
-        ``model.test_step(batch)`` works. Every expert is whole: what copies share (``copies_share``) is part of each.
+        The detector in evaluation mode, so that ``model.test_step(batch)`` works; with ``trained_labels``, and with
+        ``dataset_meta`` (the classes in the order of the labels) where the checkpoint has classes. Every expert is
+        whole: what copies share (``copies_share``) is part of each.
 
     Raises:
         MoEConfigError: the config has no model, no MoE layer, or there is no such device.
@@ -76,27 +79,52 @@ def load_trained_model(
     if cfg.get('model') is None:
         raise MoEConfigError(f'{cfg.filename}: the config has no model')
     init_default_scope(cfg.get('default_scope') or 'mmdet')
-    model = MODELS.build(cfg.model)
-    has_routers = bool(find_routers(model))
-    if require_moe and not has_routers:
+    model = MODELS.build(copy.deepcopy(cfg.model))  # DETR's head changes the dict it is given
+    if require_moe and not find_routers(model):
         raise MoEConfigError(
             f'{cfg.filename}: the config builds no MoE layer with a gate, so there are no experts to look at (set '
-            "bbox_head.type='MoERetinaHead', backbone.type='MoEResNet', conv_cfg=dict(type='MoEConv2d') or a MoEBlock "
-            'plugin, with num_experts >= 2)'
+            "bbox_head.type='MoERetinaHead', backbone.type='MoEResNet', conv_cfg=dict(type='MoEConv2d'), a MoEBlock "
+            "plugin or model.type='WithExperts', with num_experts >= 2)"
         )
+    content = fill_exactly(model, path, cfg.filename)
+    fold_common(model)
+    model.trained_labels = trained_labels(cfg, content)
+    if model.trained_labels is not None:
+        model.dataset_meta = dict(classes=model.trained_labels.names)
+    return model.to(device).eval()
+
+
+def checkpoint_labels(cfg: Config, checkpoint: str) -> TrainedLabels | None:
+    """Returns the labels of a checkpoint, file or URL; None if it lists none, or cannot be read, as loading tells."""
+    try:
+        return trained_labels(cfg, read_checkpoint(checkpoint))
+    except (CheckpointError, URLError):
+        return None
+
+
+def fill_exactly(model: nn.Module, path: str, config: str) -> Mapping:
+    """Fills a model from a checkpoint that must fit it: no tensor is missing, left over, or of another shape.
+
+    Args:
+        model: as the config builds it.
+        path: the checkpoint, file or URL.
+        config: name of the config, for messages.
+
+    Returns:
+        The checkpoint's content.
+
+    Raises:
+        CheckpointError: it cannot be read, has no MoE layer where the model has one, or does not fit.
+    """
     content = read_checkpoint(path)
     state = state_of(content, path)
-    if has_routers and not any(key.endswith(ROUTER_KEY) for key in state):
+    if find_routers(model) and not any(key.endswith(ROUTER_KEY) for key in state):
         raise CheckpointError(
-            f'checkpoint {path} has no MoE layer, the config {cfg.filename} has: name a checkpoint that was trained '
-            'with this config'
+            f'checkpoint {path} has no MoE layer, the config {config} has: name a checkpoint that was trained with '
+            'this config'
         )
-    _fill(model, state, path, cfg.filename)
-    fold_common(model)
-    meta = content.get('meta') if isinstance(content.get('meta'), Mapping) else {}
-    if meta.get('dataset_meta'):
-        model.dataset_meta = dict(meta['dataset_meta'])
-    return model.to(device).eval()
+    _fill(model, state, path, config)
+    return content
 
 
 def read_checkpoint(path: str) -> Mapping:
@@ -144,6 +172,8 @@ def _fill(model: nn.Module, state: dict[str, torch.Tensor], path: str, config: s
         lines = [line.strip() for line in str(error).splitlines()[1:]]
         raise CheckpointError(f'checkpoint {path} does not match the config {config}: {brief(lines, 2)}') from error
     missing = [key for key in missing if not key.endswith('num_batches_tracked')]
+    # mmdet 2 kept averages beside the weights that were made of them
+    unexpected = [key for key in unexpected if not key.startswith('ema_')]
     problems = []
     if missing:
         problems.append(f'it lacks {len(missing)} tensors of the model ({brief(missing)})')
@@ -214,7 +244,7 @@ def _image_id(sample) -> Hashable:
     return sample.img_id
 
 
-def test_batches(cfg: Config, limit: int | None = None) -> TestBatches:
+def test_batches(cfg: Config, limit: int | None = None, trained: TrainedLabels | None = None) -> TestBatches:
     """Returns the batches of the config's test set, checked, unshuffled and in one process.
 
     Example:
@@ -224,6 +254,8 @@ def test_batches(cfg: Config, limit: int | None = None) -> TestBatches:
     Args:
         cfg: as :func:`moe_det.engine.launch.load_config` reads it.
         limit: the first so many images of the data set; None takes all.
+        trained: the labels of the checkpoint, which are compared with the test set's; a model from
+            :func:`load_trained_model` has them as ``trained_labels``.
 
     Returns:
         An iterable of (image ids as the annotation file has them, batch); ``batch`` is what ``model.test_step`` takes.
@@ -231,34 +263,15 @@ def test_batches(cfg: Config, limit: int | None = None) -> TestBatches:
 
     Raises:
         MoEConfigError: the config has no test set, or ``limit`` is no positive integer.
-        DataError: files of the test set are missing or damaged.
+        DataError: files of the test set are missing or damaged, or give the classes other labels than the model has.
     """
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise MoEConfigError(f'--limit {limit}: expected an integer >= 1')
     if not isinstance(cfg.get('test_dataloader'), Mapping):
         raise MoEConfigError(f'{cfg.filename}: the config has no test_dataloader')
     init_default_scope(cfg.get('default_scope') or 'mmdet')
-    check_data(cfg, ('test',))
+    check_data(cfg, ('test',), trained)
     return TestBatches(cfg, limit)
 
 
 test_batches.__test__ = False
-
-
-def annotation_file(cfg: Config, split: str = 'test') -> str:
-    """Returns the COCO annotation file that scores ``'val'`` or ``'test'``: the evaluator's, else the data set's.
-
-    Raises:
-        DataError: neither names a file of this machine.
-    """
-    named = [metric.get('ann_file') for _, metric in split_metrics(cfg, split)]
-    for _, dataset in split_datasets(cfg, split):
-        if dataset.get('ann_file'):
-            named.append(os.path.join(dataset.get('data_root') or '', dataset['ann_file']))
-    for path in named:
-        if isinstance(path, str) and path and not is_remote(path) and os.path.isfile(path):
-            return path
-    raise DataError(
-        f'{cfg.filename}: neither {split}_evaluator nor {split}_dataloader.dataset names a COCO annotation file that '
-        f'exists ({", ".join(map(repr, named)) or "no ann_file"})'
-    )

@@ -2,7 +2,8 @@
 
 from .moe_block import MoEBlock
 from .moe_conv import MoEConv2d
+from .moe_ffn import MoEFFN
 from .moe_layer import MoELayer
 from .settings import MoESettings
 
-__all__ = ['MoEBlock', 'MoEConv2d', 'MoELayer', 'MoESettings']
+__all__ = ['MoEBlock', 'MoEConv2d', 'MoEFFN', 'MoELayer', 'MoESettings']

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import logging
+import sys
 
-from mmengine.logging import print_log
 from mmengine.model import kaiming_init
 from torch import nn
 from torch.nn.modules.utils import _pair
 
 from ..errors import MoEConfigError
-from ..routing.dense_copies import copy_dense_to_experts
+from ..routing.rows import HALO
+from .dense_start import start_from_dense
 from .moe_layer import MoELayer
 from .settings import MoESettings, check_count, split_settings
+
+
+class NoSingleWeightError(MoEConfigError, AttributeError):
+    """A detector computes with the weight of a convolution that is a mixture; to ``hasattr`` it is absent."""
 
 
 class MoEConv2d(MoELayer):
@@ -33,7 +37,7 @@ class MoEConv2d(MoELayer):
         dilation: as in Conv2d.
         groups: as in Conv2d.
         bias: as in Conv2d.
-        padding_mode: as in Conv2d.
+        padding_mode: as in Conv2d; ``unit='patch'`` takes all but ``'circular'``.
         num_levels: calls of the module in one step (a tower shared by 5 levels: 5); needed for
             ``balance_over='level'``.
         **moe: keys of MoESettings.
@@ -63,6 +67,9 @@ class MoEConv2d(MoELayer):
         check_count(where, 'num_levels', num_levels)
         if settings.unit == 'patch' and _pair(stride) != (1, 1):
             raise MoEConfigError(f"{where}.grid: unit='patch' does not fit a convolution with stride {stride}")
+        if settings.unit == 'patch' and padding_mode == 'circular':
+            raise MoEConfigError(f"{where}.grid: unit='patch' does not fit padding_mode='circular'")
+        reach = [(step * (size - 1) + 1) // 2 for size, step in zip(_pair(kernel_size), _pair(dilation), strict=True)]
         super().__init__(
             settings,
             in_channels,
@@ -72,12 +79,13 @@ class MoEConv2d(MoELayer):
             where,
             num_levels,
             out_channels,
+            halo=max(HALO, *reach),
         )
         # ConvModule copies these from the convolution that it holds
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size, self.stride = _pair(kernel_size), _pair(stride)
         self.padding, self.dilation = _pair(padding), _pair(dilation)
-        self.transposed, self.output_padding = False, (0, 0)
+        self.transposed, self.output_padding, self.padding_mode = False, (0, 0), padding_mode
         self.is_init = False
         self.init_weights()  # ConvModule leaves a convolution that has this method to itself
 
@@ -91,17 +99,28 @@ class MoEConv2d(MoELayer):
         self.expert_group.start_common()
         self.is_init = True
 
+    def __getattr__(self, name: str) -> object:
+        if name not in ('weight', 'bias'):
+            return super().__getattr__(name)
+        # initialisers ask with hasattr and leave the experts as they are
+        raise NoSingleWeightError(
+            f'{_reader(self)} reads the {name} of MoEConv2d({self.in_channels}, {self.out_channels}), but every expert '
+            "has one of its own. Take MoEConv2d out of that part's conv_cfg and name the convolutions that shall have "
+            "experts: model = dict(type='WithExperts', detector=..., experts=[dict(modules=..., type='MoEConv2d')])"
+        )
+
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         dense = {f'{prefix}{name}': name for name in ('weight', 'bias') if f'{prefix}{name}' in state_dict}
-        if dense:
-            target = f'{prefix}expert_group.experts.'
-            noise, redraw = self.settings.copy_noise, self.settings.copy_redraw
-            problems = copy_dense_to_experts(state_dict, dense, self.expert_group, target, noise, redraw)
-            print_log(
-                f'{prefix.rstrip(".")}: {len(dense) - len(problems)} of {len(dense)} tensors of the plain convolution '
-                f'copied into {len(self.expert_group)} experts with relative noise {noise:g}'
-                + (f'; not copied: {problems[0]}' if problems else ''),
-                logger='current',
-                level=logging.WARNING if problems else logging.INFO,
-            )
+        start_from_dense(state_dict, dense, self.expert_group, prefix, self.settings, 'plain convolution')
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _reader(layer: nn.Module) -> str:
+    """Class of the module whose method is running, the layer left out."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        module = frame.f_locals.get('self')
+        if isinstance(module, nn.Module) and module is not layer:
+            return type(module).__name__
+        frame = frame.f_back
+    return 'the model'

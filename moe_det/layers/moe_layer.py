@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import MoEConfigError
 from ..routing.dispatch import plan_dispatch
-from ..routing.rows import join_patches, rows_of
+from ..routing.rows import HALO, join_patches, rows_of
 from .settings import MoESettings
 
 
@@ -25,6 +25,7 @@ class MoELayer(nn.Module):
         where: the config key of the settings, for messages.
         num_levels: calls in one step; balance inside levels keeps state for each.
         out_channels: C', ``in_channels`` by default; an attentive gate must know it.
+        halo: pixels of its neighbours that a patch sees; as many as an expert reaches, and patches are exact.
 
     Raises:
         MoEConfigError: balance inside levels for a layer that sees one level.
@@ -38,6 +39,7 @@ class MoELayer(nn.Module):
         where: str,
         num_levels: int = 1,
         out_channels: int | None = None,
+        halo: int = HALO,
     ) -> None:
         super().__init__()
         if settings.balance_over == 'level' and num_levels == 1:
@@ -45,8 +47,9 @@ class MoELayer(nn.Module):
                 f"{where}.balance_over='level': the layer sees one level in a step; use 'all', or set num_levels "
                 'where it is called once per level'
             )
-        self.settings = settings
+        self.settings, self.halo = settings, halo
         self.router = settings.build_router(in_channels, where, num_levels, key_channels=out_channels or in_channels)
+        make_expert = settings.expert_maker(make_expert, where, in_channels, out_channels or in_channels)
         self.expert_group = settings.build_experts(make_expert)
         if self.router is not None and self.router.gate.freezes_experts:
             self.expert_group.freeze()
@@ -56,15 +59,15 @@ class MoELayer(nn.Module):
         if self.router is None:
             return self.expert_group([x], None, None)[0]
         grid = self.settings.grid or 1
-        rows, layout = rows_of([x], self.settings.unit, grid, self.router.next_level())
+        rows, layout = rows_of([x], self.settings.unit, grid, self.router.next_level(), self.halo)
         if self.router.needs_keys:
             output = self.expert_group.run_and_route(rows, self.router, rows, layout)[0]
         else:
             routing = self.router(rows, layout)
             plan = None
-            if self.settings.dispatch == 'sorted':
+            if self.settings.sorts:
                 plan = plan_dispatch([routing], layout.level_rows)[0]
             output = self.expert_group(rows, routing, layout, plan)[0]
         if layout.unit == 'patch':
-            output = join_patches(output, x.shape[2], x.shape[3], grid)
+            output = join_patches(output, x.shape[2], x.shape[3], grid, self.halo)
         return output

@@ -6,12 +6,14 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from mmdet.registry import MODELS
 from torch import nn
 
 from ..errors import MoEConfigError, unknown_name
-from ..registry import CONSTRAINTS, build_named
+from ..registry import CONSTRAINTS, EXPERTS, build_named
 from ..routing.dispatch import Mixture
 from ..routing.experts import DISPATCH_MODES, ExpertGroup
+from ..routing.kernel_mixture import KERNELS, MIXES, OUTPUTS, KernelMixture
 from ..routing.mixtures import mix_linear
 from ..routing.router import Router
 from ..routing.rows import UNITS
@@ -64,8 +66,10 @@ class MoESettings:
             ``ZLossConstraint``, ``SampleSimilarityConstraint``. Hard: ``RelativeImportanceConstraint``,
             ``MeanImportanceConstraint``, ``SelectionBiasConstraint``.
         unit: what one decision is about: ``level`` (an image at a level), ``image`` (one decision for all levels)
-            or ``patch`` (a cell of a grid laid over each level).
-        grid: cells per axis for ``unit='patch'``, >= 2; other units take none.
+            or ``patch`` (a cell of a grid laid over each level). A ``MoEFFN`` has ``token`` (default) and ``image``.
+        grid: cells per axis for ``unit='patch'``, >= 2; other units take none. An expert sees as much around its patch
+            as its convolution reaches, so that a patch computes what the whole map would; an expert of several
+            convolutions sees one pixel (shards two) and takes what lies farther for padding.
         balance_over: rows among which usage is balanced: ``all`` or inside each ``level``.
         noise: learned gate noise while training; None takes it when all constraints are soft.
         shared_expert: an additional expert that runs on every row and is added.
@@ -82,6 +86,11 @@ class MoESettings:
         weighting: ``softmax`` weights, or with ``top_k=1`` ``straight_through``: the chosen expert counts in full
             and the gate learns from the gradient of its probability. Experts copied from a dense checkpoint then
             compute at the start what the dense layer does.
+        mixes: ``outputs`` of the chosen experts, or their ``kernels``: a row runs one module whose weights are the
+            mixture of theirs, at the cost of one expert whatever E and K are (CondConv, arXiv 1904.04971; SMEAR,
+            arXiv 2306.03745). With ``top_k=num_experts`` every expert learns from every row.
+        expert: a class of your own in place of the layer's experts, a dict with ``type`` and the class's arguments,
+            which is built with ``in_channels`` and ``out_channels`` besides; docs/architecture.md has its contract.
     """
 
     num_experts: int = 4
@@ -99,14 +108,17 @@ class MoESettings:
     copy_redraw: float = 0.0
     copies_share: bool = False
     weighting: str = SOFTMAX
+    mixes: str = OUTPUTS
+    expert: dict | None = None
 
     @classmethod
-    def from_config(cls, cfg: dict, where: str) -> MoESettings:
+    def from_config(cls, cfg: dict, where: str, units: Sequence[str] = UNITS) -> MoESettings:
         """Builds and checks settings.
 
         Args:
             cfg: keys and values of a config.
             where: the config key that holds them, for messages.
+            units: values of ``unit`` that the layer knows.
 
         Raises:
             MoEConfigError: an unknown key, or a value that cannot be built from.
@@ -116,10 +128,10 @@ class MoESettings:
             if key not in known:
                 raise MoEConfigError(f'{where}: {unknown_name("key", key, known)}')
         settings = cls(**cfg)
-        settings.check(where)
+        settings.check(where, units)
         return settings
 
-    def check(self, where: str) -> None:
+    def check(self, where: str, units: Sequence[str] = UNITS) -> None:
         """Raises MoEConfigError for values that contradict each other or lie outside their range."""
         check_count(where, 'num_experts', self.num_experts)
         check_count(where, 'top_k', self.top_k)
@@ -134,7 +146,7 @@ class MoESettings:
             check_flag(where, key, getattr(self, key))
         if self.noise is not None:
             check_flag(where, 'noise', self.noise)
-        check_choice(where, 'unit', self.unit, UNITS)
+        check_choice(where, 'unit', self.unit, units)
         check_choice(where, 'balance_over', self.balance_over, BALANCE_OVER)
         check_choice(where, 'dispatch', self.dispatch, DISPATCH_MODES)
         if self.unit == 'patch':
@@ -149,11 +161,22 @@ class MoESettings:
             raise MoEConfigError(f'{where}.copy_redraw={redraw!r}: expected a number >= 0 and < 1')
         if self.copies_share and self.num_experts == 1:
             raise MoEConfigError(f'{where}.copies_share=True: num_experts=1 leaves no copies that could share')
+        check_choice(where, 'mixes', self.mixes, MIXES)
         check_choice(where, 'weighting', self.weighting, WEIGHTINGS)
         if self.weighting == STRAIGHT_THROUGH and self.top_k != 1:
             raise MoEConfigError(
                 f'{where}.weighting={STRAIGHT_THROUGH!r}: is for top_k=1, top_k is {self.top_k}; use {SOFTMAX!r}'
             )
+
+    @property
+    def sorts(self) -> bool:
+        """Whether rows are sorted by the experts that they run."""
+        return self.dispatch == 'sorted' and self.mixes == OUTPUTS
+
+    @property
+    def experts_run(self) -> int:
+        """Experts whose cost a row has: K, or 1 where their weights are mixed before anything runs."""
+        return self.top_k if self.mixes == OUTPUTS else 1
 
     def build_router(
         self,
@@ -187,6 +210,11 @@ class MoESettings:
         built = [build_named(CONSTRAINTS, c, f'{where}.constraint') for c in constraints]
         if self.num_experts == (slots or 1):
             return None
+        if self.mixes == KERNELS and (gate.needs_keys or gate.freezes_experts):
+            raise MoEConfigError(
+                f'{where}.mixes={KERNELS!r}: {type(gate).__name__} decides from what every expert computed, and here '
+                'none computes alone; use another gate'
+            )
         try:
             return Router(
                 gate,
@@ -202,6 +230,31 @@ class MoESettings:
             )
         except ValueError as error:
             raise MoEConfigError(f'{where}: {error}') from error
+
+    def expert_maker(
+        self, make_expert: Callable[[], nn.Module], where: str, in_channels: int, out_channels: int
+    ) -> Callable[[], nn.Module]:
+        """What builds one expert: ``make_expert``, or the class of the key ``expert``.
+
+        Args:
+            make_expert: builds the layer's own expert.
+            where: the config key of these settings, for messages.
+            in_channels: channels that an expert gets.
+            out_channels: channels that it gives.
+        """
+        if self.expert is None:
+            return make_expert
+
+        def make() -> nn.Module:
+            cfg = self.expert
+            if isinstance(cfg, dict) and isinstance(cfg.get('type'), str):
+                cls = EXPERTS.get(cfg['type']) or MODELS.get(cfg['type'])
+                cfg = {**cfg, 'type': cls or cfg['type']}
+            expert = build_named(EXPERTS, cfg, f'{where}.expert', in_channels=in_channels, out_channels=out_channels)
+            expert.out_channels = out_channels
+            return expert
+
+        return make
 
     def build_experts(
         self,
@@ -221,6 +274,7 @@ class MoESettings:
         shared: nn.Module | None = make_expert() if self.shared_expert else None
         experts = [accept_single_values(make_expert()) for _ in range(self.num_experts)]
         share = self.copies_share
+        group = KernelMixture if self.mixes == KERNELS else group
         return group(experts, shared, mixture, self.dispatch, slots=slots, common=share, copy_noise=self.copy_noise)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from mmdet.structures.bbox import get_box_tensor
@@ -17,26 +17,28 @@ BINS = 7  # 8, 16, ..., 512 pixels
 
 
 def supply_box_sizes(
-    router: Router,
+    routers: Sequence[Router],
     instances: Sequence[InstanceData],
     maps: Sequence[Tensor],
     grid: int | None,
     strides: Sequence[tuple[int, int]],
 ) -> None:
-    """Gives a router the sizes of the boxes of each routing row: of the image, or with ``unit='patch'`` of the patch.
+    """Gives routers the sizes of the boxes of each routing row: of the image, or with ``unit='patch'`` of the patch.
 
     Args:
-        router: of a head that is called once per step.
+        routers: at least one, all of a head that is called once per step.
         instances: ground truth of each image, with ``bboxes`` in input pixels.
         maps: L tensors of the pyramid's sizes.
         grid: cells per axis for ``unit='patch'``.
         strides: per level, input pixels per pixel of the map, as (x, y).
     """
-    if router.unit == 'patch':
-        layout = layout_of(maps, 'patch', grid)
-        router.supply('box_sizes', patch_box_size_histograms(instances, layout, grid, strides), per_row=True)
+    per_row = routers[0].unit == 'patch'
+    if per_row:
+        sizes = patch_box_size_histograms(instances, layout_of(maps, 'patch', grid), grid, strides)
     else:
-        router.supply('box_sizes', box_size_histograms(instances))
+        sizes = box_size_histograms(instances)
+    for router in routers:
+        router.supply('box_sizes', sizes, per_row)
 
 
 def box_size_histograms(instances: Sequence[InstanceData]) -> Tensor:
@@ -51,7 +53,8 @@ def box_size_histograms(instances: Sequence[InstanceData]) -> Tensor:
     Returns:
         (N, 7); a row sums to 1, or to 0 for an image without boxes.
     """
-    return _histograms(instances, len(instances), lambda image, boxes: torch.full_like(boxes[:, 0], image).long())
+    boxes, image = _boxes_and_images(instances)
+    return _histograms(boxes, image, len(instances))
 
 
 def patch_box_size_histograms(
@@ -70,27 +73,30 @@ def patch_box_size_histograms(
     Returns:
         (R, 7), in the order of the rows; a row sums to 1, or to 0 for a patch without centres.
     """
-    levels = []
+    boxes, image = _boxes_and_images(instances)
+    centre_x, centre_y = ((boxes[:, :2] + boxes[:, 2:]) / 2).unbind(1)
+    rows, first = [], 0
+    # sizes and strides stay numbers of Python: as tensors each would be a copy that the host waits for
     for (height, width), patches, stride in zip(layout.map_sizes, layout.patches, strides, strict=True):
-        lengths = torch.tensor([width, height])
-        step = torch.tensor(stride)
-
-        def rows(image: int, boxes: Tensor, lengths=lengths, step=step, patches=patches) -> Tensor:
-            at = ((boxes[:, :2] + boxes[:, 2:]) / 2 / step.to(boxes)).floor()
-            x, y = torch.minimum(at.clamp_min(0), lengths.to(at) - 1).long().t().contiguous()
-            return image * patches + patch_numbers(y, x, int(lengths[1]), int(lengths[0]), grid)
-
-        levels.append(_histograms(instances, layout.num_images * patches, rows))
-    return torch.cat(levels)
+        x = (centre_x / stride[0]).floor().clamp(0, width - 1).long()
+        y = (centre_y / stride[1]).floor().clamp(0, height - 1).long()
+        rows.append(first + image * patches + patch_numbers(y, x, height, width, grid))
+        first += layout.num_images * patches
+    return _histograms(boxes.repeat(len(rows), 1), torch.cat(rows), first)
 
 
-def _histograms(instances: Sequence[InstanceData], num_rows: int, rows: Callable[[int, Tensor], Tensor]) -> Tensor:
-    """(num_rows, 7) histograms of the boxes that ``rows(image, boxes)`` assigns to each row."""
+def _boxes_and_images(instances: Sequence[InstanceData]) -> tuple[Tensor, Tensor]:
+    """(n, 4) boxes of all images, and the number (n,) of each one's image."""
     boxes = [get_box_tensor(image.bboxes).detach().float() for image in instances]
-    row = torch.cat([rows(image, of_image) for image, of_image in enumerate(boxes)])
-    boxes = torch.cat(boxes)
+    image = torch.tensor([image for image, of_image in enumerate(boxes) for _ in of_image], dtype=torch.long)
+    return torch.cat(boxes), image.to(boxes[0].device, non_blocking=True)
+
+
+def _histograms(boxes: Tensor, row: Tensor, num_rows: int) -> Tensor:
+    """(num_rows, 7) histograms of (n, 4) boxes, each of which belongs to a row."""
     area = (boxes[:, 2:] - boxes[:, :2]).clamp_min(0).prod(1)
     at = (area.clamp_min(1).log2() / 2 - SMALLEST).clamp(0, BINS - 1)
     share = (1 - (at[:, None] - torch.arange(BINS, device=at.device)).abs()).clamp_min(0)
-    counts = torch.bincount(row, minlength=num_rows)
-    return share.new_zeros(num_rows, BINS).index_add(0, row, share) / counts.clamp_min(1)[:, None]
+    # not bincount, which waits for the largest number; a last column counts
+    sums = share.new_zeros(num_rows, BINS + 1).index_add(0, row, torch.cat([share, torch.ones_like(share[:, :1])], 1))
+    return sums[:, :BINS] / sums[:, BINS:].clamp_min(1)

@@ -125,20 +125,29 @@ def build_branch_experts(shape: BranchShape, settings: MoESettings, own: HeadSet
         if width != 1:
             raise MoEConfigError(f"{where}.width={width!r}: applies to the placements 'branch' and 'tower' alone")
         in_channels = shape.in_channels if placement == 'first' else shape.last_inputs
-        return settings.build_experts(lambda: shape.conv(in_channels, shape.feat_channels))
+        make_expert = settings.expert_maker(
+            lambda: shape.conv(in_channels, shape.feat_channels), where, in_channels, shape.feat_channels
+        )
+        return settings.build_experts(make_expert)
     whole = placement == 'branch'
     inner = inner_width(
         width,
         shape.feat_channels,
         lambda channels: shape.cost(channels, whole),
         shape.cost(shape.feat_channels, whole),
-        settings.top_k,
+        settings.experts_run,
         where,
         multiple=(shape.norm_cfg or {}).get('num_groups', 1),
     )
     as_probabilities = whole and shape.name == 'cls' and own.class_mixture == 'probabilities'
     mixture = mix_probabilities if as_probabilities else mix_linear
-    return settings.build_experts(lambda: TowerExpert(shape, inner, whole), mixture)
+    make_expert = settings.expert_maker(
+        lambda: TowerExpert(shape, inner, whole),
+        where,
+        shape.in_channels,
+        shape.out_channels if whole else shape.feat_channels,
+    )
+    return settings.build_experts(make_expert, mixture)
 
 
 def feature_channels(experts: ExpertGroup) -> int:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import MoEConfigError, unknown_name
-from ..layers.settings import MoESettings, check_choice, check_count, check_flag, split_settings
+from ..layers.settings import MoESettings, check_choice, check_flag, split_settings
+from ..layers.shard_settings import OF_SHARDS, settings_of_shards
 
 PLACEMENTS = ('branch', 'tower', 'first', 'last', 'shards')
 BRANCHES = ('cls', 'reg')
 CLASS_MIXTURES = ('probabilities', 'logits')
-OF_SHARDS = {'shards': 2, 'copies': 4}  # default values
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def read_head_settings(moe: dict, where: str) -> tuple[MoESettings, HeadSettings
     placement = own.get('placement', 'branch')
     check_choice(where, 'placement', placement, PLACEMENTS)
     if placement == 'shards':
-        common = _settings_of_shards(common, own, where)
+        common = settings_of_shards(common, own, where)
     for key in own.keys() & OF_SHARDS.keys():
         if placement != 'shards':
             raise MoEConfigError(f"{where}.{key}={own[key]!r}: applies to placement='shards' alone")
@@ -78,6 +77,10 @@ def read_head_settings(moe: dict, where: str) -> tuple[MoESettings, HeadSettings
         raise MoEConfigError(f'{where}.shared_gate: needs both branches, branches={branches!r}')
     class_mixture = own.get('class_mixture', CLASS_MIXTURES[0])
     check_choice(where, 'class_mixture', class_mixture, CLASS_MIXTURES)
+    if 'class_mixture' in own and settings.mixes != 'outputs':
+        raise MoEConfigError(
+            f'{where}.class_mixture={class_mixture!r}: with mixes={settings.mixes!r} there is one output; take it out'
+        )
     if 'class_mixture' in own and placement != 'branch':
         raise MoEConfigError(
             f"{where}.class_mixture={class_mixture!r}: applies to placement='branch' alone; experts of "
@@ -93,36 +96,3 @@ def read_head_settings(moe: dict, where: str) -> tuple[MoESettings, HeadSettings
         copies=settings.num_experts // shards,
         class_mixture=class_mixture,
     )
-
-
-def _settings_of_shards(common: dict, own: Mapping, where: str) -> dict:
-    """The keys of every MoE layer as they follow from ``shards`` and ``copies``.
-
-    Raises:
-        MoEConfigError: a key that says something else, or that shards have no use for.
-    """
-    numbers = {**OF_SHARDS, **{key: own[key] for key in OF_SHARDS if key in own}}
-    for key, value in numbers.items():
-        check_count(where, key, value)
-    shards, copies = numbers['shards'], numbers['copies']
-    follows = {'num_experts': shards * copies, 'top_k': shards}
-    for key, value in follows.items():
-        if common.get(key, value) != value:
-            raise MoEConfigError(
-                f'{where}.{key}={common[key]!r}: follows from shards={shards} and copies={copies} as {value}; '
-                'take it out'
-            )
-    if common.get('weighting', 'straight_through') != 'straight_through':
-        raise MoEConfigError(
-            f'{where}.weighting={common["weighting"]!r}: shards are chosen straight through; take it out'
-        )
-    if common.get('shared_expert', False) is not False:
-        raise MoEConfigError(f"{where}.shared_expert={common['shared_expert']!r}: placement='shards' has none")
-    if own.get('width', 1) != 1:
-        raise MoEConfigError(f'{where}.width={own["width"]!r}: shards have the width of their slice; take it out')
-    if copies == 1:
-        if common.get('constraint') or common.get('copies_share'):
-            key = 'constraint' if common.get('constraint') else 'copies_share'
-            raise MoEConfigError(f'{where}.{key}: with copies=1 every row runs the only copy of each shard')
-        follows['soft_mixture'] = True  # every expert runs
-    return {key: value for key, value in common.items() if key != 'weighting'} | follows

@@ -44,11 +44,12 @@ def start_predictor(predictor: nn.Conv2d, branch: str, shards: int = 1) -> None:
 
 
 def start_experts(group: ExpertGroup, branch: str) -> None:
-    """Starts the predictors of a branch's experts; a shared expert's at zero."""
-    for expert in group.experts:
+    """Starts the predictors of a branch's experts; a shared expert's at zero, unless it is a slice of the branch."""
+    slices = [*group.experts, *([group.shared] if group.slices > 1 and group.shared is not None else [])]
+    for expert in slices:
         if getattr(expert, 'predictor', None) is not None:
-            start_predictor(expert.predictor, branch, group.slots)
-    if group.shared is not None and getattr(group.shared, 'predictor', None) is not None:
+            start_predictor(expert.predictor, branch, group.slices)
+    if group.slices == 1 and group.shared is not None and getattr(group.shared, 'predictor', None) is not None:
         nn.init.zeros_(group.shared.predictor.weight)
         nn.init.zeros_(group.shared.predictor.bias)
     group.start_common()
@@ -72,15 +73,22 @@ def fill_from_dense(
         settings: how copies are told apart.
         label: of the branch, for the log.
     """
-    slots, copies = group.slots, group.copies
+    slots, copies, slices = group.slots, group.copies, group.slices
 
     def part(name: str, tensor: Tensor, expert: int) -> Tensor:
-        return shard_of(name, tensor, expert // copies, slots)
+        return shard_of(name, tensor, expert // copies, slices)
 
+    if slices > slots:  # the last slice is the shared expert
+        own = group.shared.state_dict()
+        for key, name in dense.items():
+            of_shared = shard_of(name, state_dict[key], slots, slices)
+            if name in own and own[name].shape == of_shared.shape:
+                state_dict[f'{prefix.removesuffix("experts.")}shared.{name}'] = of_shared.clone()
     problems = copy_dense_to_experts(
-        state_dict, dense, group, prefix, settings.copy_noise, settings.copy_redraw, part if slots > 1 else None
+        state_dict, dense, group, prefix, settings.copy_noise, settings.copy_redraw, part if slices > 1 else None
     )
     words = f'{len(group)} experts' if slots == 1 else f'{slots} shards of {copies} copies'
+    words += ' and a shared one' if slices > slots else ''
     redrawn = f' and {settings.copy_redraw:.0%} of the channels drawn anew' if settings.copy_redraw else ''
     note = f'; not copied: {problems[0]}' + (', ...' if len(problems) > 1 else '') if problems else ''
     print_log(

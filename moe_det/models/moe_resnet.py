@@ -168,7 +168,6 @@ class MoEResNet(ResNet):
             )
         return MoEStage(
             skip=skip,
-            stage=stage,
             settings=self._moe_settings,
             in_channels=inplanes,
             make_expert=make_expert,
@@ -189,4 +188,4 @@ class MoEResNet(ResNet):
             return stage_cost(inner=inner, narrow=narrow, **{name: kwargs[name] for name in names})
 
         dense_cost = cost(planes, narrow=False)
-        return inner_width(self._moe_width, planes, cost, dense_cost, self._moe_settings.top_k, where)
+        return inner_width(self._moe_width, planes, cost, dense_cost, self._moe_settings.experts_run, where)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 from mmdet.models.dense_heads import RetinaHead
 from mmdet.utils import reduce_mean
 from mmengine.structures import InstanceData
@@ -20,6 +22,18 @@ from .head_settings import BRANCHES, read_head_settings
 from .head_start import fill_from_dense, start_experts, start_predictor, without_predictor_overrides
 
 WHERE = 'bbox_head.moe'  # in messages
+
+
+def _refuse_keys_of_other_heads(keys: dict) -> None:
+    """Raises MoEConfigError for a key that RetinaHead has not, as when the config is one of FCOS."""
+    known = {name for cls in RetinaHead.__mro__ for name in inspect.signature(cls.__init__).parameters}
+    for key in keys:
+        if key not in known:
+            raise MoEConfigError(
+                f'bbox_head.{key}: is no key of RetinaHead, which MoERetinaHead extends. Other heads keep their '
+                "type and get experts by name: model = dict(type='WithExperts', detector=..., experts=[dict(modules="
+                "'bbox_head.cls_convs.*', type='MoEConv2d')]); docs/detectors.md has the slots of each"
+            )
 
 
 class MoERetinaHead(RetinaHead):
@@ -45,6 +59,7 @@ class MoERetinaHead(RetinaHead):
               by channels; a row then runs one copy of each shard, with weight 1.
             - ``shards`` and ``copies``: of ``placement='shards'``, number of slices G, which must divide the channels
               and the norm's groups, and of alternatives of each; default 2 and 4. ``num_experts`` and ``top_k`` follow.
+              With ``shared_expert`` one slice more, which every row runs: then G + 1 must divide them.
             - ``class_mixture``: whether whole class branches are mixed as ``probabilities`` (default) or ``logits``.
             - ``width``: factor of an expert's inner channels, or ``'matched'`` for K experts at the cost of one
               dense branch; default 1.
@@ -59,6 +74,7 @@ class MoERetinaHead(RetinaHead):
 
     def __init__(self, *args, moe: dict, init_cfg: dict | None = None, **kwargs) -> None:
         self.settings, self.moe = read_head_settings(moe, WHERE)
+        _refuse_keys_of_other_heads(kwargs)
         check_expert_norm(WHERE, kwargs.get('norm_cfg'))
         super().__init__(*args, init_cfg=without_predictor_overrides(init_cfg), **kwargs)
 
@@ -79,6 +95,7 @@ class MoERetinaHead(RetinaHead):
     def _init_layers(self) -> None:
         """Builds both branches; parts that stay dense have RetinaHead's names."""
         as_probabilities = self.moe.placement == 'branch' and self.moe.class_mixture == 'probabilities'
+        as_probabilities = as_probabilities and self.settings.mixes == 'outputs'
         if not self.use_sigmoid_cls and as_probabilities and 'cls' in self.moe.branches:
             raise MoEConfigError(
                 "bbox_head.moe.placement='branch' mixes class experts as sigmoid probabilities; "
@@ -179,7 +196,7 @@ class MoERetinaHead(RetinaHead):
             }
         routings = {name: router(rows, layout) for name, router in self.routers.items()}
         plans = [None] * len(routings)
-        if self.settings.dispatch == 'sorted':
+        if self.settings.sorts:
             plans = plan_dispatch(list(routings.values()), layout.level_rows)
         return {
             name: Decision(layout, grid, routing, plan)
@@ -210,7 +227,7 @@ class MoERetinaHead(RetinaHead):
         targets = list(super().get_targets(anchor_list, *args, **kwargs))
         if world()[1] > 1:
             # not read back to the host: the losses divide by a tensor as well
-            targets[4] = reduce_mean(anchor_list[0][0].new_tensor(float(targets[4])))
+            targets[4] = reduce_mean(anchor_list[0][0].new_full((), float(targets[4])))
         return tuple(targets)
 
     def loss_by_feat(
@@ -223,10 +240,11 @@ class MoERetinaHead(RetinaHead):
     ) -> dict:
         """RetinaHead's losses and, per router and soft constraint, ``loss_moe_<constraint>_<branch>``."""
         losses = super().loss_by_feat(cls_scores, bbox_preds, batch_gt_instances, *args, **kwargs)
+        asking = [router for router in self.routers.values() if 'box_sizes' in router.asked]
+        if asking:
+            grid, strides = self.settings.grid, self.prior_generator.strides
+            supply_box_sizes(asking, batch_gt_instances, cls_scores, grid, strides)
         for name, router in self.routers.items():
-            if 'box_sizes' in router.asked:
-                grid, strides = self.settings.grid, self.prior_generator.strides
-                supply_box_sizes(router, batch_gt_instances, cls_scores, grid, strides)
             for key, loss in router.collect().items():
                 losses[f'loss_moe_{key}_{name}'] = loss
         return losses

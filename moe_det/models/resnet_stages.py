@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import re
 
 from mmcv.cnn import build_conv_layer, build_norm_layer
 from mmdet.models.backbones.resnet import BasicBlock
-from mmengine.logging import print_log
 from mmengine.model import Sequential
 from torch import Tensor, nn
 
+from ..layers.dense_start import start_from_dense
 from ..layers.moe_layer import MoELayer
 from ..layers.width import conv_cost
-from ..routing.experts import copy_dense_to_experts
 
 
 def projection(in_channels: int, out_channels: int, stride: int, conv_cfg: dict | None, norm_cfg: dict) -> Sequential:
@@ -98,19 +96,17 @@ class MoEStage(MoELayer):
 
     Args:
         skip: module of the outer skip, or None.
-        stage: stage number from 1, for messages.
         **layer: arguments of :class:`~moe_det.layers.moe_layer.MoELayer`.
     """
 
-    def __init__(self, skip: nn.Module | None, stage: int, **layer) -> None:
+    def __init__(self, skip: nn.Module | None, **layer) -> None:
         super().__init__(**layer)
         self.skip = skip
-        self.stage = stage
 
     def init_weights(self) -> None:
         """Initialises each expert as the backbone initialises a plain stage (zero last norm of every block)."""
         for expert in [*self.expert_group.experts, self.expert_group.shared]:
-            if expert is not None:
+            if hasattr(expert, 'init_weights'):
                 expert.init_weights()
         self.expert_group.start_common()
 
@@ -122,20 +118,5 @@ class MoEStage(MoELayer):
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         pattern = re.compile(re.escape(prefix) + r'(\d+\..+)')
         dense = {key: match[1] for key in state_dict if (match := pattern.match(key))}
-        if dense:
-            problems = copy_dense_to_experts(
-                state_dict,
-                dense,
-                self.expert_group,
-                f'{prefix}expert_group.experts.',
-                self.settings.copy_noise,
-                self.settings.copy_redraw,
-            )
-            copied = len(dense) - len(problems)
-            print_log(
-                f'stage {self.stage}: {copied} of {len(dense)} tensors of the plain stage copied into '
-                f'{len(self.expert_group)} experts' + (f'; not copied: {problems[0]}, ...' if problems else ''),
-                logger='current',
-                level=logging.WARNING if problems else logging.INFO,
-            )
+        start_from_dense(state_dict, dense, self.expert_group, prefix, self.settings, 'plain stage')
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -3,6 +3,7 @@
 The channels of the last convolution, its norm and activation, and with them the input channels of the predictor, are
 cut into G *shards*; each has R *copies*. A routing row runs one copy of every shard, whose outputs add up to what the
 uncut branch would give: it costs the dense branch, whatever R is. Expert number e is copy e % R of shard e // R.
+A shared expert is one slice more, which every row runs (shared experts of DeepSeekMoE, arXiv 2401.06066).
 """
 
 from __future__ import annotations
@@ -39,17 +40,17 @@ class ShardExpert(nn.Module):
 
     Args:
         shape: the branch.
-        shards: G.
+        slices: number of slices that the branch is cut into.
     """
 
     gives_features = True
 
-    def __init__(self, shape: BranchShape, shards: int) -> None:
+    def __init__(self, shape: BranchShape, slices: int) -> None:
         super().__init__()
-        self.feature_channels = shape.feat_channels // shards
+        self.feature_channels = shape.feat_channels // slices
         norm_cfg = shape.norm_cfg
         if norm_cfg is not None and 'num_groups' in norm_cfg:
-            norm_cfg = {**norm_cfg, 'num_groups': norm_cfg['num_groups'] // shards}
+            norm_cfg = {**norm_cfg, 'num_groups': norm_cfg['num_groups'] // slices}
         self.conv = dataclasses.replace(shape, norm_cfg=norm_cfg).conv(shape.last_inputs, self.feature_channels)
         self.predictor = shape.predictor(self.feature_channels)
 
@@ -61,7 +62,7 @@ class ShardExpert(nn.Module):
 
 
 def build_shards(shape: BranchShape, settings: MoESettings, shards: int, where: str) -> ShardGroup:
-    """Builds the shards of a branch, E / G copies of each.
+    """Builds the shards of a branch, E / G copies of each, and the shared slice where the settings have one.
 
     Args:
         shape: the branch.
@@ -72,15 +73,18 @@ def build_shards(shape: BranchShape, settings: MoESettings, shards: int, where: 
     Raises:
         MoEConfigError: a last convolution that cannot be cut into so many slices.
     """
-    _check_cut(shape, shards, where)
-    return settings.build_experts(lambda: ShardExpert(shape, shards), slots=shards, group=ShardGroup)
+    slices = shards + settings.shared_expert
+    _check_cut(shape, slices, f'{where}.shards={shards}' + (' and a shared expert' if settings.shared_expert else ''))
+    return settings.build_experts(lambda: ShardExpert(shape, slices), slots=shards, group=ShardGroup)
 
 
-def _check_cut(shape: BranchShape, shards: int, where: str) -> None:
+def _check_cut(shape: BranchShape, slices: int, given: str) -> None:
+    where = given.partition('.shards')[0]
+    cut = f'{given}: {slices} slices do' if 'shared' in given else f'{given}: does'
     if shape.stacked_convs == 0:
         raise MoEConfigError(f"{where}.placement='shards': stacked_convs=0 leaves no convolution to cut")
-    if shape.feat_channels % shards:
-        raise MoEConfigError(f'{where}.shards={shards}: does not divide feat_channels={shape.feat_channels}')
+    if shape.feat_channels % slices:
+        raise MoEConfigError(f'{cut} not divide feat_channels={shape.feat_channels}')
     whole: ConvModule = shape.conv(shape.last_inputs, shape.feat_channels)
     if type(whole.conv) is not nn.Conv2d:
         raise MoEConfigError(
@@ -88,10 +92,8 @@ def _check_cut(shape: BranchShape, shards: int, where: str) -> None:
             "dict(type='Conv2d')"
         )
     if isinstance(whole.norm, nn.GroupNorm):
-        if whole.norm.num_groups % shards:
-            raise MoEConfigError(
-                f'{where}.shards={shards}: does not divide the num_groups={whole.norm.num_groups} of norm_cfg'
-            )
+        if whole.norm.num_groups % slices:
+            raise MoEConfigError(f'{cut} not divide the num_groups={whole.norm.num_groups} of norm_cfg')
     elif whole.norm is not None and not isinstance(whole.norm, (_BatchNorm, _InstanceNorm)):
         raise MoEConfigError(
             f"{where}.placement='shards': norm_cfg={shape.norm_cfg!r} cannot be cut by channels; 'GN', 'BN', 'IN' and "
@@ -120,7 +122,12 @@ class ShardGroup(ExpertGroup):
         if routing is not None or not self._merges:
             return super().forward(rows, routing, layout, plan)
         (block,) = self._merged([tuple(range(len(self)))]).values()
-        return [block(x) for x in rows]
+        return self._with_shared([block(x) for x in rows], rows)
+
+    @property
+    def slices(self) -> int:
+        """The shards, and the shared expert where there is one."""
+        return self.slots + (self.shared is not None)
 
     @property
     def _merges(self) -> bool:

@@ -77,7 +77,7 @@ def mixture_nll(log_y: Tensor, labels: Tensor, epsilon: float = 0.0) -> Tensor:
         epsilon: >= 0; bounds the loss of a sample whose class has probability 0.
     """
     if epsilon:
-        log_y = torch.logaddexp(log_y, log_y.new_tensor(epsilon).log())
+        log_y = torch.logaddexp(log_y, log_y.new_full((), math.log(epsilon)))
     return F.nll_loss(log_y, labels)
 
 

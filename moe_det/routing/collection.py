@@ -40,8 +40,8 @@ def attach_collection(model: nn.Module) -> list[RemovableHandle]:
     routers = list(find_routers(model).values())
 
     def start(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        if module.training and kwargs.get('mode') == 'loss':
-            for router in routers:
+        if not module.training or kwargs.get('mode') == 'loss':
+            for router in routers:  # an interrupted forward must not move the next one's levels
                 router.start_step()
 
     def add(module: nn.Module, args: tuple, kwargs: dict, output: object) -> object:

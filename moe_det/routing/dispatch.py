@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .routing import Routing
 
 Mixture = Callable[[Tensor, Tensor, bool], Tensor]
+_ALIGNMENT = 16  # bytes; where a gradient starts elsewhere, an optimizer's kernels read it number by number
 
 
 @dataclass(frozen=True)
@@ -254,16 +255,17 @@ class _TouchIdle(torch.autograd.Function):
     def forward(ctx, output: Tensor, *parameters: Tensor) -> Tensor:
         ctx.kinds = [(p.dtype, p.device) for p in parameters]
         ctx.shapes = [p.shape for p in parameters]
-        return output.view_as(output)
+        return output.detach()  # no view in the eyes of autograd: an activation may change it in place
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
         zeros: list[Tensor | None] = [None] * len(ctx.kinds)
         for kind in set(ctx.kinds):
             at = [i for i, other in enumerate(ctx.kinds) if other == kind]
-            lengths = [ctx.shapes[i].numel() for i in at]
+            step = max(1, _ALIGNMENT // kind[0].itemsize)
+            lengths = [-(-ctx.shapes[i].numel() // step) * step for i in at]
             for i, part in zip(at, _lazy_zeros(sum(lengths), *kind).split(lengths), strict=True):
-                zeros[i] = part.view(ctx.shapes[i])
+                zeros[i] = part[: ctx.shapes[i].numel()].view(ctx.shapes[i])
         return gradient, *zeros
 
 

@@ -55,9 +55,9 @@ def gather_over_ranks(local: Tensor) -> tuple[Tensor, int]:
     rank, num_ranks = world()
     if num_ranks == 1:
         return local, 0
-    shape = torch.tensor(local.shape, device=local.device)
-    shapes = torch.zeros(num_ranks, 2, dtype=shape.dtype, device=local.device)
-    shapes[rank] = shape
+    shapes = torch.zeros(num_ranks, 2, dtype=torch.long, device=local.device)
+    for axis, length in enumerate(local.shape):
+        shapes[rank, axis].fill_(length)  # no copy to the device that the host would wait for
     dist.all_reduce(shapes)  # a sum of one entry each: gathers in one call with every backend
     shapes = shapes.tolist()
     widths = {width for rows, width in shapes if rows}

@@ -64,6 +64,8 @@ class ExpertGroup(nn.Module):
         self.dense_copy: DenseCopy | None = None  # set by copy_dense_to_experts
         self._kept: dict[int, tuple[Tensor, Tensor | None]] | None = None  # see keep_outputs
 
+    pool = staticmethod(global_average)  # (R, C, ...) features of an expert -> (R, C) key of an attentive gate
+
     def __len__(self) -> int:
         return len(self.experts)
 
@@ -75,6 +77,11 @@ class ExpertGroup(nn.Module):
     def copies(self) -> int:
         """Experts of each slot."""
         return len(self.experts) // self.slots
+
+    @property
+    def slices(self) -> int:
+        """Parts that a dense branch is cut into for its experts; 1 where each takes the place of all of it."""
+        return self.slots
 
     # -- common part -------------------------------------------------------------------------------------------
 
@@ -202,7 +209,7 @@ class ExpertGroup(nn.Module):
             else:
                 output = features = expert(rows)
             outputs.append(output)
-            keys.append(global_average(features) if with_keys else None)
+            keys.append(self.pool(features) if with_keys else None)
         both = torch.stack(outputs, dim=1), torch.stack(keys, dim=1) if with_keys else None
         if kept is not None:
             kept[level] = both

@@ -165,14 +165,16 @@ class _MixedLogit(torch.autograd.Function):
         over_both = over_p + over_q
         to_outputs, to_weights = torch.empty_like(outputs), torch.empty_like(log_weights)
         for k, weight in enumerate(log_weights.exp().unbind(1)):
+            # weight and gradient go to the small factors: the large ones, or sums of them, would overflow
+            weighted = torch.mul(gradient, weight, out=to_outputs[:, k])
             p = outputs[:, k].clamp(-limit, limit)
             q = p.neg().sigmoid_()
-            # the gradient goes to the small factor: scaled for half precision, it would overflow the large one
-            p.sigmoid_().mul_(gradient)
+            p.sigmoid_().mul_(weighted)
             to_weight = _row_products(p, over_p)
-            torch.mul(p.mul_(q).mul_(weight), over_both, out=to_outputs[:, k])
-            to_weight = to_weight - _row_products(q.mul_(gradient), over_q)
-            to_weights[:, k] = weight * to_weight.reshape(weight.shape)
+            p.mul_(q)
+            to_weight = to_weight - _row_products(q.mul_(weighted), over_q)
+            to_weights[:, k] = to_weight.reshape(weight.shape)
+            torch.mul(p, over_both, out=to_outputs[:, k])
         to_rest = -over_q.mul_(gradient).sum_to_size(to_weights[:, 0].shape) if ctx.has_rest else None
         return to_outputs, to_weights, to_rest
 

@@ -137,7 +137,7 @@ class Router(StepBalance):
         else:
             routing = self._decide(logits, self._groups(layout, logits.device))[0]
         # stays 0 with one group: a compiled layer is traced anew for each value
-        self._call_count = (self._call_count + 1) % self.num_groups
+        self._call_count = (self._call_count + len(layout.patches)) % self.num_groups
         for recorder in self.recorders:
             recorder(self, routing, layout)
         return routing
@@ -156,10 +156,9 @@ class Router(StepBalance):
         return torch.stack(logits).mean(0) if layout.unit == 'image' else torch.cat(logits)
 
     def _groups(self, layout: RowLayout, device: torch.device) -> Tensor:
-        levels = layout.levels()
         if self.num_groups == 1:
-            levels = torch.zeros_like(levels)
-        return levels.to(device, non_blocking=True)
+            return torch.zeros(sum(layout.level_rows), dtype=torch.long, device=device)
+        return layout.levels().to(device, non_blocking=True)
 
     def _decide(self, logits: Tensor, groups: Tensor, allowed: Tensor | None = None) -> tuple[Routing, Tensor]:
         if allowed is None:

@@ -44,6 +44,10 @@ class Usage:
         """The same sums without gradient."""
         return Usage(*(value.detach() for value in vars(self).values()))
 
+    def to(self, device: torch.device) -> Usage:
+        """The same sums on a device."""
+        return Usage(*(value.to(device) for value in vars(self).values()))
+
     def __add__(self, other: Usage) -> Usage:
         names = [f.name for f in dataclasses.fields(self)]
         return Usage(*(getattr(self, name) + getattr(other, name) for name in names))

@@ -111,12 +111,10 @@ def patch_numbers(y: Tensor, x: Tensor, height: int, width: int, grid: int) -> T
         width: W of the map.
         grid: as given to :func:`split_patches`; 1 gives zeros.
     """
-    ends = []
-    for length in (height, width):
-        _, spans = axis_spans(length, grid)
-        ends.append(torch.tensor([span.start + span.skip + span.keep for span in spans], device=y.device))
-    row, column = (torch.bucketize(at, end, right=True) for at, end in zip((y, x), ends, strict=True))
-    return row * len(ends[1]) + column
+    rows, columns = min(grid, height), min(grid, width)
+    # cell i begins at i * length // cells: the last i with i * length < (pixel + 1) * cells, without a table to copy
+    row, column = ((y + 1) * rows - 1) // height, ((x + 1) * columns - 1) // width
+    return row * columns + column
 
 
 @dataclass(frozen=True)

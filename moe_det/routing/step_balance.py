@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..errors import UncollectedConstraintError
+from ..errors import MoEConfigError, UncollectedConstraintError
 from .calls import Call, uncollected
 from .constraint import Constraint
 from .routing import Routing, Usage
@@ -67,6 +67,17 @@ class StepBalance(nn.Module):
         state['step_follows'] = True
         return state
 
+    def _apply(self, *args, **kwargs) -> StepBalance:
+        """Moves or converts the module, as ``cuda()`` and ``to()`` do; rows of an unfinished step stay behind."""
+        super()._apply(*args, **kwargs)
+        self._forget()
+        self._supplied = {}
+        device = self.experts_and_k.device
+        for name in ('recent', 'waiting'):
+            if (usage := getattr(self, name)) is not None:
+                setattr(self, name, usage.to(device))
+        return self
+
     def start_step(self) -> None:
         """Drops the rows of forwards that belong to no step, such as a forward that was never trained on."""
         self._forget()
@@ -80,10 +91,19 @@ class StepBalance(nn.Module):
 
         Returns:
             The auxiliary losses by constraint key, each a scalar with gradient.
+
+        Raises:
+            MoEConfigError: balance inside levels, and the step brought other levels than the layer was built for.
         """
         calls, self._calls = self._calls, []
         supplied, self._supplied = self._supplied, {}
-        self._call_count = 0
+        left, self._call_count = self._call_count, 0
+        if left and calls:
+            brought = sum(int(call.routing.groups.unique().numel()) for call in calls)
+            raise MoEConfigError(
+                f'{self.label}: num_levels={self.num_groups}, but a step brings {brought} levels. With '
+                "balance_over='level' each level has a state of its own, so the numbers must agree"
+            )
         if not self.training or not (self.constraints or self.monitored):
             return {}
         for call in calls:

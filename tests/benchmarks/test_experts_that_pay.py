@@ -9,6 +9,7 @@ from math import sqrt
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / 'benchmarks'))
@@ -99,6 +100,7 @@ def test_a_control_that_still_learns_is_named():
 
 def test_the_page_holds_every_row_the_lost_ones_too():
     rows = [row('dense', BASE), row(BASELINE, BASE), row(MIXTURE, [0.60, 0.61, 0.62], swap=-0.02)]
+    rows[2]['time_over_dense'] = {'inference': {'median': 0.99}, 'training': {'median': 1.5}}
     record = {
         'rows': rows,
         'command': 'python benchmarks/experts_that_pay.py',
@@ -109,8 +111,13 @@ def test_the_page_holds_every_row_the_lost_ones_too():
         'schedule': {'start': {'epochs': 1, 'learning_rate': 1.0}, 'more': {'epochs': 1, 'learning_rate': 1.0}},
         'expected': ['Nothing.'],
     }
+    sizes = {'AP': 0.5, 'AP_S': 0.25, 'AP_M': 0.5, 'AP_L': 0.75}
+    for one in rows[2]['seeds']:
+        forced = [{'expert': expert, **sizes, 'AP': 0.1 * expert + 0.01 * one['seed']} for expert in range(4)]
+        one['swap']['layers']['bbox_head.cls'] |= {'forced': forced, 'shards': 2}
     text = page(record)
-    assert f'| {MIXTURE} | 3 | 1.000 | 1.000 | 61.0 ± 1.0 | -10.0 [-10.0, -10.0] |' in text
+    assert '| bbox_head.cls | shard 1, copy 0 | 3 | 21.0 ± 1.0 | 25.0 ± 0.0 | 50.0 ± 0.0 | 75.0 ± 0.0 |' in text
+    assert f'| {MIXTURE} | 3 | 1.000 | 1.000 | 0.99 | 1.50 | 61.0 ± 1.0 | -10.0 [-10.0, -10.0] |' in text
     assert f'| {MIXTURE} | -2.0 (3 of 3) |' in text
     assert 'Not run yet: ' in text and TWICE in text.partition('Not run yet: ')[2]
 
@@ -135,3 +142,22 @@ def test_a_run_without_a_swap_test_keeps_the_one_it_had():
     script['add'](record, MIXTURE, run(1, 0.7))
     assert [one['AP'] for one in record['rows'][0]['seeds']] == [0.5, 0.7]
     assert all('swap' in one for one in record['rows'][0]['seeds'])
+
+
+def test_a_norm_per_level_starts_as_the_plain_head_and_is_the_levels_own():
+    from mmdet.models.dense_heads import RetinaHead
+    from pay.level_norm_head import LevelNormRetinaHead
+
+    shape = dict(num_classes=3, in_channels=8, feat_channels=8, stacked_convs=2, norm_cfg=dict(type='GN', num_groups=4))
+    plain, head = RetinaHead(**shape), LevelNormRetinaHead(**shape)
+    with torch.no_grad():
+        for name, weight in plain.named_parameters():
+            weight.normal_(1.0 if name.endswith('gn.weight') else 0.0, 0.2)
+    assert not any(head.load_state_dict(plain.state_dict()))
+    maps = [torch.randn(2, 8, side, side) for side in (16, 8, 4, 2, 1)]
+    before = head(maps)
+    for ours, theirs in zip(before, plain(maps), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    head.cls_convs[1].norm.norms[2].weight.data += 1
+    changed = [not torch.equal(a, b) for a, b in zip(head(maps)[0], before[0], strict=True)]
+    assert changed == [False, False, True, False, False]

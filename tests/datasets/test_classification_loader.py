@@ -124,6 +124,24 @@ def test_loader_of_a_config(tmp_path):
     assert not torch.equal(*epochs)
 
 
+@pytest.mark.parametrize('device, pinned', [('meta', False), ('cpu', True)])
+def test_what_is_on_the_device_is_not_pinned(tmp_path, device, pinned):
+    """torch cannot pin it; 'meta' stands for a GPU."""
+    import types
+
+    from moe_det.engine.classification_hook import ClassificationHook
+
+    write_mnist(tmp_path)
+    data = ClassificationDataset('MNIST', data_root=str(tmp_path), device=device)
+    built = torch.utils.data.DataLoader(data, pin_memory=True)
+    loop = types.SimpleNamespace(dataloader=built)
+    runner = types.SimpleNamespace(model=torch.nn.Identity(), train_loop=loop, val_loop=loop, test_loop=loop)
+    for part in ('train', 'val', 'test'):
+        built.pin_memory = True
+        getattr(ClassificationHook(), f'before_{part}')(runner)
+        assert built.pin_memory is pinned
+
+
 def test_sampler_tells_the_data_set_the_epoch():
     class Listening(list):
         heard = None

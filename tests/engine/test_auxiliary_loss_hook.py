@@ -15,11 +15,14 @@ MOE = dict(num_experts=4, top_k=2)
 KL = dict(type='KLConstraint', weight=0.25)
 
 
-def trained(folder, constraint: object, *hooks: Hook | dict, epochs: int = 3):
+def trained(folder, constraint: object, *hooks: Hook | dict, epochs: int = 3, loop: dict | None = None):
     """Losses of each step (two per epoch), and the model."""
     model = detector(dict(**MOE, constraint=constraint))
     losses = Losses()
-    make_runner(model, folder, dict(type='MoEHook'), losses, *hooks, epochs=epochs).train()
+    runner = make_runner(model, folder, dict(type='MoEHook'), losses, *hooks, epochs=epochs)
+    if loop is not None:
+        runner._train_loop = loop
+    runner.train()
     return losses.steps, model
 
 
@@ -37,6 +40,18 @@ def test_epochs_are_counted_from_the_first(tmp_path, epochs, kept):
     assert [step['loss_moe_kl_cls'] > 0 for step in steps] == [True] * kept + [False] * (4 - kept)
 
 
+@pytest.mark.parametrize('loop', [None, dict(by_epoch=False, max_iters=6)])
+def test_iterations_are_counted_in_every_loop(tmp_path, loop):
+    steps, _ = trained(tmp_path / 'run', KL, dict(type='AuxiliaryLossHook', iterations=3), loop=loop)
+    assert [step['loss_moe_kl_cls'] > 0 for step in steps] == [True] * 3 + [False] * 3
+
+
+def test_a_training_without_epochs_takes_none(tmp_path):
+    with pytest.raises(MoEConfigError, match='AuxiliaryLossHook.epochs=1: .* use iterations=N'):
+        loop = dict(by_epoch=False, max_iters=6)
+        trained(tmp_path / 'run', KL, dict(type='AuxiliaryLossHook', epochs=1), loop=loop)
+
+
 def test_a_hook_that_is_used_again_gives_the_weights_back(tmp_path):
     hook = AuxiliaryLossHook(1)
     _, model = trained(tmp_path / 'run', KL, hook, epochs=2)
@@ -44,9 +59,9 @@ def test_a_hook_that_is_used_again_gives_the_weights_back(tmp_path):
     assert constraint.weight == 0
 
     class AtStart:
-        epoch = 0
+        epoch = iter = 0
 
-    hook.before_train_epoch(AtStart)
+    hook.before_train_iter(AtStart, 0)
     assert constraint.weight == 0.25
 
 
@@ -55,7 +70,14 @@ def test_hard_constraints_have_no_loss_to_drop(tmp_path):
         trained(tmp_path / 'run', dict(type='RelativeImportanceConstraint'), dict(type='AuxiliaryLossHook', epochs=1))
 
 
-@pytest.mark.parametrize('epochs', [-1, 1.5, True, None])
-def test_wrong_numbers_are_refused(epochs):
-    with pytest.raises(MoEConfigError, match=f'AuxiliaryLossHook.epochs={epochs!r}: expected an integer >= 0'):
-        AuxiliaryLossHook(epochs)
+@pytest.mark.parametrize('unit', ['epochs', 'iterations'])
+@pytest.mark.parametrize('number', [-1, 1.5, True])
+def test_wrong_numbers_are_refused(unit, number):
+    with pytest.raises(MoEConfigError, match=f'AuxiliaryLossHook.{unit}={number!r}: expected an integer >= 0'):
+        AuxiliaryLossHook(**{unit: number})
+
+
+@pytest.mark.parametrize('given', [dict(), dict(epochs=1, iterations=2)])
+def test_one_number_is_given(given):
+    with pytest.raises(MoEConfigError, match='AuxiliaryLossHook: epochs=.* expected one of them'):
+        AuxiliaryLossHook(**given)

@@ -1,4 +1,4 @@
-"""Changes to configs: another data folder, --cfg-options, test-time augmentation, mixed precision, config errors."""
+"""Changes to configs: another data folder, --cfg-options, mixed precision, config errors."""
 
 from __future__ import annotations
 
@@ -241,37 +241,6 @@ def test_a_config_that_cannot_be_executed_names_file_and_line(tmp_path, files, w
     with pytest.raises(MoEConfigError) as caught:
         launch.load_config(tmp_path / 'top.py')
     assert all(word in str(caught.value) for word in words), caught.value
-
-
-def tta_config(**settings) -> Config:
-    pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(64, 64)), dict(type='PackDetInputs')]
-    return Config(
-        dict(
-            model=dict(type='RetinaNet', test_cfg=dict(nms=dict(type='nms', iou_threshold=0.6), max_per_img=7)),
-            test_dataloader=dict(dataset=dict(type='RepeatDataset', dataset=dataset(pipeline=pipeline))),
-            **settings,
-        )
-    )
-
-
-def test_default_test_time_augmentation_flips_and_merges_as_the_model_does():
-    cfg = tta_config()
-    config_edit.enable_tta(cfg)
-    assert (cfg.model.type, cfg.model.module.type) == ('DetTTAModel', 'RetinaNet')
-    assert cfg.model.tta_cfg == dict(nms=dict(type='nms', iou_threshold=0.6), max_per_img=7)
-    *before, last = cfg.test_dataloader.dataset.dataset.pipeline
-    assert [step.type for step in before] == ['LoadImageFromFile', 'Resize']
-    flips, pack = last.transforms
-    assert (last.type, [flip.prob for flip in flips]) == ('TestTimeAug', [1.0, 0.0])
-    assert {'flip', 'flip_direction', 'ori_shape'} <= set(pack[0].meta_keys)
-
-
-def test_own_test_time_augmentation_is_kept():
-    own = dict(tta_model=dict(type='Own', tta_cfg=dict(max_per_img=3)), tta_pipeline=[dict(type='OwnStep')])
-    cfg = tta_config(**own)
-    config_edit.enable_tta(cfg)
-    assert (cfg.model.type, cfg.model.tta_cfg.max_per_img) == ('Own', 3)
-    assert [step.type for step in cfg.test_dataloader.dataset.dataset.pipeline] == ['OwnStep']
 
 
 def test_auto_scale_lr_needs_a_base_batch_size():

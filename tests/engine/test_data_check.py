@@ -19,7 +19,9 @@ from moe_det.errors import DataError
 def coco(**changes) -> dict:
     content = dict(
         images=[dict(id=n, file_name=f'{n}.png', width=8, height=8) for n in range(4)],
-        annotations=[dict(id=n, image_id=n, category_id=5, bbox=[1, 1, 4, 4], area=16) for n in range(4)],
+        annotations=[
+            dict(id=n + 1, image_id=n, category_id=5, bbox=[1, 1, 4, 4], area=16, iscrowd=0) for n in range(4)
+        ],
         categories=[dict(id=5, name='disc'), dict(id=9, name='box')],
     )
     content.update(changes)
@@ -132,7 +134,7 @@ def test_a_truncated_file_is_told_from_a_malformed_one_with_its_length(root, kep
 def test_no_class_in_common_lists_both_and_how_to_set_them(root):
     text = message(config(root, classes=None))  # CocoDataset's own 80 classes
     assert 'person' in text and 'disc' in text
-    assert "metainfo=dict(classes=('disc', 'box',))" in text and 'num_classes=2' in text
+    assert "metainfo=dict(classes=('disc', 'box'))" in text and 'num_classes=2' in text
     assert "('name',)" in message(config(root, classes='disc'))
 
 
@@ -142,10 +144,58 @@ def test_categories_that_would_be_ignored_are_listed(root, capsys):
     assert '1 of 2 categories' in err and 'box' in err
 
 
-def test_more_classes_than_the_head_predicts(root):
-    text = message(config(root, model=dict(bbox_head=dict(num_classes=1))))
-    assert 'num_classes=1' in text and 'num_classes=2' in text
-    check_data(config(root, model=dict(bbox_head=dict(num_classes=80))), ('train',))
+def two_stages(*numbers: int) -> dict:
+    return dict(rpn_head=dict(num_classes=1), roi_head=dict(bbox_head=[dict(num_classes=n) for n in numbers]))
+
+
+@pytest.mark.parametrize(
+    ('model', 'line'),
+    [
+        (dict(bbox_head=dict(num_classes=1)), 'model = dict(bbox_head=dict(num_classes=2))'),
+        (dict(bbox_head=dict(num_classes=80)), 'model = dict(bbox_head=dict(num_classes=2))'),
+        (dict(module=dict(bbox_head=dict(num_classes=3))), 'model = dict(module=dict(bbox_head=dict(num_classes=2)))'),
+        (two_stages(2, 80), 'model = dict(roi_head=dict(bbox_head=[dict(num_classes=2), ...]))'),
+    ],
+)
+def test_models_that_predict_more_or_fewer_classes_are_refused_with_the_line_that_mends_it(root, model, line):
+    assert line in message(config(root, model=model))
+
+
+def test_models_that_predict_the_classes_pass(root):
+    check_data(config(root, model=dict(bbox_head=dict(num_classes=2))), ('train',))
+    check_data(config(root, model=two_stages(2, 2)), ('train',))
+    reads_names = config(root, model=dict(bbox_head=dict(num_classes=256)), return_classes=True)
+    check_data(reads_names, ('train',))  # its outputs are places in a text
+
+
+@pytest.mark.parametrize('where', ['everywhere', 'some'])
+@pytest.mark.parametrize(('mark', 'words'), [(1, 'is a crowd'), ('0', "iscrowd='0'")])
+def test_nothing_to_learn_or_to_score_is_an_error(root, mark, words, where):
+    content = coco()
+    for annotation in content['annotations'][: None if where == 'everywhere' else 3]:
+        annotation['iscrowd'] = mark
+    (root / 'ann' / 'a.json').write_text(json.dumps(content))
+    metric = dict(type='CocoMetric', ann_file=str(root / 'ann' / 'a.json'))
+    for cfg, split in ((config(root), 'train'), (config(root, 'val', metric=metric), 'val')):
+        if where == 'some' and mark == 1:
+            check_data(cfg, (split,))
+        else:
+            assert words in message(cfg, split)
+
+
+def test_a_validation_set_without_objects_of_the_classes_has_an_ap_of_minus_one(root):
+    (root / 'ann' / 'a.json').write_text(json.dumps(coco(annotations=[])))
+    for metric in (dict(type='CocoMetric', ann_file=str(root / 'ann' / 'a.json')), dict(type='CocoMetric')):
+        assert 'nothing to score' in message(config(root, 'val', metric=metric), 'val')
+        check_data(config(root, 'val', metric=dict(metric, format_only=True)), ('val',))
+
+
+def test_files_without_objects_beside_others_are_background(root):
+    (root / 'ann' / 'b.json').write_text(json.dumps(coco(annotations=[])))
+    cfg = config(root)
+    leaf = cfg.train_dataloader.dataset.dataset
+    cfg.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[leaf, dict(leaf, ann_file='ann/b.json')])
+    check_data(cfg, ('train',))
 
 
 def test_a_metric_that_scores_another_file_is_named(root, capsys):

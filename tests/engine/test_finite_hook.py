@@ -137,17 +137,28 @@ class ScaledWrapper(OptimWrapper):
         self._inner_count += 1
 
     def step(self, **kwargs) -> None:
-        self.loss_scaler.unscale_(self.optimizer)
+        if self.clip_grad_kwargs:
+            self.loss_scaler.unscale_(self.optimizer)
+            self._clip_grad()
         self.loss_scaler.step(self.optimizer)
         self.loss_scaler.update()
 
 
-def scaled_run(tmp_path, plant, hook: FiniteHook, epochs: int = 3):
+# the scaler steps a fused optimizer also where a gradient overflowed, and leaves it to the kernel to skip
+CLIP = dict(clip_grad=dict(max_norm=35))
+OPTIMIZERS = [dict(), CLIP, dict(fused=True), dict(fused=True, **CLIP)]
+
+
+def scaled_run(tmp_path, plant, hook: FiniteHook, epochs: int = 3, fused: bool = False, clip_grad: dict | None = None):
     model = detector(KL)
     at = At(2, plant)
     runner = make_runner(model, tmp_path / 'run', at, hook, dict(type='MoEHook'), epochs=epochs)
-    runner.optim_wrapper = ScaledWrapper(torch.optim.SGD(model.parameters(), lr=1e-4))
-    return runner
+    try:
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, fused=fused or None)
+    except RuntimeError as error:  # torch before 2.4, on a CPU
+        pytest.skip(str(error))
+    runner.optim_wrapper = ScaledWrapper(optimizer, clip_grad=clip_grad)
+    return runner, at
 
 
 def overflow(once: bool):
@@ -158,20 +169,30 @@ def overflow(once: bool):
     return plant
 
 
-def test_a_step_that_the_loss_scaler_skips_stops_nothing(tmp_path):
-    runner = scaled_run(tmp_path, overflow(once=True), FiniteHook())
+@pytest.mark.parametrize('optimizer', OPTIMIZERS, ids=str)
+def test_a_step_that_the_loss_scaler_skips_stops_nothing(tmp_path, optimizer):
+    class Kept(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+            kept.append(same_weights(runner, at) if at.before else None)
+
+    kept: list[bool | None] = []
+    runner, at = scaled_run(tmp_path, overflow(once=True), FiniteHook(), **optimizer)
+    runner.register_hook(Kept())
     runner.train()
     assert runner.iter == 6 and runner.optim_wrapper.loss_scaler.get_scale() == 2.0  # halved once
+    assert kept == [None, None, True, False, False, False]  # only the third step was left out
 
 
-def test_a_loss_scaler_that_skips_every_step_stops_the_run(tmp_path):
-    runner = scaled_run(tmp_path, overflow(once=False), FiniteHook(max_skipped_steps=3))
+@pytest.mark.parametrize('optimizer', OPTIMIZERS, ids=str)
+def test_a_loss_scaler_that_skips_every_step_stops_the_run(tmp_path, optimizer):
+    runner, _ = scaled_run(tmp_path, overflow(once=False), FiniteHook(max_skipped_steps=3), **optimizer)
     with pytest.raises(NonFiniteError, match='iteration 5: .* skipped the step of 3 iterations in a row'):
         runner.train()
 
 
-def test_a_bad_loss_stops_the_run_under_a_loss_scaler_too(tmp_path):
-    runner = scaled_run(tmp_path, spoil_gate, FiniteHook())
+@pytest.mark.parametrize('optimizer', OPTIMIZERS, ids=str)
+def test_a_bad_loss_stops_the_run_under_a_loss_scaler_too(tmp_path, optimizer):
+    runner, _ = scaled_run(tmp_path, spoil_gate, FiniteHook(), **optimizer)
     with pytest.raises(NonFiniteError, match='iteration 3'):
         runner.train()
 
@@ -188,17 +209,22 @@ class HostCopies(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_a_good_step_costs_one_copy_to_the_host(tmp_path, monkeypatch):
+@pytest.mark.parametrize('scaled', [False, True])
+def test_a_good_step_costs_one_copy_to_the_host(tmp_path, monkeypatch, scaled):
     counts = []
     check = FiniteHook._check
 
-    def counted(self, gradients) -> None:
+    def counted(self, *flags) -> bool:
         with HostCopies() as copies:
-            check(self, gradients)
+            steps = check(self, *flags)
         counts.append(copies.count)
+        return steps
 
     monkeypatch.setattr(FiniteHook, '_check', counted)
-    runner = make_runner(detector(KL), tmp_path / 'run', FiniteHook(), dict(type='MoEHook'))
+    if scaled:
+        runner, _ = scaled_run(tmp_path, lambda *_: None, FiniteHook(), epochs=2, fused=True)
+    else:
+        runner = make_runner(detector(KL), tmp_path / 'run', FiniteHook(), dict(type='MoEHook'))
     runner.train()
     assert counts == [1] * 4
     hook = next(hook for hook in runner.hooks if isinstance(hook, FiniteHook))

@@ -13,8 +13,9 @@ import torch
 from small_checkpoints import checkpoint, moe_config
 
 from moe_det.analysis.ground_truth import GroundTruth
+from moe_det.engine.dataset_paths import annotation_file
 from moe_det.engine.launch import load_config
-from moe_det.engine.trained_model import analysis_device, annotation_file, load_trained_model, test_batches
+from moe_det.engine.trained_model import analysis_device, load_trained_model, test_batches
 from moe_det.errors import CheckpointError, DataError, MoEConfigError
 
 

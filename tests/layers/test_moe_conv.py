@@ -10,12 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule, build_conv_layer
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, normal_init
 from torch import nn
 from torch.autograd import gradcheck
 
 from moe_det.errors import CheckpointError, MoEConfigError, UncollectedConstraintError
 from moe_det.layers import MoEConv2d
+from moe_det.routing.collection import attach_collection
 
 MOE = {'type': 'MoEConv2d', 'num_experts': 4, 'top_k': 2}
 
@@ -144,15 +145,35 @@ def test_patches_and_strides_do_not_go_together(stride):
     MoEConv2d(4, 4, 3, stride=(1, 1), padding=1, unit='patch', grid=2)
 
 
+def test_patches_and_borders_that_are_joined_do_not_go_together():
+    with pytest.raises(MoEConfigError, match="unit='patch' does not fit padding_mode='circular'"):
+        MoEConv2d(4, 4, 3, padding=1, padding_mode='circular', unit='patch', grid=2)
+    MoEConv2d(4, 4, 3, padding=1, padding_mode='circular')
+
+
 def test_a_convolution_that_shrinks_patches_says_so():
     layer = MoEConv2d(4, 4, 3, unit='patch', grid=2)
     with pytest.raises(ValueError, match='experts that keep the spatial size'):
         layer(torch.randn(1, 4, 8, 8))
 
 
-@pytest.mark.parametrize('size', [(8, 8), (7, 5), (2, 9), (1, 1)])
-def test_patches_with_equal_experts_are_the_plain_convolution(size):
-    layer = MoEConv2d(4, 6, 3, padding=1, unit='patch', grid=3).double()
+REACHES = [
+    dict(kernel_size=3, padding=1),
+    dict(kernel_size=1),
+    dict(kernel_size=5, padding=2),
+    dict(kernel_size=7, padding=3),
+    dict(kernel_size=3, padding=2, dilation=2),
+    dict(kernel_size=(1, 5), padding=(0, 4), dilation=(1, 2)),
+    dict(kernel_size=2, padding=1, dilation=2),
+    dict(kernel_size=5, padding=2, padding_mode='replicate'),
+    dict(kernel_size=4, padding='same'),
+]
+
+
+@pytest.mark.parametrize('size', [(8, 8), (17, 13), (7, 5), (2, 9), (1, 1)])
+@pytest.mark.parametrize('conv', REACHES, ids=str)
+def test_patches_with_equal_experts_are_the_plain_convolution(size, conv):
+    layer = MoEConv2d(4, 6, **conv, unit='patch', grid=3).double()
     for expert in layer.expert_group.experts:
         expert.load_state_dict(layer.expert_group.experts[0].state_dict())
     x = torch.randn(2, 4, *size, dtype=torch.float64)
@@ -275,3 +296,63 @@ def test_dense_dispatch_compiles_as_one_graph(settings):
         for _ in range(12):
             x = torch.randn(2, 4, 6, 5)
             torch.testing.assert_close(compiled(x), layer(x), rtol=0, atol=1e-6)
+
+
+LEVELS = {'num_experts': 3, 'top_k': 1, 'balance_over': 'level', 'constraint': {'type': 'SelectionBiasConstraint'}}
+
+
+def test_another_number_of_calls_than_levels_is_refused_in_training():
+    layer = MoEConv2d(3, 3, 1, num_levels=5, **LEVELS).train()
+    for _ in range(4):
+        layer(torch.randn(2, 3, 4, 4))
+    with pytest.raises(MoEConfigError, match=r'MoEConv2d\(3, 3\): num_levels=5, but a step brings 4 levels'):
+        layer.router.collect()
+    for _ in range(5):
+        layer(torch.randn(2, 3, 4, 4))
+    layer.router.collect()
+
+
+class FourLevels(nn.Module):
+    """A detector whose one layer serves four maps in each forward."""
+
+    def __init__(self, layer: MoEConv2d) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor, mode: str = 'predict') -> list[torch.Tensor]:
+        return [self.layer(x) for _ in range(4)]
+
+
+def test_in_evaluation_every_forward_begins_at_the_first_level():
+    # five levels with a bias of their own, of which a forward brings four
+    model = FourLevels(MoEConv2d(3, 3, 1, num_levels=5, **LEVELS)).eval()
+    state = model.layer.router.constraints['selection_bias'].state_dict()
+    model.layer.router.constraints['selection_bias'].load_state_dict(
+        {key: torch.arange(15.0).reshape(5, 3) % 4 if value.shape == (5, 3) else value for key, value in state.items()}
+    )
+    attach_collection(model)
+    x = torch.randn(1, 3, 4, 4)
+    first = model(x, mode='predict')
+    for _ in range(3):
+        again = model(x, mode='predict')
+        assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True))
+    assert not all(torch.equal(y, first[0]) for y in first)
+
+
+def test_a_detector_that_computes_with_the_weight_is_told_what_to_do():
+    class Decomposition(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.reduction = ConvModule(4, 4, 1, conv_cfg=MOE)
+
+        def forward(self) -> torch.Tensor:
+            return self.reduction.conv.weight.sum()
+
+    with pytest.raises(MoEConfigError, match=r'Decomposition reads the weight of MoEConv2d\(4, 4\).*WithExperts'):
+        Decomposition()()
+    layer = MoEConv2d(4, 6, 3, padding=1, padding_mode='reflect')
+    assert layer.padding_mode == 'reflect'
+    normal_init(layer, std=9.0)  # asks whether there is a weight
+    assert all(expert.weight.std() < 1 for expert in layer.expert_group.experts)
+    with pytest.raises(AttributeError, match='no attribute .groupss'):
+        layer.groupss  # noqa: B018

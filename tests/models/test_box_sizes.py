@@ -7,6 +7,7 @@ import torch
 from mmengine.structures import InstanceData
 from small_models import head, head_losses, metas, objects, pyramid, spread_weights
 
+from moe_det.models import box_sizes
 from moe_det.models.box_sizes import box_size_histograms, patch_box_size_histograms
 from moe_det.routing.rows import layout_of, rows_of
 
@@ -108,6 +109,18 @@ def test_the_head_compares_patches_by_the_boxes_in_them():
         torch.testing.assert_close(
             losses[f'loss_moe_similarity_{branch}'], expected, check_dtype=False, rtol=1e-6, atol=0
         )
+
+
+@pytest.mark.parametrize('unit', [dict(unit='level'), dict(unit='patch', grid=2)])
+def test_both_branches_share_what_is_computed_once(monkeypatch, unit):
+    computed = []
+    for name in ('box_size_histograms', 'patch_box_size_histograms'):
+        found = getattr(box_sizes, name)
+        monkeypatch.setattr(box_sizes, name, lambda *args, found=found: computed.append(1) or found(*args))
+    similarity = dict(type='SampleSimilarityConstraint', distance='box_sizes')
+    model = spread_weights(head(dict(num_experts=4, top_k=2, constraint=similarity, **unit)))
+    losses = head_losses(model, pyramid(images=3), count=2)
+    assert computed == [1] and losses['loss_moe_similarity_cls'] != losses['loss_moe_similarity_reg']
 
 
 @pytest.mark.parametrize('unit', [dict(unit='image'), dict(unit='level', balance_over='level'), dict(unit='level')])

@@ -31,6 +31,10 @@ BAD = [
     (dict(gate=dict(type='GAPLinear')), {}, r"bbox_head\.moe\.gate: unknown moe gate 'GAPLinear'.*GAPLinearGate'\?"),
     (dict(constraint='KLConstraint'), {}, r"bbox_head\.moe\.constraint: expected a dict with the key 'type'"),
     (dict(constraint=dict(type='KLConstraint', weigth=1)), {}, r'bbox_head\.moe\.constraint: KLConstraint: .*weigth'),
+    (dict(mixes='kernel'), {}, r"bbox_head\.moe\.mixes: unknown value 'kernel'.*'kernels'"),
+    (dict(mixes='kernels', class_mixture='logits'), {}, r"class_mixture='logits': with mixes='kernels' there is one"),
+    (dict(mixes='kernels', gate=dict(type='AttentiveGate')), {}, r"mixes='kernels': AttentiveGate decides from what"),
+    (dict(mixes='kernels'), dict(norm_cfg=dict(type='BN')), r"mixes='kernels': .*BatchNorm2d with running statistics"),
     (dict(constraint=[dict(type='KLConstraint')] * 2), {}, r"bbox_head\.moe: two constraints of the kind 'kl'"),
 ]
 
@@ -62,10 +66,16 @@ SHARDS = [
     (dict(shards=3), {}, r'bbox_head\.moe\.shards=3: does not divide feat_channels=8'),
     (dict(shards=4), dict(norm_cfg=dict(type='GN', num_groups=2)), r'shards=4: does not divide the num_groups=2'),
     ({}, dict(norm_cfg=dict(type='LN')), r"bbox_head\.moe\.placement='shards': norm_cfg=.*'LN'.*'GN', 'BN', 'IN'"),
+    (dict(mixes='kernels'), {}, r"bbox_head\.moe\.mixes='kernels': of a shard one copy runs"),
     ({}, dict(stacked_convs=0), r'stacked_convs=0'),
     ({}, dict(conv_cfg=dict(type='ConvWS')), r"conv_cfg=.*'ConvWS'.*dict\(type='Conv2d'\)"),
     (dict(weighting='softmax'), {}, r"bbox_head\.moe\.weighting='softmax'"),
-    (dict(shared_expert=True), {}, r'bbox_head\.moe\.shared_expert=True'),
+    (dict(shared_expert=True), {}, r'shards=2 and a shared expert: 3 slices do not divide feat_channels=8'),
+    (
+        dict(shards=3, shared_expert=True),
+        dict(norm_cfg=dict(type='GN', num_groups=2)),
+        r'shards=3 and a shared expert: 4 slices do not divide the num_groups=2',
+    ),
     (dict(width=0.5), {}, r'bbox_head\.moe\.width=0\.5'),
     (dict(width='matched'), {}, r"bbox_head\.moe\.width='matched'"),
     (dict(copies=1, constraint=dict(type='RelativeImportanceConstraint')), {}, r'bbox_head\.moe\.constraint.*copies=1'),

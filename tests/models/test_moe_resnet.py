@@ -100,7 +100,7 @@ def test_copies_of_a_plain_resnet50_compute_what_it_does(stages):
     assert not unexpected and all('.router.' in key for key in missing)
     tensors = [len(getattr(plain, f'layer{stage}').state_dict()) for stage in stages]
     assert [line.getMessage() for line in lines] == [
-        f'stage {stage}: {count} of {count} tensors of the plain stage copied into 4 experts'
+        f'layer{stage}: {count} of {count} tensors of the plain stage copied into 4 experts with relative noise 0'
         for stage, count in zip(stages, tensors, strict=True)
     ]
     with torch.no_grad():
@@ -131,7 +131,7 @@ def test_narrow_experts_warn_of_a_checkpoint_that_does_not_fit(tmp_path):
     before = {key: value.clone() for key, value in moe.layer4.state_dict().items()}
     with log_lines() as lines:
         load_checkpoint(moe, str(tmp_path / 'resnet18.pth'), map_location='cpu')
-    (warning,) = [line for line in lines if line.getMessage().startswith('stage 4:')]
+    (warning,) = [line for line in lines if line.getMessage().startswith('layer4:')]
     assert warning.levelno == logging.WARNING
     named = 'layer4.0.conv1.weight: shape (64, 32, 3, 3), an expert has (22, 32, 3, 3)'
     assert f'not copied: {named}' in warning.getMessage()

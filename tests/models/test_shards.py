@@ -69,6 +69,10 @@ SAME_AS_DENSE = [
     ({}, dict(stacked_convs=1, feat_channels=16)),
     ({}, dict(norm_cfg=dict(type='IN', affine=True))),
     (dict(constraint=KL), GN),
+    *[(dict(shards=1, shared_expert=True, **moe), GN) for moe in ({}, dict(unit='image', dispatch='dense'))],
+    (dict(shards=3, shared_expert=True, copies_share=True), BN),
+    (dict(shards=1, shared_expert=True, **PATCH), {}),
+    (dict(shards=3, shared_expert=True, copies=1), GN),
 ]
 
 
@@ -127,7 +131,7 @@ def naive_branch(model, branch: str, maps: list[Tensor], per_image: bool) -> lis
                 p = logits[first : first + count].softmax(0).max()
                 expert = group.experts[first + int(logits[first : first + count].argmax())]
                 total = total + (1 + p - p.detach()) * expert(tower[n : n + 1])
-            lines.append(total)
+            lines.append(total if group.shared is None else total + group.shared(tower[n : n + 1]))
         outputs.append(torch.cat(lines))
     return outputs
 
@@ -141,6 +145,7 @@ def naive_branch(model, branch: str, maps: list[Tensor], per_image: bool) -> lis
         (dict(shards=1, copies=4), {}),
         (dict(unit='image', shared_gate=True), {}),
         (dict(copies=3), dict(stacked_convs=1)),
+        (dict(shards=3, shared_expert=True), GN),
     ],
     ids=str,
 )
@@ -228,6 +233,12 @@ def test_cost_is_that_of_the_plain_head_whatever_the_number_of_copies(numbers, i
     model = shards(dict(shards=numbers[0], copies=numbers[1]), **GN).eval()
     gates = 2 * 5 * images * 8 * numbers[0] * numbers[1]  # two gates, five levels, 8 channels, E logits
     assert macs(model, maps) == macs(plain(**GN).eval(), maps) + gates
+
+
+def test_cost_with_a_shared_expert_is_that_of_the_plain_head():
+    maps = pyramid(images=2)
+    model = shards(dict(shards=1, copies=4, shared_expert=True), **GN).eval()
+    assert macs(model, maps) == macs(plain(**GN).eval(), maps) + 2 * 5 * 2 * 8 * 4
 
 
 def test_one_convolution_per_level_where_rows_agree(monkeypatch):
@@ -328,9 +339,9 @@ def test_kept_outputs_give_the_same():
 # -- start and checkpoints ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('share', [False, True])
-def test_from_scratch_a_rows_scores_have_the_focal_prior(share):
-    model = initialise(head(dict(placement='shards', shards=4, copies_share=share), **GN)).eval()
+@pytest.mark.parametrize('moe', [{}, dict(copies_share=True), dict(shards=3, shared_expert=True)], ids=str)
+def test_from_scratch_a_rows_scores_have_the_focal_prior(moe):
+    model = initialise(head(dict(dict(placement='shards', shards=4), **moe), **GN)).eval()
     with torch.no_grad():
         scores, deltas = model(tuple(pyramid(images=3)))
     assert scores[0].sigmoid().mean().item() == pytest.approx(0.01, rel=0.1)

@@ -157,6 +157,13 @@ def test_another_k_at_test_time(run_layer, conv_group):
                 torch.testing.assert_close(y[row], expected, **EXACT)
 
 
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16])
+def test_zero_gradients_of_idle_experts_start_where_vector_kernels_can_read(dtype):
+    idle = [nn.ParameterList([nn.Parameter(torch.ones(n, dtype=dtype)) for n in (1, 3, 4, 5, 36, 7)])]
+    touch_idle(torch.ones(3, requires_grad=True), idle).sum().backward()
+    assert all(parameter.grad.data_ptr() % 16 == 0 and not parameter.grad.any() for parameter in idle[0])
+
+
 def test_zero_gradients_of_idle_experts_are_their_own():
     idle = [nn.Sequential(nn.Conv2d(2, 3, 3), nn.Linear(5, 1, dtype=dtype)) for dtype in (torch.float64, torch.float16)]
     idle[0][0].bias.requires_grad_(False)

@@ -116,6 +116,25 @@ def test_beyond_a_sigmoid_that_rounds_to_0_or_1_logits_keep_their_sign_and_gradi
     assert (outputs.grad[:2].sum(1) > 0.9).all() and torch.isfinite(outputs.grad).all()
 
 
+@pytest.mark.parametrize('weights', [[1.0, 0.0], [1.0, 1e-30], [0.75, 0.0]])
+@pytest.mark.parametrize('logit', [-85.0, 85.0])
+@pytest.mark.parametrize('scale', [1.0, 65536.0])
+def test_the_gate_has_a_finite_gradient_where_many_extreme_logits_agree(weights, logit, scale):
+    # 1/p is 1e37 there: a sum of 1e5 of them overflows for the expert that is absent, or nearly so
+    outputs = torch.zeros(1, 2, 100_000)
+    outputs[:, 0] = logit
+    log_weights = torch.tensor([weights]).log()
+    sums_to_one = sum(weights) == 1
+    found, exact = (x.clone().requires_grad_() for x in (log_weights, log_weights.double()))
+    mixed = mix_probabilities(outputs, found, sums_to_one)
+    mixed.backward(torch.full_like(mixed, scale))
+    rest = torch.zeros(1, dtype=torch.float64) if sums_to_one else 1 - exact.exp().sum(1)
+    expected = in_log_domain(outputs.double(), exact.exp(), rest)
+    expected.backward(torch.full_like(expected, scale))
+    wanted = exact.grad.where(log_weights > -INF, torch.zeros(()).double())
+    torch.testing.assert_close(found.grad.double(), wanted, rtol=1e-3, atol=1e-6 * scale * mixed.numel())
+
+
 def test_training_and_inference_give_the_same_bits():
     outputs, log_weights = 5 * torch.randn(3, 2, 7), torch.tensor([[0.3, 0.6]]).log().expand(3, 2)
     with torch.no_grad():

@@ -245,13 +245,14 @@ def test_levels_are_counted_anew_in_each_step(echo_gate, as_maps, route_rows):
     constraint = MeanImportanceConstraint()
     router = Router(echo_gate(2, 2), [constraint], top_k=1, balance_over='level', num_levels=3).double()
     maps = as_maps([[1.0, 0.0]])
-    for end in (router.start_step, router.collect):
-        for _ in range(2):  # one level less than there are
-            route_rows(router.train(), maps)
-        end()
-    route_rows(router, maps)
+    for _ in range(2):  # an interrupted step: one level less than there are
+        route_rows(router.train(), maps)
+    router.start_step()
+    for level in range(3):
+        assert router.next_level() == level
+        route_rows(router, maps)
     router.collect()
-    assert constraint.steps.tolist() == [2, 1, 0]
+    assert constraint.steps.tolist() == [1, 1, 1]
 
 
 def test_two_constraints_of_one_kind_are_refused(echo_gate):
@@ -276,3 +277,23 @@ def test_a_router_in_half_precision_keeps_losses_in_full(echo_gate, as_maps, rou
         losses = router.collect()
     assert routing.logits.dtype == routing.log_weights.dtype == torch.float32
     assert all(loss.dtype == torch.float32 for loss in losses.values())
+
+
+def values_of(router: Router) -> list[torch.Tensor]:
+    """The sums that wait for a reader or for a step."""
+    return [value for usage in (router.recent, router.waiting) for value in vars(usage).values()]
+
+
+def test_a_router_that_is_moved_leaves_unfinished_steps_behind_and_takes_usage_along(router, as_maps, route_rows):
+    router.monitored, router.step_follows = True, False
+    logits = torch.randn(6, 3, dtype=torch.float64)
+    route_rows(router, as_maps(logits))
+    router.collect()  # a step that ends with a later forward
+    before = copy.deepcopy(values_of(router))
+    route_rows(router, as_maps(torch.randn(5, 3, dtype=torch.float64)))  # never collected
+    router.to('cpu')
+    assert all(torch.equal(found, value) for found, value in zip(values_of(router), before, strict=True))
+    route_rows(router, as_maps(logits))
+    assert router.collect() and router.recent.rows.tolist() == [12]
+    router.to('meta')  # stands for another device
+    assert {value.device.type for value in values_of(router)} == {'meta'}

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from moe_det.routing import join_patches, rows_of, split_patches
-from moe_det.routing.rows import axis_spans
+from moe_det.routing.rows import axis_spans, patch_numbers
 
 SIZES = [(h, w) for h in (1, 2, 3, 4, 5, 7, 8, 10, 13) for w in (1, 2, 3, 6, 9, 11, 17)]
 
@@ -116,3 +116,14 @@ def test_rows_hold_as_many_neighbours_as_asked_for(halo):
         expected = F.conv2d(x, kernel, padding=halo)
         found = join_patches(F.conv2d(windows, kernel, padding=halo), *x.shape[2:], 3, halo)
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize('grid', [1, 2, 3, 5])
+def test_patch_numbers_are_those_of_the_patches_that_write_the_pixels(grid):
+    for height in (1, 2, 3, 4, 5, 7, 10, 13):
+        for width in (1, 3, 8, 11):
+            windows = split_patches(torch.zeros(1, 1, height, width), grid)
+            numbered = torch.arange(len(windows)).reshape(-1, 1, 1, 1).expand_as(windows)
+            y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing='ij')
+            expected = join_patches(numbered, height, width, grid)[0, 0]
+            assert torch.equal(patch_numbers(y, x, height, width, grid), expected)

@@ -177,10 +177,12 @@ def test_supplied_inputs_reach_every_row_of_their_image(echo_gate, route_rows, a
     points = images.flatten(1).tolist()
     expected = reference(probs, points * 2, [0] * 3 + [1] * 3, 2, **NAMED, normalisation='pairs')
     assert router.collect()['similarity'].item() == pytest.approx(expected, rel=1e-9)
-    route_rows(router, as_maps(torch.randn(3, 3)))
+    for _ in range(2):
+        route_rows(router, as_maps(torch.randn(3, 3)))
     with pytest.raises(ValueError, match=r"SampleSimilarityConstraint\(distance='inputs'\).*Router.supply\('inputs'"):
         router.collect()  # the last step's images are gone
-    route_rows(router, as_maps(torch.randn(3, 3)))
+    for _ in range(2):
+        route_rows(router, as_maps(torch.randn(3, 3)))
     router.supply('inputs', images[:2])
     with pytest.raises(ValueError, match='for 2 images, the rows come from 3'):
         router.collect()

@@ -153,3 +153,23 @@ def test_mistakes_are_status_2(health, tool, capsys, tiny_config, tiny_coco):
         with pytest.raises(SystemExit) as end:
             tool(TOOL).main(['a.py', 'b.pth', *wrong])
         assert end.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ('script', 'function', 'arguments'),
+    [
+        (TOOL, 'moe_det.engine.health_check.check_health', ['a.py', 'a.pth']),
+        ('misc/check_dataset.py', 'moe_det.engine.check_dataset.check_dataset', ['a.json']),
+    ],
+)
+@pytest.mark.parametrize('error', [ZeroDivisionError('of ours'), SystemExit('of a library'), SystemExit(1)])
+def test_unexpected_errors_are_not_taken_for_the_verdict_of_status_1(
+    tool, monkeypatch, capsys, script, function, arguments, error
+):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(function, fail)
+    assert tool(script).main(arguments) == 2
+    err = capsys.readouterr().err
+    assert 'Traceback' in err and type(error).__name__ in err

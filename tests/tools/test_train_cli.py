@@ -136,6 +136,7 @@ def test_test_time_augmentation_scores_both_views(tool, tiny_config, tiny_coco):
     class RightEdgeDetector(BaseModel):
         def __init__(self):
             super().__init__(data_preprocessor=dict(type='DetDataPreprocessor'))
+            self.register_buffer('seen', torch.zeros(1))
 
         def forward(self, inputs, data_samples=None, mode='predict'):
             for sample in data_samples:
@@ -144,13 +145,38 @@ def test_test_time_augmentation_scores_both_views(tool, tiny_config, tiny_coco):
                 sample.pred_instances = found
             return data_samples
 
-    torch.save(dict(state_dict={}, meta={}), 'none.pth')
+    torch.save(dict(state_dict=dict(seen=torch.ones(1)), meta={}), 'weights.pth')
     options = ['--cfg-options', 'model.type=RightEdgeDetector', 'model._delete_=True']
-    shared = [str(tiny_config), 'none.pth', '--data-root', str(tiny_coco), '--out', 'p.pkl']
+    shared = [str(tiny_config), 'weights.pth', '--data-root', str(tiny_coco), '--out', 'p.pkl']
     assert tool('test.py').main([*shared, '--tta', *options]) == 0
     for item in pickle.loads(Path('p.pkl').read_bytes()):
         boxes = sorted(item['pred_instances']['bboxes'].tolist())
         assert boxes == [[0.0, 10.0, 10.0, 20.0], [54.0, 10.0, 64.0, 20.0]]
+
+
+@pytest.mark.parametrize('tta', [[], ['--tta']])
+def test_a_checkpoint_that_does_not_fit_is_no_test(tool, capsys, tiny_config, tiny_coco, tta):
+    """mmengine would leave random weights in place, and report their AP."""
+    import torch
+    from small_checkpoints import checkpoint, moe_config
+
+    dense = checkpoint(tiny_config, Path('dense.pth').absolute())
+    moe = moe_config(tiny_config)
+    experts = checkpoint(moe, Path('moe.pth').absolute())
+    state = torch.load(dense, weights_only=True)['state_dict']
+    torch.save(dict(state_dict={k: v for k, v in state.items() if 'retina_reg' not in k}), 'half.pth')
+
+    def fails(config: object, name: str, *options: str) -> str:
+        return error_of(tool, capsys, 'test.py', config, name, '--data-root', tiny_coco, *tta, *options)
+
+    text = fails(tiny_config, 'dense.pth', '--cfg-options', 'model.bbox_head.feat_channels=24')
+    assert 'dense.pth does not match' in text and 'size mismatch for bbox_head.cls_convs.0' in text
+    text = fails(tiny_config, 'half.pth')
+    assert 'lacks 2 tensors of the model (bbox_head.retina_reg.weight, bbox_head.retina_reg.bias)' in text
+    assert 'moe.pth does not match' in fails(tiny_config, experts)
+    assert 'dense.pth has no MoE layer' in fails(moe, 'dense.pth')
+    for number in ('num_experts=6', 'top_k=1'):
+        assert number in fails(moe, experts, '--cfg-options', f'model.bbox_head.moe.{number}')
 
 
 def test_ctrl_c_says_how_to_continue(tool, capsys, monkeypatch, tiny_config, tiny_coco, tmp_path):
@@ -204,3 +230,13 @@ def test_runs_that_start_in_the_same_second_write_into_their_own_folders(monkeyp
     (log,) = Path('second').glob('*/*.log')
     assert 'the second run speaks' in log.read_text()
     assert list(Path('second').glob('*/vis_data/scalars.json'))
+
+
+@pytest.mark.parametrize('deterministic', [True, False])
+def test_a_deterministic_run_asks_it_of_matrix_products_too(monkeypatch, tiny_config, deterministic):
+    """Before torch 2.10 cuBLAS refuses to be deterministic without this variable, and gates are matrix products."""
+    monkeypatch.setattr(launch.Runner, 'from_cfg', lambda cfg: cfg)
+    monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', 'undone at the end')
+    monkeypatch.delenv('CUBLAS_WORKSPACE_CONFIG')
+    launch.build_runner(launch.load_config(tiny_config, {'randomness.deterministic': deterministic}))
+    assert os.environ.get('CUBLAS_WORKSPACE_CONFIG') == (':4096:8' if deterministic else None)

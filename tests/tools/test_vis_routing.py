@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -167,3 +168,76 @@ def test_mistakes_are_one_message_each(tool, capsys, trained, tiny_coco, tmp_pat
         with pytest.raises(SystemExit) as end:
             tool(TOOL).main([config, weights, *wrong])
         assert end.value.code == 2
+
+
+def drawn_by(tool, monkeypatch, arguments: list) -> object:
+    """What the script draws."""
+    drawn = []
+    draw = image_routing.routing_figure
+    monkeypatch.setattr(image_routing, 'routing_figure', lambda routed: drawn.append(routed) or draw(routed))
+    assert tool(TOOL).main([*map(str, arguments), '--score-thr', '0', '--device', 'cpu']) == 0
+    return drawn[-1]
+
+
+def copied(tiny_coco: Path, target: Path) -> tuple[Path, dict]:
+    """The data set under another folder, and the content of its validation file."""
+    shutil.copytree(tiny_coco, target)
+    return target, json.loads((target / 'annotations' / 'val.json').read_text())
+
+
+def test_images_of_one_name_in_several_folders_keep_their_own_objects(
+    tool, monkeypatch, capsys, trained, tiny_coco, tmp_path
+):
+    folder, content = copied(tiny_coco, tmp_path / 'data')
+    for camera, number in (('left', 1), ('right', 2)):
+        (folder / 'val' / camera).mkdir()
+        (folder / 'val' / f'{number}.png').rename(folder / 'val' / camera / 'same.png')
+        content['images'][number - 1].update(file_name=f'{camera}/same.png', id=f'{camera} same')
+        content['annotations'][number - 1]['image_id'] = f'{camera} same'
+    content['images'], content['annotations'] = content['images'][:2], content['annotations'][:2]
+    ann_file = folder / 'annotations' / 'val.json'
+    ann_file.write_text(json.dumps(content))
+    boxes = {'left': [8, 28, 32, 52], 'right': [16, 20, 40, 44]}
+    for camera, corners in boxes.items():
+        by_file = [*trained, folder / 'val' / camera / 'same.png', '--ann-file', ann_file]
+        by_id = [*trained, '--image-id', f'{camera} same', '--data-root', folder]
+        for arguments in (by_file, by_id):
+            assert drawn_by(tool, monkeypatch, arguments).truths.corners.tolist() == [corners]
+    shutil.copy(folder / 'val' / 'left' / 'same.png', tmp_path / 'same.png')
+    capsys.readouterr()
+    assert tool(TOOL).main([*map(str, trained), str(tmp_path / 'same.png'), '--ann-file', str(ann_file)]) == 2
+    err = capsys.readouterr().err
+    assert 'left/same.png' in err and 'right/same.png' in err and '--image-id' in err
+
+
+def test_detections_have_the_names_of_their_labels_in_the_order_of_the_file(
+    tool, monkeypatch, capsys, tiny_config, tiny_coco, tmp_path
+):
+    tiny_config.write_text(tiny_config.read_text().replace("classes=('disc', 'box')", "classes=('box', 'disc')"))
+    config = moe_config(tiny_config, unit='image')
+    weights = checkpoint(config, tmp_path / 'm.pth', only_label_one)
+    content = torch.load(weights)
+    image = tiny_coco / 'val' / '3.png'
+    in_file = json.loads((tiny_coco / 'annotations' / 'train.json').read_text())['categories'][1]['name']
+    assert in_file == 'box'  # the category with the label 1, of the training file too
+
+    def names(*classes: str, **more) -> set[str]:
+        torch.save({**content, 'meta': dict(dataset_meta=dict(classes=classes, **more))}, weights)
+        routed = drawn_by(tool, monkeypatch, [config, weights, image, '--data-root', tiny_coco])
+        return {label.partition(' ')[0] for label in routed.detections.labels}
+
+    assert names('box', 'disc') == {'box'}  # as mmdet lists them, in the order of the config
+    assert names('disc', 'box', classes_by_label=True) == {'box'}
+    by_id = [str(config), str(weights), '--image-id', '3', '--data-root', str(tiny_coco)]
+    assert tool(TOOL).main(by_id) == 0
+    torch.save({**content, 'meta': dict(dataset_meta=dict(classes=('box', 'disc'), classes_by_label=True))}, weights)
+    assert tool(TOOL).main(by_id) == 2
+    assert "label 0: 'box' there, 'disc' here" in capsys.readouterr().err
+
+
+def only_label_one(model) -> None:
+    """Makes every detection one of label 1."""
+    for layer in model.bbox_head.modules():
+        if isinstance(layer, torch.nn.Conv2d) and layer.out_channels == 2 * 9:  # classes x anchors
+            layer.weight.zero_()
+            layer.bias.copy_(torch.tensor([-20.0, 3.0]).repeat(9))

@@ -53,7 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 healthy, 1 collapsed, 2 after an error of the user's, 130 after Ctrl-C."""
     args = parse_args(argv)
-    return _start.run('moe_det.engine.health_check:check_health', **vars(args))
+    return _start.run('moe_det.engine.health_check:check_health', unexpected=2, **vars(args))
 
 
 if __name__ == '__main__':

@@ -23,7 +23,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--layer', metavar='NAME', help='draw this MoE layer alone, such as bbox_head.cls')
     parser.add_argument('--ann-file', metavar='JSON', help='COCO annotations that hold the ground truth of the image')
     parser.add_argument('--data-root', metavar='DIR', help="folder of the config's data, for --image-id")
-    parser.add_argument('--image-id', type=int, metavar='N', help='an image of the test set, with its ground truth')
+    parser.add_argument('--image-id', metavar='ID', help='an image of the test set, with its ground truth')
     parser.add_argument('--device', help='cpu, cuda or cuda:N (default: cuda where there is one)')
     parser.add_argument('--score-thr', type=float, default=0.3, metavar='X', help='least score (default: %(default)s)')
     parser.add_argument('--cfg-options', nargs='+', action='extend', metavar='KEY=VALUE', help='change config keys')

@@ -43,7 +43,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0, 1 if there are problems, or 2 after an error of the user's."""
     args = parse_args(argv)
-    return _start.run('moe_det.engine.check_dataset:check_dataset', **vars(args))
+    return _start.run('moe_det.engine.check_dataset:check_dataset', unexpected=2, **vars(args))
 
 
 if __name__ == '__main__':

@@ -75,9 +75,9 @@ def settings_table(cls: type) -> str:
     return table(rows, ('key', 'default', 'meaning'))
 
 
-def nested_keys(cls: type) -> str:
-    """The bullet list that a class's docstring gives for its ``moe`` dict, as a list."""
-    text = section(inspect.getdoc(cls), 'Args')['moe']
+def nested_keys(cls: type, name: str = 'moe') -> str:
+    """The bullet list that a class's docstring gives for its argument ``moe``, as a list."""
+    text = section(inspect.getdoc(cls), 'Args')[name]
     items = [markdown(item.strip()) for item in re.split(r'\s- (?=``)', text)[1:]]
     return '\n'.join(f'- {item}' for item in items)
 
@@ -103,6 +103,7 @@ def arguments_table(cls: type, hidden: tuple[str, ...] = ()) -> str:
 def page() -> str:
     """The whole page."""
     import moe_det  # noqa: F401
+    from moe_det.detectors import WithExperts
     from moe_det.engine.amp import CPUAmpOptimWrapper
     from moe_det.engine.auxiliary_loss_hook import AuxiliaryLossHook
     from moe_det.engine.bad_images_hook import SkipBadImagesHook
@@ -111,7 +112,7 @@ def page() -> str:
     from moe_det.engine.finite_hook import FiniteHook
     from moe_det.engine.moe_hook import MoEHook
     from moe_det.engine.schedule_hook import MoEScheduleHook
-    from moe_det.layers import MoEBlock, MoEConv2d, MoESettings
+    from moe_det.layers import MoEBlock, MoEConv2d, MoEFFN, MoESettings
     from moe_det.models import FrozenFPN, MoEResNet, MoERetinaHead
     from moe_det.registry import CONSTRAINTS, GATES
     from moe_det.routing import HardConstraint
@@ -127,6 +128,10 @@ def page() -> str:
     parts += ['\n' + arguments_table(MoEConv2d, hidden=convolution)]
     parts += ["\n## `plugins=[dict(cfg=dict(type='MoEBlock', ...), ...)]`\n", summary(inspect.getdoc(MoEBlock))]
     parts += ['\n' + arguments_table(MoEBlock, hidden=('in_channels',))]
+    parts += ["\n## `model=dict(type='WithExperts', ...)`\n", summary(inspect.getdoc(WithExperts))]
+    parts += ['\n' + arguments_table(WithExperts)]
+    parts += ["\n## `experts=[dict(type='MoEFFN', modules=...)]`\n", summary(inspect.getdoc(MoEFFN))]
+    parts += ['\nKeys beside those of every MoE layer:\n', nested_keys(MoEFFN, '**moe')]
     parts += ["\n## `neck=dict(type='FrozenFPN', ...)`\n", summary(inspect.getdoc(FrozenFPN))]
     parts += ["\n## `custom_hooks=[dict(type='MoEHook')]`\n", summary(inspect.getdoc(MoEHook))]
     parts += ['\n' + arguments_table(MoEHook)]

@@ -33,10 +33,8 @@ def network_outputs(model: nn.Module, image: Tensor) -> list[Tensor] | None:
         image: (N, 3, H, W), normalised.
     """
     size = tuple(image.shape[-2:])
-    samples = [
-        DetDataSample(metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size, scale_factor=(1.0, 1.0)))
-        for _ in image
-    ]
+    shapes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), size)
+    samples = [DetDataSample(metainfo=dict(**shapes, scale_factor=(1.0, 1.0))) for _ in image]
     try:
         return list(tensors_in(model.eval()(image, samples, mode='tensor')))
     except (NotImplementedError, TypeError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 
 import torch
 from mmdet.registry import MODELS
@@ -10,7 +11,6 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from ...errors import CheckpointError, MoEConfigError
-from ...models.dense_names import shard_axis
 from ...routing.intervention import Intervention, intervene
 from ..checkpoints import check_checkpoint
 from ..console import say, warn
@@ -72,7 +72,7 @@ def densify(
     chosen = _most_used(cfg, model, places, limit) if most_used else chosen_experts(places, expert, average)
     model.cpu()
     plain_cfg = plain_config(cfg)
-    plain = MODELS.build(plain_cfg.model)
+    plain = MODELS.build(deepcopy(plain_cfg.model))  # DETR's head changes the dict it is given
     state = dense_state(model.state_dict(), places, chosen, plain.state_dict())
     try:
         plain.load_state_dict(state, strict=True)
@@ -177,17 +177,18 @@ def dense_state(
                 of_slots = [_mean(values[first : first + place.copies]) for first in of_copy(place, 0)]
             else:
                 of_slots = [values[expert] for expert in chosen[place.label]]
-            value = of_slots[0] if place.slots == 1 else join_shards(name, of_slots)
+            if place.group.slices > place.slots:  # the shared expert is the last slice
+                of_slots.append(state[f'{place.path}.shared.{name}'])
+            value = of_slots[0] if len(of_slots) == 1 else join_shards(of_slots, place.shard_axis(name))
             _check_shape(place, name, key, value, plain)
             dense[key] = value
     return dense
 
 
-def join_shards(name: str, shards: Sequence[Tensor]) -> Tensor:
-    """One tensor of every shard -> the tensor of the part that they are slices of."""
+def join_shards(shards: Sequence[Tensor], axis: int | str) -> Tensor:
+    """One tensor of every shard -> the tensor of the part that they are slices of, along an axis or as their sum."""
     if not shards[0].dim():
         return shards[0]  # counts of batches
-    axis = shard_axis(name)
     return torch.stack(list(shards)).sum(0) if axis == 'sum' else torch.cat(list(shards), axis)
 
 

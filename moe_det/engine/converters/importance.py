@@ -38,7 +38,8 @@ def expert_importance(
     if cfg.get('val_dataloader') is not None:
         seen.test_dataloader = cfg.val_dataloader
     with UsageRecorder(model) as recorder, torch.no_grad():
-        for _, batch in tqdm(test_batches(seen, limit), desc='importance', unit='batch', disable=None):
+        batches = test_batches(seen, limit, getattr(model, 'trained_labels', None))
+        for _, batch in tqdm(batches, desc='importance', unit='batch', disable=None):
             model.test_step(batch)
     found = {}
     for label, router in routers.items():

@@ -7,17 +7,22 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ...detectors.patterns import path_matches
+from ...detectors.replacements import BLOCK_NAME
 from ...errors import MoEConfigError, unknown_name
 from ...layers.moe_block import MoEBlock
 from ...layers.moe_conv import MoEConv2d
+from ...layers.moe_ffn import MoEFFN, ffn_shard_axis
 from ...layers.moe_layer import MoELayer
+from ...models.dense_names import shard_axis
 from ...models.moe_retina_head import MoERetinaHead
 from ...models.resnet_stages import MoEStage
 from ...routing.experts import ExpertGroup
 from ...routing.router import Router
 from ..dense_counterpart import type_name
 
-HEAD, STAGE, CONV, BLOCK, OTHER = 'head', 'stage', 'convolution', 'block', 'other'
+HEAD, STAGE, CONV, FFN, BLOCK, OTHER = 'head', 'stage', 'convolution', 'FFN', 'block', 'other'
+OF_TYPE = {'MoEConv2d': CONV, 'MoEFFN': FFN, 'MoEBlock': BLOCK}  # entries of WithExperts
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class ExpertPlace:
         dense_key: name of an expert's tensor -> key of the tensor in the model without experts; None where that model
             has nothing in this place.
         obstacle: why one expert alone is not the dense part that the experts replace; ``''`` if it is.
+        shard_axis: how tensors of shards make up the dense part's, see :func:`~moe_det.models.dense_names.shard_axis`.
     """
 
     label: str
@@ -44,6 +50,7 @@ class ExpertPlace:
     router_path: str
     dense_key: Callable[[str], str] | None
     obstacle: str = ''
+    shard_axis: Callable[[str], int | str] = shard_axis
 
     @property
     def router_label(self) -> str:
@@ -78,7 +85,8 @@ def expert_places(model: nn.Module) -> list[ExpertPlace]:
 
 
 def _shared(group: ExpertGroup) -> str:
-    return 'a shared expert adds to what the chosen ones give' if group.shared is not None else ''
+    added = group.shared is not None and group.slices == 1
+    return 'a shared expert adds to what the chosen ones give' if added else ''
 
 
 def _in_head(head: MoERetinaHead, path: str, branch: str) -> ExpertPlace:
@@ -110,9 +118,11 @@ def _in_layer(model: nn.Module, path: str, group: ExpertGroup) -> ExpertPlace:
         obstacle = obstacle or ('residual=True adds a skip around the stage' if owner.skip is not None else '')
     elif isinstance(owner, MoEConv2d):
         kind = CONV
+    elif isinstance(owner, MoEFFN):
+        kind = FFN
     elif isinstance(owner, MoELayer) and isinstance(model.get_submodule(owner_path.rpartition('.')[0]), MoEBlock):
         kind = BLOCK
-    if kind in (STAGE, CONV):
+    if kind in (STAGE, CONV, FFN):
         dense_path = dot
     return ExpertPlace(
         label=owner_path or 'model',
@@ -123,6 +133,7 @@ def _in_layer(model: nn.Module, path: str, group: ExpertGroup) -> ExpertPlace:
         router_path=f'{dot}router' if router is not None else '',
         dense_key=None if kind == BLOCK else lambda name: dense_path + name,
         obstacle=obstacle,
+        shard_axis=ffn_shard_axis if kind == FFN else shard_axis,
     )
 
 
@@ -163,12 +174,23 @@ class MoEKeys:
         owner: path of the part that holds it, such as ``bbox_head``.
         kinds: what it builds.
         keys: the dict itself.
+        modules: patterns of the paths below ``owner`` of what it builds; None for all of the owner.
     """
 
     path: str
     owner: str
     kinds: tuple[str, ...]
     keys: dict
+    modules: tuple[str, ...] | None = None
+
+    def builds(self, place: ExpertPlace) -> bool:
+        """Whether the place may come from this dict."""
+        dot = f'{self.owner}.' if self.owner else ''
+        if place.kind not in self.kinds or not f'{place.path}.'.startswith(dot):
+            return False
+        path = place.label.removeprefix(dot).removesuffix(f'.{BLOCK_NAME}.moe')
+        paths = (path, path.removesuffix('.conv'))  # of a ConvModule
+        return self.modules is None or any(path_matches(p, pattern) for p in paths for pattern in self.modules)
 
 
 def moe_keys(model: Mapping) -> list[MoEKeys]:
@@ -188,6 +210,13 @@ def _moe_keys(node: object, path: str) -> Iterable[MoEKeys]:
         yield MoEKeys(f'{dot}moe', path, kinds, node['moe'])
     if type_name(node.get('conv_cfg')) == 'MoEConv2d':
         yield MoEKeys(f'{dot}conv_cfg', path, (CONV,), node['conv_cfg'])
+    if type_name(node) == 'WithExperts':
+        entries = node['experts']
+        for number, entry in enumerate([entries] if isinstance(entries, dict) else entries):
+            at = f'{dot}experts' if isinstance(entries, dict) else f'{dot}experts.{number}'
+            modules = entry['modules']
+            modules = (modules,) if isinstance(modules, str) else tuple(modules)
+            yield MoEKeys(at, path, (OF_TYPE[type_name(entry)],), entry, modules)
     for number, plugin in enumerate(node.get('plugins') or ()):
         if isinstance(plugin, Mapping) and type_name(plugin.get('cfg')) == 'MoEBlock':
             yield MoEKeys(f'{dot}plugins.{number}.cfg', path, (BLOCK,), plugin['cfg'])
@@ -201,11 +230,7 @@ def keys_of(place: ExpertPlace, all_keys: Sequence[MoEKeys]) -> MoEKeys:
     Raises:
         MoEConfigError: two dicts of the same part may have built it.
     """
-    fitting = [
-        keys
-        for keys in all_keys
-        if place.kind in keys.kinds and (not keys.owner or f'{place.path}.'.startswith(f'{keys.owner}.'))
-    ]
+    fitting = [keys for keys in all_keys if keys.builds(place)]
     longest = max((len(keys.owner) for keys in fitting), default=0)
     fitting = [keys for keys in fitting if len(keys.owner) == longest]
     if len(fitting) != 1:

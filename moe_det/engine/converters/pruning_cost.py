@@ -12,6 +12,7 @@ from mmengine.config import Config
 
 from ..data_check import check_data
 from ..launch import build_runner
+from ..trained_model import checkpoint_labels
 
 
 def test_metrics(cfg: Config, checkpoint: str) -> dict[str, float]:
@@ -22,7 +23,7 @@ def test_metrics(cfg: Config, checkpoint: str) -> dict[str, float]:
         checkpoint: file or URL.
     """
     cfg = deepcopy(cfg)
-    check_data(cfg, ('test',))
+    check_data(cfg, ('test',), checkpoint_labels(cfg, checkpoint))
     cfg.load_from, cfg.resume = checkpoint, False
     with tempfile.TemporaryDirectory() as folder:
         cfg.work_dir = folder

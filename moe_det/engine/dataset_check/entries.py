@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass, field
 
+from .ids import is_id, other_type, report_lost_ids
+from .notation import TOLERANCE, other_notation
 from .report import LARGEST_NUMBER, Report, shown
 
 # what mmdet's CocoDataset reads from every entry
@@ -12,15 +15,18 @@ ENTRY_KEYS = {
     'annotations': ('id', 'image_id', 'category_id', 'bbox', 'area'),
     'categories': ('id', 'name'),
 }
-# pixels that a box may reach beyond its image: files round
-TOLERANCE = 1.0
-# share of boxes beyond their images above which the other notation is tried
-SUSPICIOUS_SHARE = 0.1
-
 _NUMBERS = (int, float)
 
 
-def check_entries(content: dict, report: Report) -> Counter:
+@dataclass
+class Usable:
+    """The annotations that mmdet keeps: by category id, all of them and the crowds among them."""
+
+    all: Counter = field(default_factory=Counter)
+    crowds: Counter = field(default_factory=Counter)
+
+
+def check_entries(content: dict, report: Report) -> Usable:
     """Checks the entries of the three lists and adds what it finds to ``report``.
 
     Args:
@@ -28,7 +34,7 @@ def check_entries(content: dict, report: Report) -> Counter:
         report: receives the problems.
 
     Returns:
-        Counter: by category id, the annotations that mmdet would keep, crowds included.
+        Usable: the annotations that mmdet would keep.
     """
     categories = _check_categories(content['categories'], report)
     sizes, names = _check_images(content['images'], report)
@@ -38,20 +44,6 @@ def check_entries(content: dict, report: Report) -> Counter:
             annotations.diagnose(index, annotation)
     annotations.judge_the_whole(content['annotations'])
     return annotations.usable
-
-
-def _is_id(value: object) -> bool:
-    return isinstance(value, str) or (type(value) in _NUMBERS and abs(value) < float('inf') and value == int(value))
-
-
-def _other_type(value: object, known: dict | set) -> object | None:
-    """Returns the id among ``known`` that ``value`` names but for its type."""
-    if isinstance(value, str):
-        digits = value.strip()
-        value = int(digits) if digits.isdecimal() and len(digits) < 20 else None
-    else:
-        value = str(value)
-    return value if value is not None and value in known else None
 
 
 class _Entry:
@@ -79,11 +71,11 @@ class _Entry:
     def has_id(self, key: str) -> bool:
         """Reports an id that none can be, and an entry's own id that is a text."""
         value = self.content[key]
-        if not _is_id(value):
+        if not is_id(value):
             self.add('bad_id', f'{key}={shown(value)}, expected an integer')
         elif key == 'id' and isinstance(value, str):
             self.add('text_id', f'id={shown(value)}')
-        return _is_id(value)
+        return is_id(value)
 
     def is_number(self, value: object, text: str, largest: float = LARGEST_NUMBER) -> bool:
         """Reports a value that is no number up to ``largest``; ``text`` shows it."""
@@ -118,6 +110,7 @@ def _check_categories(entries: list, report: Report) -> set:
         if category['id'] in ids:
             entry.add('duplicate_category_id', f'name={shown(name)}')
         ids.add(category['id'])
+    report_lost_ids('categories', ids, report)
     return ids
 
 
@@ -148,6 +141,7 @@ def _check_images(entries: list, report: Report) -> tuple[dict, dict]:
             entry.add('duplicate_image_id', f'the id is that of {shown(names[ident], 200)} too')
         sizes[ident] = (width, height) if good else None
         names[ident] = name
+    report_lost_ids('images', sizes, report)
     return sizes, names
 
 
@@ -157,8 +151,7 @@ class _Annotations:
     def __init__(self, sizes: dict, names: dict, categories: set, report: Report) -> None:
         self.sizes, self.names, self.categories, self.report = sizes, names, categories, report
         self.seen: set = set()
-        self.usable: Counter = Counter()
-        self.beyond = 0  # boxes that do not lie in their images
+        self.usable = Usable()
 
     def is_clean(self, annotation: object) -> bool:
         """Tells whether nothing at all is to be said about ``annotation``, and counts it then."""
@@ -166,6 +159,7 @@ class _Annotations:
             x, y, w, h = annotation['bbox']
             width, height = self.sizes[annotation['image_id']]
             area, category, ident = annotation['area'], annotation['category_id'], annotation['id']
+            crowd = annotation['iscrowd']
             clean = (
                 type(x) in _NUMBERS
                 and type(y) in _NUMBERS
@@ -183,7 +177,10 @@ class _Annotations:
                 and 0 < area <= LARGEST_NUMBER**2
                 and category in self.categories
                 and type(ident) is int
+                and ident != 0
                 and ident not in self.seen
+                and type(crowd) is int
+                and crowd in (0, 1)
                 and not annotation.get('ignore', False)
                 and type(annotation['bbox']) is list
             )
@@ -191,22 +188,30 @@ class _Annotations:
             return False
         if clean:
             self.seen.add(ident)
-            self.usable[category] += 1
+            self._keep(category, crowd)
         return clean
+
+    def _keep(self, category: object, crowd: object) -> None:
+        self.usable.all[category] += 1
+        if crowd:
+            self.usable.crowds[category] += 1
 
     def diagnose(self, index: int, annotation: object) -> None:
         """Reports what is wrong with an annotation that is not clean."""
         image_id = annotation.get('image_id') if isinstance(annotation, dict) else None
-        known = _is_id(image_id) and image_id in self.sizes
+        known = is_id(image_id) and image_id in self.sizes
         entry = _Entry('annotations', index, annotation, self.report, self.names[image_id] if known else None)
         if not entry.complete():
             return
         if entry.has_id('id'):
             if annotation['id'] in self.seen:
                 entry.add('duplicate_annotation_id', 'an earlier annotation has the same id')
+            elif annotation['id'] == 0:
+                entry.add('zero_id', f'id={shown(annotation["id"])}')
             self.seen.add(annotation['id'])
+        self._check_marks(entry, annotation)
         if entry.has_id('image_id') and not known:
-            other = _other_type(image_id, self.sizes)
+            other = other_type(image_id, self.sizes)
             if other is None:
                 entry.add('orphan_annotation', f'image_id={shown(image_id)}')
             else:
@@ -215,14 +220,25 @@ class _Annotations:
         categorised = entry.has_id('category_id')
         if categorised and category not in self.categories:
             categorised = False
-            other = _other_type(category, self.categories)
+            other = other_type(category, self.categories)
             if other is None:
                 entry.add('unknown_category', f'category_id={shown(category)}')
             else:
                 entry.add('id_type', f'category_id={shown(category)}, the category has id={shown(other)}')
         fits = self._check_box(entry, annotation, self.sizes[image_id] if known else None)
         if fits and categorised and not annotation.get('ignore', False):
-            self.usable[category] += 1
+            self._keep(category, annotation.get('iscrowd'))
+
+    def _check_marks(self, entry: _Entry, annotation: dict) -> None:
+        """Reports marks that are neither 0 nor 1, and those that mmdet and the evaluation take differently."""
+        for key in ('iscrowd', 'ignore'):
+            value = annotation.get(key)
+            if value is not None and not (isinstance(value, _NUMBERS) and value in (0, 1)):
+                entry.add('bad_mark', f'{key}={shown(value)}, expected 0 or 1')
+            elif key == 'ignore' and value:
+                entry.add('ignored', f'ignore={shown(value)}')
+            elif key == 'iscrowd' and value is None:
+                entry.add('no_iscrowd', f'iscrowd={shown(value)}' if key in annotation else "no 'iscrowd'")
 
     def _check_box(self, entry: _Entry, annotation: dict, size: tuple | None) -> bool:
         """Reports a box that is not as it should be; tells whether mmdet keeps it."""
@@ -243,13 +259,12 @@ class _Annotations:
             entry.add(kind, given)
         kept = kind is None
         if area <= 0:
-            entry.add('no_area', f'area={shown(area)}')
+            entry.add('negative_area' if area < 0 else 'no_area', f'area={shown(area)}')
             kept = False
         if size is None:
             return False
         inside = min(x, y) >= -TOLERANCE and x + w <= size[0] + TOLERANCE and y + h <= size[1] + TOLERANCE
         touches = min(x + w, size[0]) > max(x, 0) and min(y + h, size[1]) > max(y, 0)
-        self.beyond += not inside
         if kind is None and not (inside and touches):
             kind = 'partly_outside' if touches else 'outside_image'
             entry.add(kind, f'{given}, the image is {size[0]} x {size[1]}')
@@ -257,20 +272,10 @@ class _Annotations:
 
     def judge_the_whole(self, annotations: list) -> None:
         """Reports what only all annotations together tell."""
-        if self.beyond > SUSPICIOUS_SHARE * len(annotations) and self._all_fit_as_corners(annotations):
-            share = self.beyond / len(annotations)
-            self.report.add('corner_boxes', 'annotations', f'{share:.0%} of the boxes reach beyond their images as '
-                            'they are; as corners all of them fit')  # fmt: skip
-        if annotations and not self.usable and not self.report.kinds(errors=True):
-            self.report.add('nothing_usable', 'annotations', f'none of {len(annotations):,} is usable')
-
-    def _all_fit_as_corners(self, annotations: list) -> bool:
-        for annotation in annotations:
-            try:
-                x1, y1, x2, y2 = annotation['bbox']
-                width, height = self.sizes[annotation['image_id']]
-                if not (0 <= x1 < x2 <= width + TOLERANCE and 0 <= y1 < y2 <= height + TOLERANCE):
-                    return False
-            except (TypeError, KeyError, ValueError):
-                continue  # has been reported for itself
-        return True
+        notation = other_notation(annotations, self.sizes)
+        if notation is not None:
+            self.report.add(notation[0], 'annotations', notation[1])
+        usable, crowds = sum(self.usable.all.values()), sum(self.usable.crowds.values())
+        if annotations and usable == crowds and not self.report.kinds(errors=True):
+            text = f'none of {len(annotations):,} is usable'
+            self.report.add('only_crowds' if crowds else 'nothing_usable', 'annotations', text)

@@ -27,6 +27,7 @@ KINDS = {
     'unreadable_json': Kind(True, 'the file is no COCO annotation file'),
     'not_an_object': Kind(True, 'an entry is no JSON object'),
     'missing_key': Kind(True, 'an entry lacks a key that mmdet reads'),
+    'bad_mark': Kind(True, "a mark is neither 0 nor 1: any text, '0' too, counts as true"),
     'number_as_text': Kind(True, 'a number is written as a text'),
     'not_a_number': Kind(True, 'something else stands where a number is expected'),
     'non_finite': Kind(True, f'a number is NaN, infinite or beyond {LARGEST_NUMBER:.0e}'),
@@ -39,17 +40,30 @@ KINDS = {
     'duplicate_annotation_id': Kind(True, 'two annotations have one id: mmdet refuses the file'),
     'duplicate_category_id': Kind(True, 'two categories have one id'),
     'duplicate_category_name': Kind(True, 'two categories have one name: mmdet counts one class too many'),
+    'negative_area': Kind(True, "an annotation's area is negative: no size is that small"),
     'unknown_category': Kind(True, 'an annotation has a category that the file does not list: it becomes background'),
     'corner_boxes': Kind(True, 'the boxes look like corners [x1, y1, x2, y2]; COCO has [x, y, width, height]'),
+    'lost_ids': Kind(
+        True, 'ids are of several types or sizes: the evaluation, which makes one of them, fails or loses some'
+    ),
+    'centre_boxes': Kind(
+        True, 'the boxes look like [centre x, centre y, width, height]; COCO has [x, y, width, height]'
+    ),
     'nothing_usable': Kind(True, 'mmdet would leave out every annotation'),
+    'only_crowds': Kind(True, 'nothing to learn and nothing to score: every annotation is a crowd (iscrowd=1)'),
+    'no_iscrowd': Kind(False, "an annotation has no 'iscrowd', or null; it is read as 0"),
+    'zero_id': Kind(False, "an annotation's id is 0, pycocotools' sign of no match; ids are numbered anew when read"),
+    'ignored': Kind(False, "an annotation is marked 'ignore'; training leaves it out, the evaluation counts it"),
     'text_id': Kind(False, "ids are texts; mmdet takes them, tools that expect COCO's integers do not"),
     'duplicate_file': Kind(False, 'two images are one file'),
     'orphan_annotation': Kind(False, 'an annotation belongs to no image of the file; it is left out'),
-    'negative_box': Kind(False, 'a box has a negative width or height; it is left out'),
-    'zero_box': Kind(False, 'a box has no width or no height; it is left out'),
-    'tiny_box': Kind(False, 'a box is narrower than a pixel; it is left out'),
-    'no_area': Kind(False, "an annotation's area is not positive; it is left out"),
-    'outside_image': Kind(False, 'a box lies outside its image; it is left out'),
+    'negative_box': Kind(
+        False, 'a box has a negative width or height; training leaves it out, the evaluation counts it'
+    ),
+    'zero_box': Kind(False, 'a box has no width or no height; training leaves it out, the evaluation counts it'),
+    'tiny_box': Kind(False, 'a box is narrower than a pixel; training leaves it out, the evaluation counts it'),
+    'no_area': Kind(False, "an annotation's area is 0; training leaves it out, the evaluation counts it"),
+    'outside_image': Kind(False, 'a box lies outside its image; training leaves it out, the evaluation counts it'),
     'partly_outside': Kind(False, 'a box reaches more than a pixel beyond its image; it is kept as it is'),
     # the images
     'missing_image': Kind(True, 'an image file does not exist'),

@@ -103,6 +103,8 @@ class MixtureClassifier(MoEClassifier):
             ('balance_over', moe.balance_over, 'all'),
             ('shared_expert', moe.shared_expert, False),
             ('copies_share', moe.copies_share, False),
+            ('expert', moe.expert, None),
+            ('mixes', moe.mixes, 'outputs'),
         ):
             if value != kept:
                 raise MoEConfigError(f'model.moe.{key}={value!r}: a mixture of classifiers takes {kept!r} alone')

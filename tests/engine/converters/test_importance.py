@@ -17,7 +17,7 @@ def test_weights_of_all_images_and_levels_are_summed(monkeypatch, capsys):
     model = detector(dict(num_experts=4, top_k=2, balance_over='level', constraint=kl)).eval()
     plant_varied(model)
     batches = [((0, 1), batch()), ((2,), batch([(96, 64)]))]
-    monkeypatch.setattr(importance, 'test_batches', lambda cfg, limit: batches[:limit])
+    monkeypatch.setattr(importance, 'test_batches', lambda cfg, limit, trained: batches[:limit])
     found = importance.expert_importance(Config({}), model, find_routers(model), None)
     with RoutingRecorder(model) as recorder, torch.no_grad():
         for ids, data in batches:

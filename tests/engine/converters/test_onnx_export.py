@@ -34,6 +34,11 @@ NETWORKS = {
         {},
     ),
     'attentive gate': (dict(num_experts=3, top_k=2, branches='reg', gate=dict(type='AttentiveGate')), {}),
+    'mixed kernels': (dict(num_experts=3, top_k=2, mixes='kernels', unit='image'), {}),
+    'mixed kernels of convolutions': (
+        None,
+        dict(bbox_head=dict(conv_cfg=dict(type='MoEConv2d', num_levels=5, num_experts=2, top_k=1, mixes='kernels'))),
+    ),
 }
 
 

@@ -38,9 +38,14 @@ NETWORKS = {
     'a shared expert that starts at zero': (dict(EXPERTS, shared_expert=True), {}),
     'convolutions of the head': (None, dict(bbox_head=dict(conv_cfg=dict(type='MoEConv2d', num_levels=5, **EXPERTS)))),
     'shards': (SHARDS, GROUPS),
+    'shards beside a shared slice': (dict(SHARDS, shards=3, shared_expert=True), GROUPS),
     'copies that share, of shards of a norm without statistics in evaluation': (
         dict(SHARDS, shards=4, unit='image', copies_share=True),
         dict(bbox_head=dict(norm_cfg=dict(type='BN'))),
+    ),
+    'mixed kernels of branches that share': (
+        dict(num_experts=3, top_k=3, soft_mixture=True, mixes='kernels', unit='image', copies_share=True),
+        GROUPS,
     ),
     'shards per patch': (dict(SHARDS, unit='patch', grid=2, shared_gate=True), {}),
     'one of several, counted in full': (dict(EXPERTS, top_k=1, weighting='straight_through', copies_share=True), {}),

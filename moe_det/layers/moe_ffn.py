@@ -1,0 +1,224 @@
+"""Feed-forward networks of transformers with experts: rows are tokens or queries, or images."""
+
+from __future__ import annotations
+
+import copy
+import re
+
+from mmcv.cnn.bricks.transformer import FFN
+from mmengine.model import initialize
+from torch import Tensor, nn
+
+from ..errors import MoEConfigError, unknown_name
+from ..routing.dispatch import touch_idle
+from ..routing.experts import ExpertGroup
+from ..routing.tokens import TOKEN, plan_tokens, token_layout
+from .dense_start import start_from_dense
+from .settings import MoESettings, check_choice, split_settings
+from .shard_settings import OF_SHARDS, settings_of_shards
+from .width import inner_width
+
+FFN_UNITS = (TOKEN, 'image')
+FFN_PLACEMENTS = ('ffn', 'shards')
+OWN_KEYS = ('placement', 'width', *OF_SHARDS)
+
+
+def ffn_shard_axis(name: str) -> int | str:
+    """How the shards' tensors of this name make up the dense one's: side by side along an axis, or by their sum."""
+    return {'layers.0.0.weight': 0, 'layers.0.0.bias': 0, 'layers.1.weight': 1, 'layers.1.bias': 'sum'}[name]
+
+
+class FFNExpert(nn.Module):
+    """The linear layers and activations of an FFN, with its names; what has no weights comes after the mixture.
+
+    Args:
+        dense: the FFN.
+        hidden: channels between the linear layers.
+    """
+
+    def __init__(self, dense: FFN, hidden: int) -> None:
+        super().__init__()
+        layers, channels = [], dense.embed_dims
+        for linear, activation, dropout in list(dense.layers)[: dense.num_fcs - 1]:
+            parts = (type(linear)(channels, hidden), copy.deepcopy(activation), copy.deepcopy(dropout))
+            layers.append(nn.Sequential(*parts))
+            channels = hidden
+        last = type(dense.layers[dense.num_fcs - 1])
+        self.layers = nn.Sequential(*layers, last(channels, dense.embed_dims))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return self.layers(x)
+
+
+class FFNExperts(ExpertGroup):
+    """Experts of an FFN, on rows (R, C) that are tokens or (R, T, C) that are images.
+
+    Attributes:
+        cut: whether experts are slices of the FFN.
+    """
+
+    cut = False
+
+    @staticmethod
+    def pool(features: Tensor) -> Tensor:
+        """(R, C) or (R, T, C) -> (R, C)."""
+        return features if features.dim() == 2 else features.mean(1)
+
+    @property
+    def slices(self) -> int:
+        """The shards, and the shared expert where shards have one."""
+        return self.slots + (self.cut and self.shared is not None)
+
+
+class MoEFFN(nn.Module):
+    """Experts in place of the feed-forward network (FFN) of a transformer layer: of DETR's family, of Swin.
+
+    Each token, which in a decoder is an object query, runs K of E experts (Switch Transformer, arXiv 2101.03961). The
+    identity, dropout and layer scale of the FFN act after the mixture. A checkpoint with the FFN fills every expert,
+    plus noise; with ``weighting='straight_through'``, several experts, or shards, the model then computes at first
+    what the dense one does. It comes into a detector with
+    :class:`~moe_det.detectors.with_experts.WithExperts`::
+
+        model = dict(type='WithExperts', detector='DINO', experts=[
+            dict(modules='decoder.layers.*.ffn', type='MoEFFN', num_experts=4, top_k=1)])
+
+    Args:
+        dense: the FFN to replace.
+        label: its path, for messages and logs.
+        **moe: keys of :class:`~moe_det.layers.settings.MoESettings` and
+
+            - ``placement``: what an expert replaces: the whole ``ffn`` (default), or one of the ``shards`` that its
+              hidden channels are cut into; a row then runs one copy of each shard, at the cost of the FFN.
+            - ``shards`` and ``copies``: of ``placement='shards'``, number of slices, which must divide the hidden
+              channels, and of alternatives of each; default 2 and 4. With ``shared_expert`` one slice more, which
+              every row runs. ``num_experts`` and ``top_k`` follow.
+            - ``width``: factor of an expert's hidden channels, or ``'matched'`` for K experts at the cost of the FFN;
+              default 1.
+
+    Raises:
+        MoEConfigError: MoE keys that cannot be built from, or hidden channels that cannot be cut.
+    """
+
+    def __init__(self, dense: FFN, label: str, **moe) -> None:
+        super().__init__()
+        common, own = split_settings(moe)
+        for key in own:
+            if key not in OWN_KEYS:
+                known = (*MoESettings.__dataclass_fields__, *OWN_KEYS)
+                raise MoEConfigError(f'{label}: {unknown_name("key", key, known)}')
+        placement = own.get('placement', 'ffn')
+        check_choice(label, 'placement', placement, FFN_PLACEMENTS)
+        self.cut = placement == 'shards'
+        if self.cut:
+            common = settings_of_shards(common, own, label)
+        for key in own.keys() & OF_SHARDS.keys():
+            if not self.cut:
+                raise MoEConfigError(f"{label}.{key}={own[key]!r}: applies to placement='shards' alone")
+        self.settings = MoESettings.from_config({'unit': TOKEN, **common}, label, FFN_UNITS)
+        if self.settings.balance_over == 'level':
+            raise MoEConfigError(f"{label}.balance_over='level': tokens belong to no level; use 'all'")
+        if self.settings.mixes != 'outputs':
+            raise MoEConfigError(
+                f'{label}.mixes={self.settings.mixes!r}: weights of its own for every token; take it out'
+            )
+        self.embed_dims, self.feedforward_channels = dense.embed_dims, dense.feedforward_channels
+        self.num_fcs, self.add_identity = dense.num_fcs, dense.add_identity
+        slots = own.get('shards', OF_SHARDS['shards']) if self.cut else 1
+        hidden = self._hidden_channels(own.get('width', 1), slots, label)
+        self.router = self.settings.build_router(
+            self.embed_dims, label, key_channels=self.embed_dims, slots=slots if self.cut else None
+        )
+        make_expert = self.settings.expert_maker(
+            lambda: FFNExpert(dense, hidden), label, self.embed_dims, self.embed_dims
+        )
+        self.expert_group = self.settings.build_experts(make_expert, slots=slots, group=FFNExperts)
+        if self.router is not None and self.router.gate.freezes_experts:
+            self.expert_group.freeze()
+        self.expert_group.cut = self.cut
+        self.gamma2, self.dropout, self.dropout_layer = dense.gamma2, dense.layers[-1], dense.dropout_layer
+        self.init_cfg = dense.init_cfg
+        self.expert_group.start_common()
+
+    def _hidden_channels(self, width: float | str, slots: int, label: str) -> int:
+        """Hidden channels of an expert."""
+        hidden, channels = self.feedforward_channels, self.embed_dims
+        if not self.cut:
+
+            def cost(inner: int) -> int:
+                return 2 * channels * inner + (self.num_fcs - 2) * inner * inner
+
+            return inner_width(width, hidden, cost, cost(hidden), self.settings.top_k, label)
+        if self.num_fcs != 2:
+            raise MoEConfigError(f"{label}.placement='shards': cuts two linear layers, this FFN has {self.num_fcs}")
+        slices = slots + self.settings.shared_expert
+        if hidden % slices:
+            given = f'{label}.shards={slots}' + (' and a shared expert' if self.settings.shared_expert else '')
+            raise MoEConfigError(f'{given}: {slices} slices do not divide {hidden} hidden channels')
+        return hidden // slices
+
+    def init_weights(self) -> None:
+        """Initialises the experts as the FFN asks for."""
+        if self.init_cfg:
+            for expert in [*self.expert_group.experts, self.expert_group.shared]:
+                if expert is not None:
+                    initialize(expert, self.init_cfg)
+        self.expert_group.start_common()
+
+    def forward(self, x: Tensor, identity: Tensor | None = None) -> Tensor:
+        """As FFN does.
+
+        Args:
+            x: (N, ..., C), whose first axis are images.
+            identity: what is added; ``x`` by default.
+
+        Returns:
+            (N, ..., C).
+        """
+        output = self.dropout_layer(self.gamma2(self.dropout(self._mixed(x))))
+        if not self.add_identity:
+            return output
+        return (x if identity is None else identity) + output
+
+    def _mixed(self, x: Tensor) -> Tensor:
+        if self.router is None:
+            return self.expert_group([x], None, None)[0]
+        if not x.numel():  # no tokens: nothing to decide
+            return touch_idle(x.clone(), [self.expert_group, self.router.gate]) if self.training else x
+        tokens = x.flatten(1, -2) if x.dim() > 2 else x[:, None]
+        layout = token_layout(self.settings.unit, *tokens.shape[:2])
+        if self.settings.unit == TOKEN:
+            rows = tokens.flatten(0, 1)
+            seen = rows[:, :, None, None]
+        else:
+            rows, seen = tokens, tokens.transpose(1, 2)[..., None]
+        if self.router.needs_keys:
+            return self.expert_group.run_and_route([rows], self.router, [seen], layout)[0].reshape(x.shape)
+        routing = self.router([seen], layout)
+        plan = [plan_tokens(routing)] if self.settings.dispatch == 'sorted' else None
+        return self.expert_group([rows], routing, layout, plan)[0].reshape(x.shape)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        pattern = re.compile(re.escape(prefix) + r'(layers\..+)')
+        dense = {key: match[1] for key in state_dict if (match := pattern.match(key))}
+        part = None
+        if self.cut and dense:
+            part = self._part_of
+            if self.expert_group.shared is not None:  # the last slice
+                for key, name in dense.items():
+                    of_shared = _slice(name, state_dict[key], self.expert_group.slots, self.expert_group.slices)
+                    state_dict[f'{prefix}expert_group.shared.{name}'] = of_shared.clone()
+        start_from_dense(state_dict, dense, self.expert_group, prefix, self.settings, 'FFN', part)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _part_of(self, name: str, tensor: Tensor, expert: int) -> Tensor:
+        """What an expert takes of a dense tensor."""
+        return _slice(name, tensor, expert // self.expert_group.copies, self.expert_group.slices)
+
+
+def _slice(name: str, tensor: Tensor, number: int, slices: int) -> Tensor:
+    """A slice of one of the FFN's tensors; one that cannot be cut stays as it is, and will not fit."""
+    axis = ffn_shard_axis(name)
+    if axis == 'sum':
+        return tensor / slices
+    return tensor if tensor.shape[axis] % slices else tensor.chunk(slices, dim=axis)[number]

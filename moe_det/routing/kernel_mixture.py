@@ -1,0 +1,111 @@
+"""Experts whose weights are mixed, so that a row runs one module: a convolution with kernels of its own.
+
+Shape letters: R rows, E experts, N images, L levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from ..errors import MoEConfigError
+from .dispatch import LevelPlan, touch_idle
+from .experts import ExpertGroup
+from .routing import Routing
+from .rows import RowLayout
+
+OUTPUTS, KERNELS = 'outputs', 'kernels'
+MIXES = (OUTPUTS, KERNELS)
+
+
+class KernelMixture(ExpertGroup):
+    """Runs each row through one module with the weights ``sum_e w_e theta_e`` of its E experts.
+
+    CondConv (arXiv 1904.04971, equation 1) and Dynamic Convolution (arXiv 1912.03458) do this to a convolution, SMEAR
+    (arXiv 2306.03745) to all parameters of an expert, norms and biases included. A row costs one expert, however many
+    are mixed, besides the E multiply-adds for each weight; and every expert in the mixture learns from the row. Where
+    an expert is one convolution without an activation that is the mixture of outputs; elsewhere it is another function.
+
+    Arguments as of ExpertGroup. ``mixture`` and ``dispatch`` have no meaning: there is one output, and nothing to sort.
+
+    Raises:
+        MoEConfigError: experts with running statistics, which are no weights and would be each expert's own.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.dispatch = 'dense'  # nothing is sorted
+        for name, module in self.experts[0].named_modules():
+            if isinstance(module, _BatchNorm) or (isinstance(module, _InstanceNorm) and module.track_running_stats):
+                raise MoEConfigError(
+                    f'mixes={KERNELS!r}: {name or "an expert"} is a {type(module).__name__} with running statistics, '
+                    "which cannot be mixed row by row; use norm_cfg=dict(type='GN', num_groups=...), or convolutions "
+                    'without a norm as experts'
+                )
+
+    def forward(
+        self,
+        rows: Sequence[Tensor],
+        routing: Routing | None,
+        layout: RowLayout | None,
+        plan: Sequence[LevelPlan] | None = None,
+    ) -> list[Tensor]:
+        """As ExpertGroup does; ``plan`` is not needed."""
+        if routing is None:
+            return super().forward(rows, routing, layout, plan)
+        weights = routing.dense(routing.weights, 0.0)
+        stacked = self._stacked()
+        counts = [len(x) for x in rows]
+        if layout.unit == 'image':  # a row is an image, on all levels
+            merged = [_merged(stacked, weights)] * len(rows)
+        else:
+            merged = [_merged(stacked, of_level) for of_level in weights.split(counts)]
+        outputs = [self._run(x, of_level) for x, of_level in zip(rows, merged, strict=True)]
+        if self.training and not any(counts):
+            outputs[-1] = touch_idle(outputs[-1], [*self.experts, *(self.common or ())])
+        return self._with_shared(outputs, rows)
+
+    def _stacked(self) -> dict[str, Tensor]:
+        """Name of a weight -> (E, ...) of all experts."""
+        of_experts = [self.weights_of(expert) for expert in range(len(self))]
+        return {name: torch.stack([weights[name] for weights in of_experts]) for name in of_experts[0]}
+
+    def _run(self, rows: Tensor, merged: dict[str, Tensor]) -> Tensor:
+        """One level, (R_l, C, H, W) -> (R_l, C', H', W')."""
+        module: nn.Module = self.experts[0]  # for its structure
+        if not len(rows):
+            return module(rows)
+        call = _call_while_tracing if torch.jit.is_tracing() else functional_call
+        parts = [
+            call(module, {name: weight[row] for name, weight in merged.items()}, (rows[row : row + 1],))
+            for row in range(len(rows))
+        ]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _call_while_tracing(module: nn.Module, weights: dict[str, Tensor], arguments: tuple[Tensor, ...]) -> Tensor:
+    """As functional_call, which torch.jit.trace and so the export to ONNX refuse."""
+    owners = [(module.get_submodule(name.rpartition('.')[0]), name.rpartition('.')[2]) for name in weights]
+    kept = [owner._parameters.pop(name) for owner, name in owners]
+    try:
+        for (owner, name), value, parameter in zip(owners, weights.values(), kept, strict=True):
+            object.__setattr__(owner, name, value.reshape(parameter.shape))  # ONNX wants kernels of known shape
+        return module(*arguments)
+    finally:
+        for (owner, name), parameter in zip(owners, kept, strict=True):
+            vars(owner).pop(name, None)
+            owner._parameters[name] = parameter
+
+
+def _merged(stacked: dict[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
+    """(E, ...) weights of the experts and (R, E) of the mixture -> (R, ...), in the experts' precision.
+
+    Not in that of autocast, in which experts that differ by little would be the same.
+    """
+    with torch.autocast(weights.device.type, enabled=False):
+        return {name: torch.tensordot(weights.to(values.dtype), values, dims=1) for name, values in stacked.items()}

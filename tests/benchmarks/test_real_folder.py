@@ -1,0 +1,103 @@
+"""Folders of benchmarks/real_images.py: classes come from the file, and what cannot be used is one message."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from moe_det.errors import DataError
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / 'benchmarks'))
+
+from real.folder import read_folder  # noqa: E402
+
+
+def content(names: dict[int, str], images: int, without: int | None = None) -> dict:
+    """An annotation file whose image i has an object of each category but one."""
+    entries = [{'id': i, 'file_name': f'{i}.jpg', 'width': 64, 'height': 48} for i in range(images)]
+    objects = [(i, category) for i in range(images) for category in names if category != without]
+    return {
+        'info': {'description': 'drawn for a test'},
+        'images': entries,
+        'annotations': [
+            {'id': n, 'image_id': i, 'category_id': category, 'bbox': [1, 2, 9, 9], 'area': 81, 'iscrowd': 0}
+            for n, (i, category) in enumerate(objects)
+        ],
+        'categories': [{'id': category, 'name': name} for category, name in names.items()],
+    }
+
+
+def write(folder: Path, train: dict, val: dict) -> Path:
+    (folder / 'annotations').mkdir(parents=True)
+    for split, one in (('train', train), ('val', val)):
+        (folder / f'{split}2017').mkdir()
+        (folder / 'annotations' / f'instances_{split}2017.json').write_text(json.dumps(one), encoding='utf-8')
+    return folder
+
+
+NAMES = {3: 'cat', 5: 'dog'}
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(DataError) as error:
+        read_folder(str(folder))
+    return str(error.value)
+
+
+def test_classes_and_ids_are_those_of_the_files(tmp_path):
+    # ids may differ between the files: names and their order count
+    folder = write(tmp_path / 'pets', content(NAMES, 4), content({9: 'cat', 1: 'dog'}, 3))
+    found = read_folder(str(folder))
+    assert found.classes == ('cat', 'dog') and found.category_ids == (9, 1)
+    assert found.name == 'pets' and found.images == (4, 3) and found.source == 'drawn for a test'
+    assert [image['id'] for image in found.val_images()] == [0, 1, 2]
+
+
+def test_other_annotations_have_another_digest(tmp_path):
+    one = read_folder(str(write(tmp_path / 'one', content(NAMES, 4), content(NAMES, 3))))
+    two = read_folder(str(write(tmp_path / 'two', content(NAMES, 4), content(NAMES, 2))))
+    assert one.digest != two.digest
+
+
+def test_folders_in_another_layout_are_named(tmp_path):
+    assert 'is no folder' in refused(tmp_path / 'nowhere')
+    folder = write(tmp_path / 'pets', content(NAMES, 4), content(NAMES, 3))
+    (folder / 'val2017').rename(folder / 'valid')
+    text = refused(folder)
+    assert 'val2017 missing' in text and 'valid' in text and 'COCO layout' in text
+    (folder / 'valid').rename(folder / 'val2017')
+    train = folder / 'annotations' / 'instances_train2017.json'
+    train.write_text(train.read_text()[:100])
+    assert str(train) in refused(folder)
+
+
+def test_a_class_without_objects_is_named(tmp_path):
+    folder = write(tmp_path / 'pets', content(NAMES, 4, without=5), content(NAMES, 3))
+    text = refused(folder)
+    assert "no object of 'dog'" in text and 'instances_train2017.json' in text
+
+
+def test_fewer_images_than_classes_are_too_few(tmp_path):
+    folder = write(tmp_path / 'pets', content(NAMES, 1), content(NAMES, 3))
+    assert '1 images for 2 categories' in refused(folder)
+
+
+def test_categories_have_to_agree(tmp_path):
+    folder = write(tmp_path / 'pets', content(NAMES, 4), content({3: 'cat', 5: 'cow'}, 3))
+    text = refused(folder)
+    assert "'cow', 'dog'" in text
+
+
+def test_categories_in_another_order_are_refused(tmp_path):
+    # labels are numbered by the order in the file
+    folder = write(tmp_path / 'pets', content(NAMES, 4), content({5: 'dog', 3: 'cat'}, 3))
+    assert 'another order' in refused(folder)
+
+
+def test_the_real_folders_can_be_used(shared_data):
+    found = {name: read_folder(str(shared_data / name)) for name in ('aquarium', 'facemask', 'bccd')}
+    assert [(len(one.classes), *one.images) for one in found.values()] == [(7, 476, 162), (3, 632, 216), (3, 281, 83)]

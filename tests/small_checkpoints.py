@@ -36,7 +36,8 @@ def checkpoint(config: Path, path: Path, plant: Callable[[nn.Module], None] | No
     if plant is not None:
         with torch.no_grad():
             plant(model)
-    meta = dict(seed=seed, dataset_meta=dict(classes=('disc', 'box')))
+    classes = cfg.test_dataloader.dataset.get('metainfo', {}).get('classes', ('disc', 'box'))
+    meta = dict(seed=seed, dataset_meta=dict(classes=tuple(classes)))
     torch.save(dict(state_dict=model.state_dict(), meta=meta), path)
     return path
 

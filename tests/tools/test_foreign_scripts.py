@@ -1,4 +1,4 @@
-"""``python -m moe_det`` runs scripts that import mmdet first, such as mmdet's own."""
+"""``python -m moe_det.run_script`` runs scripts that import mmdet first, such as mmdet's own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MMDET_TEST = Path(find_spec('mmdet').origin).with_name('.mim') / 'tools' / 'test
 def run(folder: Path, *arguments: object) -> subprocess.CompletedProcess:
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])])
     return subprocess.run(
-        [sys.executable, '-m', 'moe_det', *map(str, arguments)],
+        [sys.executable, '-m', 'moe_det.run_script', *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=300,

@@ -1,7 +1,7 @@
 """Writes docs/configuration.md from the signatures and docstrings of the code, so that it cannot go stale.
 
-    python tools/misc/write_config_reference.py            # writes the page
-    python tools/misc/write_config_reference.py --check    # exit status 1 when the page is out of date
+python tools/misc/write_config_reference.py            # writes the page
+python tools/misc/write_config_reference.py --check    # exit status 1 when the page is out of date
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs a script with this package in place: ``python -m moe_det SCRIPT ARGUMENTS``.
+"""Runs a script with this package in place: ``python -m moe_det.run_script SCRIPT ARGUMENTS``.
 
 mmdet's own tools import mmdet before they read the config that would import this package; without mmcv's compiled
 operators they end there.
@@ -14,7 +14,7 @@ import sys
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the script as ``python SCRIPT ARGUMENTS`` would."""
-    parser = argparse.ArgumentParser(prog='python -m moe_det', description="Run a script, such as one of mmdet's.")
+    parser = argparse.ArgumentParser(prog='python -m moe_det.run_script', description="Run a script of mmdet's.")
     parser.add_argument('script', help='a Python file')
     parser.add_argument('arguments', nargs=argparse.REMAINDER, help="the script's own")
     args = parser.parse_args(argv)

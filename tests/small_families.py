@@ -35,14 +35,13 @@ CHANGES = {
     'detr': OF_DETR,
     'dab_detr': OF_DETR,
     'deformable_detr': OF_DETR,
-    'dino': OF_DETR,
     'rtmdet': TINY,
     'yolox': {**TINY, 'data_preprocessor.batch_augments': None},
     'centernet/centernet_r18_8xb16-crop512-140e_coco.py': {'neck.num_deconv_filters': (32, 16, 8)},
     'regnet': {'neck.in_channels': [64, 128, 288, 672]},
     'pvt/retinanet_pvt-t_fpn_1x_coco.py': {'neck.in_channels': [64, 128, 320, 512]},
 }
-WHOLE_WIDTH = ('conditional_detr',)  # a number of channels is written in its code
+WHOLE_WIDTH = ('conditional_detr', 'dino')  # a number of channels is written in their code (DINO's in mmdet 3.3)
 
 
 def family(name: str) -> Config:

@@ -10,6 +10,7 @@ import pytest
 from mmengine.config import Config
 
 from moe_det.routing import find_routers
+from tests.small_families import family
 from tests.small_models import build
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,11 +68,20 @@ def test_overlay_of_the_readme_builds_experts(tmp_path):
     assert cfg.custom_hooks == [{'type': 'MoEHook'}]
 
 
+OVERLAYS = re.findall(r'^# .*\n(model = (?:.*\n)(?: +.*\n)*)', SNIPPETS[1], flags=re.MULTILINE)
+
+
+def test_paths_of_the_readme_build_experts():
+    cfg, overlay = family('dino/dino-4scale_r50_8xb2-12e_coco.py').model, {}
+    exec(OVERLAYS[0], overlay)
+    assert overlay['model']['detector'] == cfg.type
+    assert set(find_routers(build({**cfg, **overlay['model']}))) == {'decoder.layers.0.ffn', 'decoder.layers.1.ffn'}
+
+
 @pytest.mark.parametrize('number', range(3))
 def test_slots_of_the_readme_build_experts(tmp_path, number):
-    overlays = re.findall(r'^# .*\n(model = (?:.*\n)(?: +.*\n)*)', SNIPPETS[1], flags=re.MULTILINE)
-    assert len(overlays) == 3
-    text = "_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'\n" + overlays[number]
+    assert len(OVERLAYS) == 4
+    text = "_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'\n" + OVERLAYS[number + 1]
     (tmp_path / 'mine.py').write_text(text, encoding='utf-8')
     model = build(_tiny(Config.fromfile(tmp_path / 'mine.py').model))
     layers = set(find_routers(model))

@@ -28,7 +28,8 @@ def _capacity(rows: dict[str, dict], baseline: dict) -> str:
     if found is None:
         return f'Whether capacity binds is open: "{TWICE}" is not finished.'
     binds = 'binds' if found.mean >= 1.5 and found.above else 'is not shown to bind'
-    return f'Capacity {binds}: a head of twice the width has {found.mean:+.1f} AP ({found.pairs} seeds).'
+    seeds = 'one seed' if found.pairs == 1 else f'{found.pairs} seeds'
+    return f'Capacity {binds}: a head of twice the width has {found.mean:+.1f} AP ({seeds}).'
 
 
 def _mixtures(rows: dict[str, dict], baseline: dict) -> list[tuple[dict, object]]:

@@ -157,7 +157,7 @@ def _introduction(record: dict) -> list[str]:
         f'detector. Images: {data["train"]} for training, {data["val"]} for validation, {data["size"]} px, shapes of',
         f'{data["scene-kinds"]} kinds of scenes. An image shows six classes of its kind on a background with a tint',
         'of the kind, and between the hues of two classes of a kind lie those of the other kinds. The head has too few',
-        'channels for all classes, so capacity binds, and images come in kinds that a gate can see: both are made so',
+        'channels for all classes, so that capacity may bind, and images come in kinds a gate can see: both are so',
         'on purpose. Where images are of one kind, or a head is wide enough, none of this needs to hold.',
     ]
 

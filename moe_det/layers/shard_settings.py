@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..errors import MoEConfigError
+from ..routing.kernel_mixture import OUTPUTS
 from .settings import check_count
 
 OF_SHARDS = {'shards': 2, 'copies': 4}  # default values
@@ -38,7 +39,7 @@ def settings_of_shards(common: dict, own: Mapping, where: str) -> dict:
         )
     if common.get('expert') is not None:
         raise MoEConfigError(f'{where}.expert: shards are slices of the dense part, not experts of your own')
-    if common.get('mixes', 'outputs') != 'outputs':
+    if common.get('mixes', OUTPUTS) != OUTPUTS:
         raise MoEConfigError(
             f'{where}.mixes={common["mixes"]!r}: of a shard one copy runs, nothing is mixed; take it out'
         )

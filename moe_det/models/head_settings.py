@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..errors import MoEConfigError, unknown_name
 from ..layers.settings import MoESettings, check_choice, check_flag, split_settings
 from ..layers.shard_settings import OF_SHARDS, settings_of_shards
+from ..routing.kernel_mixture import OUTPUTS
 
 PLACEMENTS = ('branch', 'tower', 'first', 'last', 'shards')
 BRANCHES = ('cls', 'reg')
@@ -77,7 +78,7 @@ def read_head_settings(moe: dict, where: str) -> tuple[MoESettings, HeadSettings
         raise MoEConfigError(f'{where}.shared_gate: needs both branches, branches={branches!r}')
     class_mixture = own.get('class_mixture', CLASS_MIXTURES[0])
     check_choice(where, 'class_mixture', class_mixture, CLASS_MIXTURES)
-    if 'class_mixture' in own and settings.mixes != 'outputs':
+    if 'class_mixture' in own and settings.mixes != OUTPUTS:
         raise MoEConfigError(
             f'{where}.class_mixture={class_mixture!r}: with mixes={settings.mixes!r} there is one output; take it out'
         )

@@ -14,6 +14,7 @@ from ..layers.settings import check_expert_norm
 from ..routing.dispatch import plan_dispatch
 from ..routing.distributed import world
 from ..routing.experts import ExpertGroup
+from ..routing.kernel_mixture import OUTPUTS
 from ..routing.rows import rows_of
 from .box_sizes import supply_box_sizes
 from .dense_names import dense_name, replaced_keys
@@ -95,7 +96,7 @@ class MoERetinaHead(RetinaHead):
     def _init_layers(self) -> None:
         """Builds both branches; parts that stay dense have RetinaHead's names."""
         as_probabilities = self.moe.placement == 'branch' and self.moe.class_mixture == 'probabilities'
-        as_probabilities = as_probabilities and self.settings.mixes == 'outputs'
+        as_probabilities = as_probabilities and self.settings.mixes == OUTPUTS
         if not self.use_sigmoid_cls and as_probabilities and 'cls' in self.moe.branches:
             raise MoEConfigError(
                 "bbox_head.moe.placement='branch' mixes class experts as sigmoid probabilities; "

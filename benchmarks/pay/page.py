@@ -113,6 +113,21 @@ def curve_rows(record: dict) -> list[list[str]]:
     return rows
 
 
+def earlier_lines(record: dict) -> list[str]:
+    """What other schedules had given: the record keeps their figures, nothing runs them again."""
+    lines = []
+    for kept in record.get('earlier') or ():
+        more, rows = kept['schedule'], {row['name']: row for row in kept['rows']}
+        lines += ['', f'## {more["epochs"]} epochs more at {more["learning_rate"]:g}', '']
+        lines += ['An earlier schedule from the same detectors; its runs are not repeated.', '']
+        cells = []
+        for row in kept['rows']:
+            versus = '' if row['name'] == BASELINE else difference(against(row, rows.get(BASELINE), 'AP'))
+            cells.append([row['name'], str(len(row['seeds'])), points([run['AP'] for run in row['seeds']]), versus])
+        lines += _table(['row', 'seeds', 'AP', 'AP minus control'], cells)
+    return lines
+
+
 def page(record: dict) -> str:
     """Markdown of everything that is finished."""
     rows = {row['name']: row for row in record['rows']}
@@ -135,6 +150,7 @@ def page(record: dict) -> str:
         lines += _table(['layer', 'copy', 'seeds', *MEASURES], forced)
     lines += ['', '## Has dense training ended?', '', 'AP by epoch, mean over seeds.', '']
     lines += _table(['row', 'epoch: AP'], curve_rows(record))
+    lines += earlier_lines(record)
     lines += ['', '## Expected before the runs', '', *(f'- {sentence}' for sentence in record['expected'])]
     missing = [name for name in (*STARTS, *ROWS) if name not in rows]
     if missing:

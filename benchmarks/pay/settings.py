@@ -18,7 +18,7 @@ MOE = f'{HEAD}.moe'
 BACKBONE = 'model.backbone.moe'
 
 START_EPOCHS, START_RATE = 40, 4e-3
-MORE_EPOCHS, MORE_RATE = 6, 2e-3
+MORE_EPOCHS, MORE_RATE = 12, 4e-3
 BATCH = 8  # images of a training step, as in configs/shapes
 BASELINE = 'dense continued'
 TWICE = 'dense, twice the width, continued'
@@ -115,7 +115,8 @@ ROWS = {
         'the kernels of 4 copies of each branch mixed into one branch per image, no constraint',
         options=KERNELS,
     ),
-    'kernels, level': Row('the same per image and level', options={**KERNELS, **_moe(unit='level')}),
+    'kernels, image, 8 copies': Row('the same with 8 copies', options={**KERNELS, **_moe(num_experts=8, top_k=8)}),
+    'kernels, level': Row('4 copies, mixed per image and level', options={**KERNELS, **_moe(unit='level')}),
     'kernels, image, top-2': Row(
         'the kernels of 2 of 4 copies mixed, KL constraint as in the other rows', options=_moe(**MIXED, top_k=2)
     ),

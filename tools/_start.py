@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
 import sys
@@ -54,3 +55,18 @@ def run(work: str | Callable, unexpected: int | None = None, **arguments: object
         return result if isinstance(result, int) else 0
 
     return run_main(call)
+
+
+def leave(status: int) -> None:
+    """Ends the process with this status.
+
+    One of several processes ends without the interpreter's finalisation, after all that was registered for the end:
+    DistributedDataParallel keeps gloo's threads alive, and one that needs the interpreter then aborts the process,
+    now and then, after everything is done (pytorch/pytorch#190489).
+    """
+    if 'LOCAL_RANK' not in os.environ:
+        sys.exit(status)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

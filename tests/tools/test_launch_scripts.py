@@ -80,6 +80,30 @@ def test_without_torch_one_line_says_so(tmp_path):
     assert done.stderr == 'error: PyTorch cannot be imported: no torch here. Install torch and torchvision.\n'
 
 
+ENDING = """
+import atexit, sys
+sys.path.insert(0, sys.argv[1])
+import _start
+
+class Kept:
+    def __del__(self):
+        print('finalised')
+
+kept = Kept()
+atexit.register(print, 'registered')
+sys.stdout.write('written ')
+_start.leave(3)
+"""
+
+
+@pytest.mark.parametrize(('rank', 'last'), [({}, ['finalised']), ({'LOCAL_RANK': '0'}, [])])
+def test_one_of_several_processes_ends_without_finalisation(rank, last):
+    alone = {key: value for key, value in os.environ.items() if key != 'LOCAL_RANK'}
+    command = [sys.executable, '-c', ENDING, str(TOOLS)]
+    done = subprocess.run(command, env={**alone, **rank}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()) == (3, ['written', 'registered', *last])
+
+
 def test_two_processes_train_one_model(tiny_config, tiny_coco, tmp_path):
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
@@ -88,7 +112,7 @@ def test_two_processes_train_one_model(tiny_config, tiny_coco, tmp_path):
     arguments = ['--data-root', tiny_coco, '--work-dir', tmp_path / 'run', *options]
     # without a GPU, also where one is
     done = run('dist_train.sh', tiny_config, 2, *arguments, PORT=port, CUDA_VISIBLE_DEVICES='')
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-6000:]
     log = next((tmp_path / 'run').glob('*/*.log')).read_text()
     assert 'Epoch(train) [1][2/2]' in log  # four images, one for each of two processes: two steps
     assert 'coco/bbox_mAP' in log

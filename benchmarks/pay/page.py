@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from moe_det.analysis.slots import expert_name
 
 from .conclusion import conclusion
-from .settings import BASELINE, BATCH, FORCED, ROWS, STARTS, TWICE
+from .settings import AGAIN, BASELINE, BATCH, FORCED, ROWS, STARTS, TWICE
 from .statistics import Paired, against, defined
 
 MEASURES = ('AP', 'AP_S', 'AP_M', 'AP_L')
@@ -40,14 +40,15 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [_line(heads), '|' + '---|' * len(heads), *(_line(row) for row in rows)]
 
 
-def precision_row(row: dict, baseline: dict | None) -> list[str]:
+def precision_row(row: dict, rows: dict[str, dict]) -> list[str]:
     """Cost, average precision, and the difference from the control, of one row."""
     name = row['name']
     cells = [f'**{name}**' if row['control'] else name, str(len(row['seeds']))]
     cells += [f'{row[key]:.3f}' for key in ('multiply_adds_over_dense', 'parameters_over_dense')]
     cells += [_time(row, kind) for kind in ('inference', 'training')]
     cells.append(points([run['AP'] for run in row['seeds']]))
-    if baseline is None or name == BASELINE or name in STARTS:
+    baseline = None if name in (*STARTS, BASELINE, AGAIN) else rows.get(ROWS[name].against)
+    if baseline is None:
         return [*cells, *[''] * len(MEASURES)]
     return [*cells, *(difference(against(row, baseline, measure)) for measure in MEASURES)]
 
@@ -131,13 +132,12 @@ def earlier_lines(record: dict) -> list[str]:
 def page(record: dict) -> str:
     """Markdown of everything that is finished."""
     rows = {row['name']: row for row in record['rows']}
-    baseline = rows.get(BASELINE)
     lines = [*_introduction(record), '', '## What came out', '']
     lines += [f'- {sentence}' for sentence in conclusion(rows)]
     lines += ['', '## Average precision', '', *_READING, '']
     heads = ['row', 'seeds', 'multiply-adds', 'parameters', 'time, inference', 'time, training', 'AP']
     heads += [f'{measure} minus control' for measure in MEASURES]
-    lines += _table(heads, [precision_row(row, baseline) for row in record['rows']])
+    lines += _table(heads, [precision_row(row, rows) for row in record['rows']])
     lines += ['', 'What the rows are:', '']
     lines += [f'- {name}: {row.about}' for name, row in {**STARTS, **ROWS}.items()]
     mixed = [row for row in record['rows'] if not row['control']]
@@ -183,7 +183,8 @@ _READING = [
     f'image, and a training step of {BATCH}, in turn with dense, by `--times`. These detectors take milliseconds, so',
     'what experts cost besides multiply-adds shows; docs/performance.md has the times of a detector for photographs.',
     f'Bold rows are controls without experts. Differences are from "{BASELINE}", in points, seed by seed, with',
-    f'Student\'s 95 % interval of the pairs; "{TWICE}" starts from a detector of its own.',
+    f'Student\'s 95 % interval of the pairs; "{TWICE}" starts from a detector of its own, and',
+    f'what was trained on once more is compared with "{AGAIN}".',
 ]
 _SWAP = [
     'The swap test gives every image the route of another image with like many objects: what is lost is what the',

@@ -21,6 +21,7 @@ START_EPOCHS, START_RATE = 40, 4e-3
 MORE_EPOCHS, MORE_RATE = 12, 4e-3
 BATCH = 8  # images of a training step, as in configs/shapes
 BASELINE = 'dense continued'
+AGAIN = 'dense, continued again'
 TWICE = 'dense, twice the width, continued'
 DATA = {'train': 1600, 'val': 400, 'size': 128, 'seed': 0, 'scene-kinds': 4}  # of tools/misc/make_shapes.py
 
@@ -48,7 +49,8 @@ class Row:
         about: what it is, for the page.
         config: key of ``CONFIGS``.
         options: changed keys of the config.
-        start: name of the detector that it starts from.
+        start: name of the detector, or of the row, that it starts from.
+        against: name of the control that it is compared with.
         control: whether it has no experts.
     """
 
@@ -56,6 +58,7 @@ class Row:
     config: str = 'experts'
     options: dict[str, object] = field(default_factory=dict)
     start: str = 'dense'
+    against: str = BASELINE
     control: bool = False
 
 
@@ -116,6 +119,13 @@ ROWS = {
         options=KERNELS,
     ),
     'kernels, image, 8 copies': Row('the same with 8 copies', options={**KERNELS, **_moe(num_experts=8, top_k=8)}),
+    AGAIN: Row('the control, trained on in the same way once more', 'dense', start=BASELINE, control=True),
+    'kernels, image, 8 copies, again': Row(
+        'the same once more of the mixed kernels of 8 copies',
+        options={**KERNELS, **_moe(num_experts=8, top_k=8)},
+        start='kernels, image, 8 copies',
+        against=AGAIN,
+    ),
     'kernels, level': Row('4 copies, mixed per image and level', options={**KERNELS, **_moe(unit='level')}),
     'kernels, image, top-2': Row(
         'the kernels of 2 of 4 copies mixed, KL constraint as in the other rows', options=_moe(**MIXED, top_k=2)

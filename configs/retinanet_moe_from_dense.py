@@ -1,6 +1,6 @@
-# A trained RetinaNet R50-FPN on COCO as a mixture of experts at its own cost: the last convolution and the predictor of
-# both branches are cut into two shards of four copies, and every decision takes one copy of each. Training starts with
-# the outputs of the checkpoint, up to copy_noise.
+# A trained RetinaNet R50-FPN on COCO as a mixture of experts at its own cost: every image runs one class and one box
+# branch, whose kernels are a mixture of those of eight copies, in shares that a gate chooses for the image. Training
+# starts with the outputs of the checkpoint, up to copy_noise, and takes mmdet's schedule once more.
 _base_ = ['mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', './_base_/moe/runtime.py']
 
 load_from = (
@@ -13,24 +13,14 @@ model = dict(
     bbox_head=dict(
         type='MoERetinaHead',
         moe=dict(
-            placement='shards',
-            shards=2,  # slices of the channels
-            copies=4,  # of each shard, of which a decision takes one
-            copies_share=True,  # a weight that all copies of a shard learn, and a difference for each
-            copy_noise=0.02,  # relative noise that tells the copies apart; copy_redraw draws channels anew
-            unit='level',
-            constraint=dict(type='KLConstraint', weight=0.01),
+            mixes='kernels',  # mixed into one branch, which runs; outputs would cost eight branches
+            num_experts=8,
+            top_k=8,
+            soft_mixture=True,  # every copy learns from every image
+            unit='image',
+            copy_noise=0.02,  # relative noise that tells the copies apart
+            constraint=None,  # none can be left out
+            noise=False,
         ),
-    ),
-)
-
-# fine-tuning with mmdet's warm-up and steps, at a fifth of its learning rate
-optim_wrapper = dict(
-    optimizer=dict(lr=0.002),
-    paramwise_cfg=dict(
-        custom_keys={
-            '.routers.': dict(lr_mult=1.0),  # the gates
-            '.experts.': dict(lr_mult=1.0),  # the copies, with copies_share their differences alone
-        }
     ),
 )

@@ -37,7 +37,8 @@ ENTRIES = sorted(
     str(path.relative_to(CONFIGS)) for folder in (CONFIGS, CONFIGS / 'shapes') for path in folder.glob('*.py')
 )
 SOFT = 'retinanet_moe_soft.py'
-FROM_DENSE = 'retinanet_moe_from_dense.py'
+KERNELS = 'retinanet_moe_from_dense.py'
+SHARDS = 'retinanet_moe_shards_from_dense.py'
 DENSE = {'shapes/retinanet_dense.py', 'shapes/kinds_dense.py'}
 DISTILLED = ('retinanet_moe_distilled.py', 'shapes/retinanet_moe_distilled.py')  # need a trained attentive run
 RUNTIME_HOOKS = ['MoEHook', 'ExactResumeHook', 'SkipBadImagesHook', 'FiniteHook']
@@ -136,7 +137,8 @@ def test_soft_and_hard_differ_in_one_key(folder):
         ('retinanet_moe_box_only.py', SOFT, {'model.bbox_head.moe.branches'}),
         ('retinanet_moe_importance.py', SOFT, {'model.bbox_head.moe.constraint'}),
         ('retinanet_moe_mean_hard.py', SOFT, {'model.bbox_head.moe.constraint'}),
-        (FROM_DENSE, None, {'model.bbox_head.', 'model.backbone.init_cfg', 'load_from', 'optim_wrapper.', 'custom_'}),
+        (KERNELS, None, {'model.bbox_head.', 'model.backbone.init_cfg', 'load_from', 'custom_'}),
+        (SHARDS, None, {'model.bbox_head.', 'model.backbone.init_cfg', 'load_from', 'optim_wrapper.', 'custom_'}),
         ('shapes/retinanet_moe_soft.py', 'shapes/retinanet_dense.py', {'model.bbox_head', 'custom_hooks'}),
     ],
 )
@@ -245,20 +247,21 @@ def test_copies_of_a_trained_retinanet_train_on_a_frozen_body(tmp_path):
     assert [list(s.milestones) for s in cfg.param_scheduler] == [[13, 17]]
 
 
-def test_shards_of_a_trained_retinanet_start_with_its_detections(tmp_path):
+@pytest.mark.parametrize(('name', 'slots'), [(KERNELS, 1), (SHARDS, 2)])
+def test_mixtures_at_dense_cost_start_with_the_detections_of_a_trained_retinanet(tmp_path, name, slots):
     plain, checkpoint = trained_retinanet(tmp_path)
-    cfg = shrink(entry(FROM_DENSE))
+    cfg = shrink(entry(name))
     cfg.model.bbox_head.moe.copy_noise = 0
     model = initialise(build(cfg.model))
     load_checkpoint(model, checkpoint, map_location='cpu')
     for ours, theirs in zip(predictions_of(model, batch()), predictions_of(plain, batch()), strict=True):
         assert_same_detections(ours, theirs)
     experts = {r.num_experts for r in find_routers(model).values()}
-    assert experts == {8} and {r.slots for r in find_routers(model).values()} == {2}
+    assert experts == {8} and {r.slots for r in find_routers(model).values()} == {slots}
 
 
 def test_gates_and_copies_have_learning_rates_of_their_own():
-    cfg = shrink(entry(FROM_DENSE))
+    cfg = shrink(entry(SHARDS))
     rates = {'.routers.': 0.5, '.experts.': 0.3}
     for part, factor in rates.items():
         cfg.optim_wrapper.paramwise_cfg.custom_keys[part].lr_mult = factor

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from .detectors import DENSE, MANY, MATCHED, SHARDS
+from .detectors import DENSE, KERNELS, MANY, MATCHED, SHARDS
 
 ROWS = {
     'k=1': '`retinanet_moe_top1.py`: E=4, k=1',
     'k=2': '`retinanet_moe_soft.py`: E=4, k=2',
     MATCHED: '`retinanet_moe_soft_matched.py`: E=4, k=2, narrow',
-    SHARDS[0]: '`retinanet_moe_from_dense.py`: 2 shards of 4 copies',
-    SHARDS[1]: '`retinanet_moe_from_dense.py` with 8 copies',
+    SHARDS[0]: '`retinanet_moe_shards_from_dense.py`: 2 shards of 4 copies',
+    SHARDS[1]: '`retinanet_moe_shards_from_dense.py` with 8 copies',
+    KERNELS: '`retinanet_moe_from_dense.py`: kernels of 8 copies mixed',
     MANY: '`retinanet_moe_soft.py` with 32 experts, k=2',
 }
 DEVICES = {'cpu': 'CPU', 'cuda': 'GPU'}

@@ -220,6 +220,6 @@ def detector_ratios(of: dict[str, list[float]]) -> dict[str, dict]:
         'k=2 / dense': ratio(of['k=2'], dense),
         'k=2 / FLOP-ideal': ratio(of['k=2'], ideal),
         f'{detectors.MATCHED} / dense': ratio(of[detectors.MATCHED], dense),
-        **{f'{name} / dense': ratio(of[name], dense) for name in detectors.SHARDS},
+        **{f'{name} / dense': ratio(of[name], dense) for name in detectors.AT_DENSE_COST},
         'FLOP-ideal of k=2 / dense': ratio(ideal, dense),
     }

@@ -26,13 +26,16 @@ from .record import ROOT
 DENSE = 'mmdet RetinaNet'
 MATCHED = 'k=2 matched'
 SHARDS = ('shards E=8', 'shards E=16')
+KERNELS = 'kernels E=8'
+AT_DENSE_COST = (*SHARDS, KERNELS)
 DETECTORS = {
     DENSE: ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', {}),
     'k=1': ('retinanet_moe_top1.py', {}),
     'k=2': ('retinanet_moe_soft.py', {}),
     MATCHED: ('retinanet_moe_soft_matched.py', {}),
-    SHARDS[0]: ('retinanet_moe_from_dense.py', {}),
-    SHARDS[1]: ('retinanet_moe_from_dense.py', {'model.bbox_head.moe.copies': 8}),
+    SHARDS[0]: ('retinanet_moe_shards_from_dense.py', {}),
+    SHARDS[1]: ('retinanet_moe_shards_from_dense.py', {'model.bbox_head.moe.copies': 8}),
+    KERNELS: ('retinanet_moe_from_dense.py', {}),
 }
 MANY = 'k=2, E=32'
 WITH_MANY = {**DETECTORS, MANY: ('retinanet_moe_soft.py', {'model.bbox_head.moe.num_experts': 32})}
@@ -42,7 +45,7 @@ OBJECTS = 8  # per image; COCO has 7.3
 
 
 def build(config: str, options: dict, device: str, images: int) -> nn.Module:
-    """A detector of COCO's 80 classes with random weights; routing is planted and balanced over four experts."""
+    """A detector of COCO's 80 classes with random weights; a choice of experts is planted, over four of them."""
     path = config if '::' in config else str(ROOT / 'configs' / config)
     cfg = load_config(path, {**options, 'model.backbone.init_cfg': None})
     torch.manual_seed(0)
@@ -51,7 +54,8 @@ def build(config: str, options: dict, device: str, images: int) -> nn.Module:
     model.init_weights()
     model.to(device)
     for router in find_routers(model).values():
-        plant_routing(router, images, LEVELS, ACTIVE)
+        if router.top_k < router.num_experts:
+            plant_routing(router, images, LEVELS, ACTIVE)
     return model
 
 

@@ -148,7 +148,7 @@ def test_sections_measure_what_they_say(measured):
     names = [f'{phase} B=1 {size} fp32' for size in ('64x64', '96x64') for phase in ('training', 'inference')]
     assert list(whole) == names and set(measured['profile']) == set(names[:2])
     times = whole['training B=1 64x64 fp32']['results']['times']
-    ours = {'k=1', 'k=2', 'k=2 matched', 'shards E=8', 'shards E=16'}
+    ours = {'k=1', 'k=2', 'k=2 matched', 'shards E=8', 'shards E=16', 'kernels E=8'}
     assert set(times) == {'mmdet RetinaNet', 'branch alone'} | ours
     assert set(times['k=2']) == {'forward', 'backward', 'optimizer', 'total'} and times['k=2']['total']['n'] == 2
     assert set(whole['inference B=1 64x64 fp32']['results']['times']['k=1']) == {'total'}
@@ -162,7 +162,7 @@ def test_sections_measure_what_they_say(measured):
         8 * ratios['E=8 / k dense experts']['median'], rel=1e-3
     )
     assert len(measured['patterns']) == 2 * (1 + 2 + 2)  # k = 2 of E = 2 chooses nothing
-    assert len(measured['memory']) == (1 + 2 + 2) + 5
+    assert len(measured['memory']) == (1 + 2 + 2) + 6
     steps = {name: entry['results'] for name, entry in measured['optimizer'].items()}
     assert list(steps) == ['mmdet RetinaNet', 'k=2', 'k=2, E=32']
     assert set(steps['k=2']['ratios']) == {'foreach / one by one', 'fused / one by one'}
@@ -199,7 +199,8 @@ def test_memory_and_counts(measured):
 
 def test_flop_ideal_adds_one_branch():
     seconds = {'mmdet RetinaNet': [10.0] * 3, 'branch alone': [6.0] * 3, 'k=1': [11.0] * 3, 'k=2': [20.0] * 3}
-    found = detector_ratios({**seconds, 'k=2 matched': [10.5] * 3, 'shards E=8': [10.1] * 3, 'shards E=16': [10.2] * 3})
+    at_dense_cost = {'shards E=8': [10.1] * 3, 'shards E=16': [10.2] * 3, 'kernels E=8': [10.3] * 3}
+    found = detector_ratios({**seconds, 'k=2 matched': [10.5] * 3, **at_dense_cost})
     medians = {name: value['median'] for name, value in found.items()}
     assert medians == {
         'k=1 / dense': 1.1,
@@ -208,6 +209,7 @@ def test_flop_ideal_adds_one_branch():
         'k=2 matched / dense': 1.05,
         'shards E=8 / dense': 1.01,
         'shards E=16 / dense': 1.02,
+        'kernels E=8 / dense': 1.03,
         'FLOP-ideal of k=2 / dense': 1.6,
     }
 
@@ -219,7 +221,7 @@ def test_tables_hold_the_records_numbers(measured):
     (row,) = [line for line in text.splitlines() if line.startswith('| training | 8 | 2 |')]
     assert row.split('|')[6].strip() == f'{found["median"]:.3f} ({low:.3f} to {high:.3f})'
     shards = measured['whole']['inference B=1 96x64 fp32']['results']['ratios']['shards E=16 / dense']
-    lines = text.split('**Two shards of four and of eight copies**')[1].splitlines()
+    lines = text.split('**At the cost of the dense head**')[1].splitlines()
     (row,) = [line for line in lines if line.startswith('| B=1, 96x64, fp32 | inference |')]
     assert row.split('|')[4].strip().startswith(f'{shards["median"]:.3f} (')
     kept = {name: measured['memory'][f'detector {name} fp32']['results']['kept'] for name in ('mmdet RetinaNet', 'k=1')}
@@ -247,20 +249,20 @@ def test_tables_hold_the_records_numbers(measured):
             columns = line.count('|')
         elif line.startswith('|---'):
             assert line.count('|') == columns
-    assert {line.count('|') for line in lines if line.startswith('| B=1')} == {6, 10}
+    assert {line.count('|') for line in lines if line.startswith('| B=1')} == {7, 10, 11}
 
 
 def test_costs_are_set_against_the_plain_detector(measured):
     assert cost_table({'cpu': {}, 'cuda': {}}) == 'Not measured yet.'
     text = cost_table({'cpu': measured, 'cuda': {}})
-    rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in text.splitlines()[:7]]
+    rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in text.splitlines()[:8]]
     cells = {row[0]: row[1:] for row in rows}
     found = measured['whole']['inference B=1 96x64 fp32']['results']['ratios']['k=2 / dense']['median']
     assert cells['`retinanet_moe_soft.py`: E=4, k=2'][-1] == f'{found:.2f}'
     assert cells['`retinanet_moe_top1.py`: E=4, k=1'][0] == '1.00'
     counts = {name: entry['results'].get('cost') for name, entry in measured['memory'].items()}
     many, dense = counts['detector k=2, E=32 fp32'], counts['detector mmdet RetinaNet fp32']
-    assert cells['`retinanet_moe_from_dense.py`: 2 shards of 4 copies'][0] == '1.00'
+    assert cells['`retinanet_moe_shards_from_dense.py`: 2 shards of 4 copies'][0] == '1.00'
     times = f'{many["active_macs_per_image"] / dense["macs_per_image"]:.2f}'
     params = [f'{many[key] / 1e6:.1f} M' for key in ('params', 'active_params')]
     assert cells['`retinanet_moe_soft.py` with 32 experts, k=2'] == [times, *params, '–', '–']

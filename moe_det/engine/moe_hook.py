@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from mmengine.dataset import DefaultSampler
 from mmengine.dist import all_reduce
-from mmengine.hooks import Hook
+from mmengine.hooks import Hook, LoggerHook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from torch import nn
@@ -19,6 +19,7 @@ from ..routing.records import UsageRecorder
 from ..routing.router import find_routers
 from ..routing.routing import Usage
 
+INTERVAL_WITHOUT_LOGGER = 50
 MOST_LAYERS_LOGGED = 4  # with more, one line of extremes over all layers
 KEPT_USAGE = ('recent', 'waiting')  # of a router, in checkpoints
 FEWEST_ROWS_JUDGED = 20  # fewer may fall on the same experts by chance (two experts, top-1, fair: 2 in a million)
@@ -28,7 +29,7 @@ class MoEHook(Hook):
     """Adds the layers' auxiliary losses to the detector's and reports how the experts are used.
 
     While training, every ``interval`` iterations, these scalars go to the log and to every visualisation backend, per
-    layer (over all layers when there are more than four):
+    layer (over all layers when there are more than four); after a validation the same with ``moe_val_`` for ``moe_``:
 
     - ``moe_load_ratio_max``, ``moe_load_ratio_min``: rows of the most and the least used expert over the fair share;
       1.0 is fair.
@@ -40,7 +41,7 @@ class MoEHook(Hook):
     step of the optimizer, by the usage in all of its iterations.
 
     Args:
-        interval: iterations between two logs.
+        interval: iterations between two logs; by default those of the logger (``default_hooks.logger.interval``).
 
     Attributes:
         utilisation: by layer, of the last validation or test.
@@ -48,9 +49,9 @@ class MoEHook(Hook):
 
     priority = 'NORMAL'  # before LoggerHook, which writes what this hook measures
 
-    def __init__(self, interval: int = 50) -> None:
-        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
-            raise MoEConfigError(f'MoEHook.interval={interval!r}: expected an integer >= 1')
+    def __init__(self, interval: int | None = None) -> None:
+        if interval is not None and (isinstance(interval, bool) or not isinstance(interval, int) or interval < 1):
+            raise MoEConfigError(f"MoEHook.interval={interval!r}: expected an integer >= 1, or None for the logger's")
         self.interval = interval
         self.utilisation: dict[str, Utilisation] = {}
         self._model: nn.Module | None = None
@@ -84,7 +85,10 @@ class MoEHook(Hook):
     # -- training ----------------------------------------------------------------------------------------------
 
     def before_train(self, runner) -> None:
-        """Lets every iteration be a step of the optimizer, until one is not."""
+        """Takes the logger's interval where it has none; assumes a step of the optimizer in every iteration."""
+        if self.interval is None:
+            loggers = [hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)]
+            self.interval = loggers[0] if loggers else INTERVAL_WITHOUT_LOGGER
         self._say(step_follows=True)
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
@@ -113,9 +117,13 @@ class MoEHook(Hook):
             if router.recent is not None:
                 layers[name] = usage_in_slots(router.recent, router.slots)
                 router.recent = None
-        for tag, value in self._scalars(layers).items():
-            runner.message_hub.update_scalar(f'train/{tag}', value)
+        self._log(runner, 'train/moe', layers)
         self._warn_of_collapse(runner, layers)
+
+    @classmethod
+    def _log(cls, runner, prefix: str, layers: dict[str, Utilisation]) -> None:
+        for tag, value in cls._scalars(layers).items():
+            runner.message_hub.update_scalar(f'{prefix}_{tag}', value)
 
     @staticmethod
     def _scalars(layers: dict[str, Utilisation]) -> dict[str, float]:
@@ -124,17 +132,17 @@ class MoEHook(Hook):
         if len(layers) > MOST_LAYERS_LOGGED:
             every = list(layers.values())
             return {
-                'moe_load_ratio_max': max(max(u.load_ratio) for u in every),
-                'moe_load_ratio_min': min(min(u.load_ratio) for u in every),
-                'moe_living_experts': min(u.living for u in every),
-                'moe_gate_entropy': sum(u.row_entropy for u in every) / len(every),
+                'load_ratio_max': max(max(u.load_ratio) for u in every),
+                'load_ratio_min': min(min(u.load_ratio) for u in every),
+                'living_experts': min(u.living for u in every),
+                'gate_entropy': sum(u.row_entropy for u in every) / len(every),
             }
         scalars = {}
         for name, u in layers.items():
-            scalars[f'moe_load_ratio_max/{name}'] = max(u.load_ratio)
-            scalars[f'moe_load_ratio_min/{name}'] = min(u.load_ratio)
-            scalars[f'moe_living_experts/{name}'] = u.living
-            scalars[f'moe_gate_entropy/{name}'] = u.row_entropy
+            scalars[f'load_ratio_max/{name}'] = max(u.load_ratio)
+            scalars[f'load_ratio_min/{name}'] = min(u.load_ratio)
+            scalars[f'living_experts/{name}'] = u.living
+            scalars[f'gate_entropy/{name}'] = u.row_entropy
         return scalars
 
     def _warn_of_collapse(self, runner, layers: dict[str, Utilisation]) -> None:
@@ -221,8 +229,9 @@ class MoEHook(Hook):
         self._count(runner.test_loop, batch_idx)
 
     def after_val_epoch(self, runner, metrics=None) -> None:
-        """Logs the table."""
+        """Logs the table and the scalars."""
         self._stop_recording(runner)
+        self._log(runner, 'val/moe_val', self.utilisation)
 
     def before_test_epoch(self, runner) -> None:
         """Starts to sum the usage."""

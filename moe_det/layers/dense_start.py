@@ -1,4 +1,4 @@
-"""Layers whose experts start from a checkpoint of the dense part that they replace."""
+"""Parts whose experts start from a checkpoint of the dense part that they replace."""
 
 from __future__ import annotations
 
@@ -19,28 +19,31 @@ def start_from_dense(
     group: ExpertGroup,
     prefix: str,
     settings: MoESettings,
-    what: str,
+    label: str,
     part: Callable[[str, Tensor, int], Tensor] | None = None,
 ) -> None:
-    """Rewrites a state dict in place so that a layer's experts are copies of its dense tensors, and says so in the log.
+    """Rewrites a state dict in place so that experts are copies of the dense tensors in it, and says so in the log.
 
     Args:
         state_dict: what is loaded.
         dense: key of a dense tensor in it -> name of the tensor inside an expert; without any, nothing happens.
         group: the experts.
-        prefix: of the layer in the state dict.
-        settings: of the layer, for noise and redrawn channels.
-        what: the dense part in words.
+        prefix: of the experts in the state dict, ending in ``experts.``.
+        settings: how copies are told apart.
+        label: what has the experts, for the log.
         part: see :func:`~moe_det.routing.dense_copies.copy_dense_to_experts`.
     """
     if not dense:
         return
     noise, redraw = settings.copy_noise, settings.copy_redraw
-    problems = copy_dense_to_experts(state_dict, dense, group, f'{prefix}expert_group.experts.', noise, redraw, part)
+    problems = copy_dense_to_experts(state_dict, dense, group, prefix, noise, redraw, part)
     words = f'{len(group)} experts' if group.slots == 1 else f'{group.slots} shards of {group.copies} copies'
+    words += ' and a shared one' if group.slices > group.slots else ''
+    redrawn = f' and {redraw:.0%} of the channels drawn anew' if redraw else ''
+    note = f'; not copied: {problems[0]}' + (', ...' if len(problems) > 1 else '') if problems else ''
     print_log(
-        f'{prefix.rstrip(".")}: {len(dense) - len(problems)} of {len(dense)} tensors of the {what} copied into '
-        f'{words} with relative noise {noise:g}' + (f'; not copied: {problems[0]}' if problems else ''),
+        f'{label}: {len(dense) - len(problems)} of {len(dense)} dense tensors copied into {words} with relative noise '
+        f'{noise:g}{redrawn}{note}',
         logger='current',
         level=logging.WARNING if problems else logging.INFO,
     )

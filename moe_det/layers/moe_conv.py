@@ -111,7 +111,8 @@ class MoEConv2d(MoELayer):
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         dense = {f'{prefix}{name}': name for name in ('weight', 'bias') if f'{prefix}{name}' in state_dict}
-        start_from_dense(state_dict, dense, self.expert_group, prefix, self.settings, 'plain convolution')
+        experts, label = f'{prefix}expert_group.experts.', prefix.rstrip('.')
+        start_from_dense(state_dict, dense, self.expert_group, experts, self.settings, label)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

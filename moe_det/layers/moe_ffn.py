@@ -201,14 +201,9 @@ class MoEFFN(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         pattern = re.compile(re.escape(prefix) + r'(layers\..+)')
         dense = {key: match[1] for key in state_dict if (match := pattern.match(key))}
-        part = None
-        if self.cut and dense:
-            part = self._part_of
-            if self.expert_group.shared is not None:  # the last slice
-                for key, name in dense.items():
-                    of_shared = _slice(name, state_dict[key], self.expert_group.slots, self.expert_group.slices)
-                    state_dict[f'{prefix}expert_group.shared.{name}'] = of_shared.clone()
-        start_from_dense(state_dict, dense, self.expert_group, prefix, self.settings, 'FFN', part)
+        experts, label = f'{prefix}expert_group.experts.', prefix.rstrip('.')
+        part = self._part_of if self.cut else None
+        start_from_dense(state_dict, dense, self.expert_group, experts, self.settings, label, part)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _part_of(self, name: str, tensor: Tensor, expert: int) -> Tensor:

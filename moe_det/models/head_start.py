@@ -1,16 +1,11 @@
-"""How a RetinaNet head with experts starts: from scratch, or from the checkpoint of a plain head."""
+"""How a RetinaNet head with experts starts from scratch."""
 
 from __future__ import annotations
 
-import logging
-
-from mmengine.logging import print_log
 from mmengine.model import bias_init_with_prob, normal_init
-from torch import Tensor, nn
+from torch import nn
 
-from ..layers.settings import MoESettings
-from ..routing.experts import ExpertGroup, copy_dense_to_experts
-from .dense_names import shard_of
+from ..routing.experts import ExpertGroup
 
 CLASS_PRIOR = 0.01  # RetinaNet, arXiv 1708.02002, section 4.1
 
@@ -53,47 +48,3 @@ def start_experts(group: ExpertGroup, branch: str) -> None:
         nn.init.zeros_(group.shared.predictor.weight)
         nn.init.zeros_(group.shared.predictor.bias)
     group.start_common()
-
-
-def fill_from_dense(
-    state_dict: dict[str, Tensor],
-    dense: dict[str, str],
-    group: ExpertGroup,
-    prefix: str,
-    settings: MoESettings,
-    label: str,
-) -> None:
-    """Rewrites a plain head's state dict in place so that a branch's experts start from what they replace.
-
-    Args:
-        state_dict: of the plain head.
-        dense: key -> name inside an expert, see :func:`~moe_det.models.dense_names.replaced_keys`.
-        group: the experts.
-        prefix: of the experts in the state dict.
-        settings: how copies are told apart.
-        label: of the branch, for the log.
-    """
-    slots, copies, slices = group.slots, group.copies, group.slices
-
-    def part(name: str, tensor: Tensor, expert: int) -> Tensor:
-        return shard_of(name, tensor, expert // copies, slices)
-
-    if slices > slots:  # the last slice is the shared expert
-        own = group.shared.state_dict()
-        for key, name in dense.items():
-            of_shared = shard_of(name, state_dict[key], slots, slices)
-            if name in own and own[name].shape == of_shared.shape:
-                state_dict[f'{prefix.removesuffix("experts.")}shared.{name}'] = of_shared.clone()
-    problems = copy_dense_to_experts(
-        state_dict, dense, group, prefix, settings.copy_noise, settings.copy_redraw, part if slices > 1 else None
-    )
-    words = f'{len(group)} experts' if slots == 1 else f'{slots} shards of {copies} copies'
-    words += ' and a shared one' if slices > slots else ''
-    redrawn = f' and {settings.copy_redraw:.0%} of the channels drawn anew' if settings.copy_redraw else ''
-    note = f'; not copied: {problems[0]}' + (', ...' if len(problems) > 1 else '') if problems else ''
-    print_log(
-        f'{label}: {len(dense) - len(problems)} of {len(dense)} dense tensors copied into {words} with relative noise '
-        f'{settings.copy_noise:g}{redrawn}{note}',
-        logger='current',
-        level=logging.WARNING if problems else logging.INFO,
-    )

@@ -118,5 +118,6 @@ class MoEStage(MoELayer):
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         pattern = re.compile(re.escape(prefix) + r'(\d+\..+)')
         dense = {key: match[1] for key in state_dict if (match := pattern.match(key))}
-        start_from_dense(state_dict, dense, self.expert_group, prefix, self.settings, 'plain stage')
+        experts, label = f'{prefix}expert_group.experts.', prefix.rstrip('.')
+        start_from_dense(state_dict, dense, self.expert_group, experts, self.settings, label)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -46,7 +46,8 @@ def copy_dense_to_experts(
     wrappers make processes agree on weights before a checkpoint is loaded, on generators (mmengine's
     ``diff_rank_seed``) nobody does, and nothing sends the copies to the other processes afterwards.
 
-    A group with a common part gets the dense branch as that, and noise and redrawn channels as differences.
+    A group with a common part gets the dense branch as that, and noise and redrawn channels as differences. A shared
+    expert beside shards is one slice more, without noise.
 
     Args:
         state_dict: holds the dense tensors; they are replaced by one set per expert.
@@ -57,7 +58,7 @@ def copy_dense_to_experts(
         redraw: share of each convolution's output channels, in [0, 1), that is drawn anew for every expert, with mean
             and standard deviation of the convolution's weights. A child named ``predictor`` keeps its channels.
         part: (name in an expert, dense tensor, expert) -> what the expert takes of it; all of it by default. Experts
-            of one slot must take the same.
+            of one slot must take the same. A shared slice asks for the expert after the last.
 
     Returns:
         Sentences about tensors that could not be copied; the experts keep their own initial values there. The group
@@ -89,6 +90,9 @@ def copy_dense_to_experts(
                     state_dict[f'{prefix.removesuffix("experts.")}common.{slot}.{name}'] = of_expert.clone()
                 copy -= of_expert
             state_dict[f'{prefix}{expert}.{name}'] = copy
+        if experts.slices > experts.slots:
+            of_shared = part(name, value, len(experts)).clone()
+            state_dict[f'{prefix.removesuffix("experts.")}shared.{name}'] = of_shared
         copied.append(key)
     experts.dense_copy = DenseCopy(tuple(copied), tuple(problems))
     return problems

@@ -90,7 +90,7 @@ def test_what_was_copied_is_said():
     model = with_experts(FFNS)
     with log_lines() as lines:
         model.load_state_dict(dense.state_dict(), strict=False)
-    words = '4 of 4 tensors of the FFN copied into 3 experts with relative noise 0.02'
+    words = '4 of 4 dense tensors copied into 3 experts with relative noise 0.02'
     assert [line.getMessage() for line in lines] == [f'decoder.layers.{i}.ffn: {words}' for i in range(2)]
 
 

@@ -9,6 +9,8 @@ import types
 import pytest
 import torch
 import torch.distributed as dist
+from mmengine.hooks import LoggerHook
+from mmengine.logging import MessageHub
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope
@@ -80,7 +82,8 @@ def test_scalars_reach_hub_and_backend(finished):
         for layer in LAYERS
     }
     hub = {key for key in runner.message_hub.log_scalars if 'moe' in key and 'loss' not in key}
-    assert hub == {f'train/{name}' for name in names}
+    of_validation = {name.replace('moe_', 'moe_val_') for name in names}
+    assert hub == {f'train/{name}' for name in names} | {f'val/{name}' for name in of_validation}
     training = [line for line in scalars_of(folder) if 'loss' in line]
     assert len(training) == 4 and not any('moe_' in key and 'loss' not in key for key in training[0])
     for line in training[1:]:
@@ -93,6 +96,31 @@ def test_scalars_reach_hub_and_backend(finished):
             assert 0 <= line[f'moe_gate_entropy/{layer}'] <= 2 + 1e-6
     entropy = [line['moe_gate_entropy/bbox_head.cls'] for line in training[1:]]
     assert entropy[0] == entropy[1] != entropy[2]  # measured after the second and the fourth iteration
+
+
+def test_a_validation_writes_its_scalars(tmp_path):
+    model = detector(dict(**FOUR, branches='cls', noise=False))
+    runner = make_runner(model, tmp_path / 'run', dict(type='MoEHook'))
+    runner.train()
+    (line,) = [line for line in scalars_of(tmp_path / 'run') if 'loss' not in line]
+    used = hooks_of(runner, MoEHook).utilisation['bbox_head.cls']
+    assert line['moe_val_load_ratio_max/bbox_head.cls'] == pytest.approx(max(used.load_ratio))
+    assert line['moe_val_gate_entropy/bbox_head.cls'] == pytest.approx(used.row_entropy)
+    assert not any(key.startswith('moe_load') for key in line)
+
+
+@pytest.mark.parametrize(('interval', 'logged'), [(1, {0, 1}), (2, {1})])
+def test_without_an_interval_the_loggers_counts(tmp_path, interval, logged):
+    runner = make_runner(detector(dict(**FOUR)), tmp_path / 'run', dict(type='MoEHook'), epochs=1)
+    hooks_of(runner, LoggerHook).interval = interval
+    iterations = set()
+    update = runner.message_hub.update_scalar
+    runner.message_hub.update_scalar = lambda key, *args, **kwargs: (
+        iterations.add(runner.iter) if key.startswith('train/moe_load') else None,
+        update(key, *args, **kwargs),
+    )
+    runner.train()
+    assert iterations == logged
 
 
 def test_validation_and_test_end_with_a_table(finished):
@@ -113,7 +141,7 @@ def test_validation_and_test_end_with_a_table(finished):
 def test_a_process_without_images_takes_part_in_the_sums(monkeypatch):
     model = detector(dict(**FOUR))
     hook = MoEHook()
-    runner = types.SimpleNamespace(model=model, logger=logging.getLogger('test'))
+    runner = types.SimpleNamespace(model=model, logger=logging.getLogger('test'), message_hub=MessageHub('test'))
     hook.before_run(runner)
     shapes = []
 
@@ -238,7 +266,7 @@ def test_interval_sums_over_iterations(tmp_path):
     rows = []
     update = runner.message_hub.update_scalar
     runner.message_hub.update_scalar = lambda key, *args, **kwargs: (
-        rows.append((runner.iter, key)) if 'moe' in key and 'loss' not in key else None,
+        rows.append((runner.iter, key)) if key.startswith('train/moe_') and 'loss' not in key else None,
         update(key, *args, **kwargs),
     )
     runner.train()

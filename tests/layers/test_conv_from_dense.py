@@ -20,7 +20,7 @@ def test_experts_are_copies_with_the_stated_noise():
         missing, unexpected = layer.load_state_dict(plain.state_dict(), strict=False)
     assert not unexpected and missing and all(key.startswith('router.') for key in missing)
     assert [line.levelno for line in lines] == [logging.INFO]
-    assert '2 of 2 tensors of the plain convolution copied into 3 experts' in lines[0].getMessage()
+    assert '2 of 2 dense tensors copied into 3 experts' in lines[0].getMessage()
     copies = [expert.weight.detach() for expert in layer.expert_group.experts]
     for copy in copies:  # of 432 values the deviation is known to 3.4 %
         assert (copy - plain.weight).std().item() == pytest.approx(0.1 * plain.weight.std().item(), rel=0.14)

@@ -24,7 +24,7 @@ def test_one_straight_through_copy_computes_what_the_plain_convolution_does(shar
     with log_lines() as lines:
         missing, unexpected = layer.load_state_dict(plain.state_dict(), strict=False)
     assert not unexpected and all(key.startswith('router.') for key in missing)
-    assert '2 of 2 tensors of the plain convolution copied into 3 experts' in lines[0].getMessage()
+    assert '2 of 2 dense tensors copied into 3 experts' in lines[0].getMessage()
     x = torch.randn(5, 6, 4, 4)
     torch.testing.assert_close(layer(x), plain(x), rtol=0, atol=1e-5)
     layer(x).square().sum().backward()

@@ -100,7 +100,7 @@ def test_copies_of_a_plain_resnet50_compute_what_it_does(stages):
     assert not unexpected and all('.router.' in key for key in missing)
     tensors = [len(getattr(plain, f'layer{stage}').state_dict()) for stage in stages]
     assert [line.getMessage() for line in lines] == [
-        f'layer{stage}: {count} of {count} tensors of the plain stage copied into 4 experts with relative noise 0'
+        f'layer{stage}: {count} of {count} dense tensors copied into 4 experts with relative noise 0'
         for stage, count in zip(stages, tensors, strict=True)
     ]
     with torch.no_grad():

@@ -65,6 +65,7 @@ def _shards(**keys: object) -> dict[str, object]:
 
 SOFT = {'type': 'KLConstraint', 'weight': 0.25}
 HARD = {'type': 'RelativeImportanceConstraint', 'threshold': 0.3}
+KERNELS = {'mixes': 'kernels', 'num_experts': 8, 'top_k': 8, 'soft_mixture': True, 'unit': 'image', 'noise': False}
 TOP_1 = {'top_k': 1, 'weighting': 'straight_through', 'class_mixture': 'logits'}
 
 SETTINGS = {
@@ -95,8 +96,8 @@ SETTINGS = {
     'hard, top-1': Setting('as hard, likewise', options=_published(HARD, **TOP_1), frozen=True, forced=True),
     'shards, image': Setting('2 shards of 4 copies, one decision per image', options=_shards(unit='image')),
     'shards, level': Setting('the same, one decision per image and level', options=_shards(unit='level')),
-    'shards, level, shared': Setting(
-        'as "shards, level", every copy a shared weight plus a difference',
-        options=_shards(unit='level', copies_share=True),
+    'kernels, image': Setting(
+        'the experts of configs/retinanet_moe_from_dense.py: kernels of 8 copies of each branch mixed for every image',
+        options={MOE: {'_delete_': True, **KERNELS}},
     ),
 }

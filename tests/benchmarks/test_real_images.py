@@ -65,7 +65,7 @@ def test_experts_cost_what_dense_costs_but_in_the_published_recipe():
     published = cost_of('soft', 'nanodet', 3)
     assert published['head_over_dense'] == pytest.approx(2, rel=0.01)  # two full heads of four run
     assert 1.05 < published['multiply_adds_over_dense'] < 1.4
-    for setting in ('soft, top-1', 'shards, level, shared'):
+    for setting in ('soft, top-1', 'kernels, image'):
         cost = cost_of(setting, 'nanodet', 3)
         assert 1 <= cost['multiply_adds_over_dense'] < 1.01 and cost['parameters_over_dense'] > 1
 

@@ -50,8 +50,8 @@ $(ready): pyproject.toml $(constraints) | $(python)
 	@$(python) -c 'import cv2, moe_det; print(f"moe_det {moe_det.__version__} is ready in $(VENV)")'
 	@touch $@
 
-lint: setup  ## ruff: errors, imports, names, quotes
-	@$(VENV)/bin/ruff check --quiet . && echo 'make lint: clean'
+lint: setup  ## ruff: errors, imports, names, quotes, layout
+	@$(VENV)/bin/ruff check --quiet . && $(VENV)/bin/ruff format --check --quiet . && echo 'make lint: clean'
 
 test: setup lint  ## lint, then all tests on the stack onedl
 	@PYTHONPATH= $(pytest) || { \

@@ -19,11 +19,14 @@ from pathlib import Path
 from command_runs import ROOT, call, finished, threads_of  # beside this script
 from pay.expected import EXPECTED
 from pay.page import page
+from pay.readme import NAME, results
 from pay.runs import cost_of, fingerprint_of, measure
 from pay.settings import DATA, MORE_EPOCHS, MORE_RATE, ROWS, START_EPOCHS, START_RATE, STARTS
 from pay.times import timed, times_over_dense
+from speed.marks import fill
 
 RECORD = ROOT / 'benchmarks' / 'records' / 'experts_that_pay.json'
+README = ROOT / 'README.md'
 PAGE = ROOT / 'docs' / 'results' / 'experts_that_pay.md'
 FORMAT = 1
 
@@ -91,7 +94,7 @@ def add(record: dict, name: str, run: dict) -> None:
 
 
 def write(record: dict) -> None:
-    """Writes the record and the page."""
+    """Writes the record, the page and README's table."""
     from moe_det.engine.software import machine, versions  # imports torch
 
     record |= {
@@ -110,6 +113,7 @@ def write(record: dict) -> None:
     RECORD.parent.mkdir(exist_ok=True)
     RECORD.write_text(json.dumps(record, indent=1) + '\n', encoding='utf-8')
     PAGE.write_text(page(record), encoding='utf-8')
+    README.write_text(fill(README.read_text(encoding='utf-8'), NAME, results(record)), encoding='utf-8')
 
 
 if __name__ == '__main__':

@@ -36,7 +36,8 @@ def _line(cells: Sequence[str]) -> str:
     return '| ' + ' | '.join(cells) + ' |'
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
     return [_line(heads), '|' + '---|' * len(heads), *(_line(row) for row in rows)]
 
 
@@ -125,7 +126,7 @@ def earlier_lines(record: dict) -> list[str]:
         for row in kept['rows']:
             versus = '' if row['name'] == BASELINE else difference(against(row, rows.get(BASELINE), 'AP'))
             cells.append([row['name'], str(len(row['seeds'])), points([run['AP'] for run in row['seeds']]), versus])
-        lines += _table(['row', 'seeds', 'AP', 'AP minus control'], cells)
+        lines += table(['row', 'seeds', 'AP', 'AP minus control'], cells)
     return lines
 
 
@@ -137,19 +138,19 @@ def page(record: dict) -> str:
     lines += ['', '## Average precision', '', *_READING, '']
     heads = ['row', 'seeds', 'multiply-adds', 'parameters', 'time, inference', 'time, training', 'AP']
     heads += [f'{measure} minus control' for measure in MEASURES]
-    lines += _table(heads, [precision_row(row, rows) for row in record['rows']])
+    lines += table(heads, [precision_row(row, rows) for row in record['rows']])
     lines += ['', 'What the rows are:', '']
     lines += [f'- {name}: {row.about}' for name, row in {**STARTS, **ROWS}.items()]
     mixed = [row for row in record['rows'] if not row['control']]
     lines += ['', '## Do the experts differ in what they can do?', '', *_SWAP, '']
     heads = ['row', *(f'swap: {measure}' for measure in MEASURES), 'living experts', 'gate entropy, bits', 'verdicts']
-    lines += _table(heads, [swap_row(row) for row in mixed])
+    lines += table(heads, [swap_row(row) for row in mixed])
     forced = forced_rows(rows.get(FORCED))
     if forced:
         lines += ['', '## What each copy can do', '', *_FORCED, '']
-        lines += _table(['layer', 'copy', 'seeds', *MEASURES], forced)
+        lines += table(['layer', 'copy', 'seeds', *MEASURES], forced)
     lines += ['', '## Has dense training ended?', '', 'AP by epoch, mean over seeds.', '']
-    lines += _table(['row', 'epoch: AP'], curve_rows(record))
+    lines += table(['row', 'epoch: AP'], curve_rows(record))
     lines += earlier_lines(record)
     lines += ['', '## Expected before the runs', '', *(f'- {sentence}' for sentence in record['expected'])]
     missing = [name for name in (*STARTS, *ROWS) if name not in rows]

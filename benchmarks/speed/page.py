@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from .cost_table import cost_table
 from .detectors import AT_DENSE_COST, DENSE, MATCHED
 from .layers import DENSE_EXPERT, OURS
+from .marks import fill
 from .plot import draw, has_curves
 from .record import ROOT, Record, record_path
 
@@ -41,21 +41,8 @@ def filled() -> dict[Path, str]:
     text = PAGE.read_text(encoding='utf-8')
     records = {device: Record(record_path(device)).sections for device in DEVICES}
     for device, sections in records.items():
-        text = fill(text, device, block(sections, device))
-    return {PAGE: text, README: fill(README.read_text(encoding='utf-8'), 'costs', cost_table(records))}
-
-
-def fill(text: str, name: str, content: str) -> str:
-    """Puts content between a text's two marks of a name.
-
-    Raises:
-        ValueError: the text does not have both marks, once each.
-    """
-    begin, end = (f'<!-- moe_speed {name}: {word} -->' for word in ('begin', 'end'))
-    pattern = re.compile(f'{re.escape(begin)}.*?{re.escape(end)}', flags=re.DOTALL)
-    if len(pattern.findall(text)) != 1:
-        raise ValueError(f'expected once {begin} ... {end}')
-    return pattern.sub(lambda _: f'{begin}\n{content}\n{end}', text)
+        text = fill(text, f'moe_speed {device}', block(sections, device))
+    return {PAGE: text, README: fill(README.read_text(encoding='utf-8'), 'moe_speed costs', cost_table(records))}
 
 
 def block(sections: dict, device: str) -> str:

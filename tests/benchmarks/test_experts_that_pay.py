@@ -17,8 +17,10 @@ sys.path.insert(0, str(ROOT / 'benchmarks'))
 from pay import runs  # noqa: E402
 from pay.conclusion import conclusion  # noqa: E402
 from pay.page import page  # noqa: E402
+from pay.readme import NAME, results  # noqa: E402
 from pay.settings import AGAIN, BASELINE, DATA, ROWS, STARTS, TWICE  # noqa: E402
 from pay.statistics import against, paired  # noqa: E402
+from speed.marks import fill  # noqa: E402
 
 MIXTURE = next(name for name, row in ROWS.items() if not row.control)
 
@@ -131,7 +133,19 @@ def test_the_page_holds_every_row_the_lost_ones_too():
 def test_the_page_is_that_of_the_record_and_the_rows_are_known():
     record = json.loads((ROOT / 'benchmarks/records/experts_that_pay.json').read_text(encoding='utf-8'))
     assert (ROOT / 'docs/results/experts_that_pay.md').read_text(encoding='utf-8') == page(record)
+    readme = (ROOT / 'README.md').read_text(encoding='utf-8')
+    assert readme == fill(readme, NAME, results(record))
     assert {one['name'] for one in record['rows']} <= {*STARTS, *ROWS}
+
+
+def test_readme_has_the_rows_that_are_finished():
+    rows = [row('dense', BASE), row(BASELINE, BASE), row('shards, image', [0.71, 0.72, 0.73], swap=-0.02)]
+    lines = results({'rows': rows}).splitlines()
+    assert lines[2:4] == [
+        '| without experts | 1.000 | 3 | 71.0 ± 1.0 | - | - |',
+        '| shards, 2 of 4 copies | 1.000 | 3 | 72.0 ± 1.0 | +1.0 [+1.0, +1.0] | -2.0 |',
+    ]
+    assert lines[4] == '' and lines[5].startswith('- Whether capacity binds is open')
 
 
 def test_rows_of_other_images_are_left_aside(monkeypatch):

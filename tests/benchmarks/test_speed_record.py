@@ -17,6 +17,7 @@ from benchmarks.speed.clock import interleave, ratio, summary
 from benchmarks.speed.cost_table import cost_table
 from benchmarks.speed.detector_sections import detector_ratios
 from benchmarks.speed.layers import LayerShape
+from benchmarks.speed.marks import fill
 from benchmarks.speed.plan import Plan
 from benchmarks.speed.record import Record
 from benchmarks.speed.sections import Measurement
@@ -281,10 +282,10 @@ def test_plot_shows_every_pattern(measured, tmp_path):
 
 def test_page_is_filled_between_its_marks(measured):
     text = 'a\n<!-- moe_speed cpu: begin -->\nold\n<!-- moe_speed cpu: end -->\nb'
-    once = page.fill(text, 'cpu', 'new \\1')
-    assert once == text.replace('old', 'new \\1') and page.fill(once, 'cpu', 'old') == text
+    once = fill(text, 'moe_speed cpu', 'new \\1')
+    assert once == text.replace('old', 'new \\1') and fill(once, 'moe_speed cpu', 'old') == text
     with pytest.raises(ValueError, match='expected once'):
-        page.fill(text, 'cuda', 'new')
+        fill(text, 'moe_speed cuda', 'new')
     assert page.block({}, 'cpu') == 'Not measured yet.'
     assert 'images/moe_speed_cpu.png' in page.block(measured, 'cpu')
 

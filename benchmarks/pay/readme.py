@@ -1,0 +1,34 @@
+"""README's table of experts that pay, from the record."""
+
+from __future__ import annotations
+
+from .conclusion import conclusion, swap_losses
+from .page import MISSING, difference, points, table
+from .settings import BASELINE, TWICE
+from .statistics import against
+
+NAME = 'experts_that_pay'  # of the marks in README
+SHOWN = {
+    BASELINE: 'without experts',
+    'kernels, image, 8 copies': 'mixed kernels, 8 copies (`retinanet_moe_from_dense.py`)',
+    'kernels, image': 'mixed kernels, 4 copies',
+    'shards, image': 'shards, 2 of 4 copies',
+    TWICE: 'without experts, a head of twice the width',
+}
+
+
+def results(record: dict) -> str:
+    """Markdown: a row for each detector of ``SHOWN`` that is finished, and what follows from them."""
+    rows = {row['name']: row for row in record['rows']}
+    baseline, lines = rows.get(BASELINE), []
+    for name, words in SHOWN.items():
+        if name not in rows:
+            continue
+        row = rows[name]
+        versus = MISSING if name == BASELINE or baseline is None else difference(against(row, baseline, 'AP'))
+        losses = [loss['AP'] for loss in swap_losses(row)]
+        swap = f'{-sum(losses) / len(losses):+.1f}' if losses else MISSING
+        cost = f'{row["multiply_adds_over_dense"]:.3f}'
+        lines.append([words, cost, str(len(row['seeds'])), points([run['AP'] for run in row['seeds']]), versus, swap])
+    heads = ['detector', 'multiply-adds', 'seeds', 'AP', 'AP more than without experts', 'AP when images swap routes']
+    return '\n'.join([*table(heads, lines), '', *(f'- {sentence}' for sentence in conclusion(rows))])

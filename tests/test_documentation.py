@@ -15,7 +15,9 @@ from tests.small_models import build
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
-SNIPPETS = re.findall(r'```python\n(.*?)```', README, flags=re.DOTALL)
+STARTED = (ROOT / 'docs' / 'getting_started.md').read_text(encoding='utf-8')
+TABLE = (ROOT / 'configs' / 'README.md').read_text(encoding='utf-8')
+SNIPPETS = re.findall(r'```python\n(.*?)```', STARTED, flags=re.DOTALL)
 
 
 def _load_script(path: Path):
@@ -34,18 +36,36 @@ def _tiny(model: dict) -> dict:
 
 
 def test_files_that_the_documentation_names_exist():
-    pages = [README, *(page.read_text(encoding='utf-8') for page in (ROOT / 'docs').glob('*.md'))]
+    pages = [README, TABLE, *(page.read_text(encoding='utf-8') for page in (ROOT / 'docs').glob('*.md'))]
     named = set()
     for text in pages:
-        named |= set(re.findall(r'\b((?:tests|tools|docs|configs|benchmarks)/[\w/.-]+\.(?:py|sh|md|svg))', text))
+        named |= set(
+            re.findall(r'\b((?:tests|tools|docs|configs|benchmarks)/[\w/.-]+\.(?:py|sh|md|svg|png|jpg))', text)
+        )
     assert {'tools/train.py', 'docs/architecture.md', 'configs/retinanet_moe_soft.py'} <= named
     missing = [name for name in sorted(named) if not (ROOT / name).is_file()]
     assert not missing
 
 
-def test_every_config_is_in_the_table_of_the_readme_and_the_other_way_round():
+def test_links_lead_somewhere():
+    pages = [
+        ROOT / 'README.md',
+        ROOT / 'CONTRIBUTING.md',
+        ROOT / 'configs' / 'README.md',
+        *(ROOT / 'docs').rglob('*.md'),
+    ]
+    broken, links = [], 0
+    for page in pages:
+        for link in re.findall(r'\]\((?!https?:|#)([^)#\s]+)', page.read_text(encoding='utf-8')):
+            links += 1
+            if not (page.parent / link).exists():
+                broken.append(f'{page.name}: {link}')
+    assert not broken and links > 50
+
+
+def test_every_config_is_in_the_table_and_the_other_way_round():
     # one row may name a family: classification/mnist_*.py
-    named = re.findall(r'`((?:retinanet|shapes/|fine_tune/|classification/)[\w*]+\.py)`', README)
+    named = re.findall(r'`((?:retinanet|shapes/|fine_tune/|classification/)[\w*]+\.py)`', TABLE)
     folder = ROOT / 'configs'
     found = {name: {path.relative_to(folder).as_posix() for path in folder.glob(name)} for name in named}
     assert not [name for name, paths in found.items() if not paths]
@@ -53,14 +73,16 @@ def test_every_config_is_in_the_table_of_the_readme_and_the_other_way_round():
     assert set().union(*found.values()) == {name for name in present if not name.startswith('_base_/')}
 
 
-def test_make_targets_of_the_readme_exist():
+def test_make_targets_that_are_named_exist():
     makefile = (ROOT / 'Makefile').read_text(encoding='utf-8')
-    targets = set(re.findall(r'\bmake ([\w-]+)`', README)) | set(re.findall(r'^ {4}make ([\w-]+)$', README, re.M))
+    text = README + STARTED
+    targets = set(re.findall(r'\bmake ([\w-]+)`', text)) | set(re.findall(r'^ {4}make ([\w-]+)\b', text, re.M))
     assert {'demo', 'test', 'test-openmmlab'} <= targets
     assert all(re.search(rf'^{target}:', makefile, re.M) for target in targets)
 
 
 def test_overlay_of_the_readme_builds_experts(tmp_path):
+    assert re.findall(r'```python\n(.*?)```', README, flags=re.DOTALL) == SNIPPETS[:1]
     (tmp_path / 'mine.py').write_text(SNIPPETS[0], encoding='utf-8')
     cfg = Config.fromfile(tmp_path / 'mine.py')
     model = build(_tiny(cfg.model))
@@ -71,7 +93,7 @@ def test_overlay_of_the_readme_builds_experts(tmp_path):
 OVERLAYS = re.findall(r'^# .*\n(model = (?:.*\n)(?: +.*\n)*)', SNIPPETS[1], flags=re.MULTILINE)
 
 
-def test_paths_of_the_readme_build_experts():
+def test_paths_that_are_shown_build_experts():
     cfg, overlay = family('dino/dino-4scale_r50_8xb2-12e_coco.py').model, {}
     exec(OVERLAYS[0], overlay)
     assert overlay['model']['detector'] == cfg.type
@@ -79,7 +101,7 @@ def test_paths_of_the_readme_build_experts():
 
 
 @pytest.mark.parametrize('number', range(3))
-def test_slots_of_the_readme_build_experts(tmp_path, number):
+def test_slots_that_are_shown_build_experts(tmp_path, number):
     assert len(OVERLAYS) == 4
     text = "_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'\n" + OVERLAYS[number + 1]
     (tmp_path / 'mine.py').write_text(text, encoding='utf-8')
@@ -89,7 +111,7 @@ def test_slots_of_the_readme_build_experts(tmp_path, number):
     assert any(layer.startswith(wanted) for layer in layers), layers
 
 
-def test_lists_are_extended_as_the_readme_shows(tmp_path):
+def test_lists_are_extended_as_it_is_shown(tmp_path):
     text = f"_base_ = '{ROOT / 'configs' / 'retinanet_moe_soft.py'}'\n" + SNIPPETS[2]
     (tmp_path / 'mine.py').write_text(text.replace("'my_project'", "'math'"), encoding='utf-8')
     cfg = Config.fromfile(tmp_path / 'mine.py')

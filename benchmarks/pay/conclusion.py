@@ -51,7 +51,7 @@ def _pays(rows: dict[str, dict], baseline: dict) -> str:
     text += f'{best.low:+.1f} to {best.high:+.1f}, {best.pairs} seeds) at '
     text += f'{row["multiply_adds_over_dense"]:.3f} of the multiply-adds'
     if best.mean >= TARGET and best.above:
-        return f'Experts pay here: {text}.'
+        return f'Experts pay here, by the bar of {TARGET:.0f} point and two standard errors: {text}.'
     return f'No mixture at equal cost is better by {TARGET:.0f} point and two standard errors; the nearest: {text}.'
 
 

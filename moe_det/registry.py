@@ -1,17 +1,21 @@
 """The one list of names that configs may use.
 
 A new class needs one line here. Gates and constraints have registries of their own; everything else goes into
-mmdet's registries, so that existing configs find it without a scope prefix.
+mmdet's registries, so that existing configs find it without a scope prefix. Importing this module checks the stack,
+supplies what it lacks and registers all classes.
 """
 
 from __future__ import annotations
 
 import importlib
 
-from mmdet.registry import DATA_SAMPLERS, DATASETS, HOOKS, METRICS, MODELS, OPTIM_WRAPPERS
-from mmengine.registry import FUNCTIONS, Registry
-
+from .compat import prepare_stack
 from .errors import MoEConfigError, unknown_name
+
+prepare_stack()  # before anything imports mmdet: names the missing package, or supplies the missing operators
+
+from mmdet.registry import DATA_SAMPLERS, DATASETS, HOOKS, METRICS, MODELS, OPTIM_WRAPPERS  # noqa: E402
+from mmengine.registry import FUNCTIONS, Registry  # noqa: E402
 
 # scope='mmdet': names are looked up under the default scope of every mmdet config
 GATES = Registry('moe gate', scope='mmdet')
@@ -101,3 +105,6 @@ def build_named(registry: Registry, cfg: dict, where: str, **arguments):
         return cls(**settings, **arguments)
     except (TypeError, ValueError) as error:
         raise MoEConfigError(f'{where}: {cls.__name__}: {error}') from error
+
+
+register_all()

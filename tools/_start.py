@@ -1,12 +1,9 @@
-"""How every script here starts: nothing heavy before the arguments are read, readable errors afterwards."""
+"""How every script here starts: as a command of the package, also in a clone that is not installed."""
 
 from __future__ import annotations
 
-import atexit
 import importlib
-import os
 import sys
-import traceback
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,58 +12,40 @@ ROOT = Path(__file__).resolve().parents[1]
 if find_spec('moe_det') is None:  # a clone that was not installed
     sys.path.insert(0, str(ROOT))
 
+from moe_det.called import called  # noqa: E402
+from moe_det.commands import COMMANDS  # noqa: E402
+from moe_det.commands.start import leave, run  # noqa: E402
 
-def run(work: str | Callable, unexpected: int | None = None, **arguments: object) -> int:
-    """Does the work of a script; what a user can mend ends in one message.
+__all__ = ['ROOT', 'command', 'leave', 'run']
 
-    Args:
-        work: a function, or ``'module:function'``, which is imported only now.
-        unexpected: exit status after any other error, printed with its traceback, where 1 says something else.
-        **arguments: given to the function.
-
-    Returns:
-        The exit status: the integer that the function returns, else 0; 2 after an error of the user's, 130 after
-        Ctrl-C.
-
-    Raises:
-        Exception: any other error as it is, where ``unexpected`` is None; with ``MOE_DET_TRACEBACK=1`` in the
-            environment, every error.
-    """
-    if unexpected is not None:
-        try:
-            return run(work, **arguments)
-        except (Exception, SystemExit):
-            traceback.print_exc()
-            return unexpected
-    try:
-        from moe_det.engine.user_errors import run_main
-    except ImportError as error:
-        if type(error).__name__ != 'StackError' or os.environ.get('MOE_DET_TRACEBACK', '') not in ('', '0'):
-            raise
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-
-    def call() -> int:
-        function = work
-        if isinstance(work, str):
-            module, _, name = work.partition(':')
-            function = getattr(importlib.import_module(module), name)
-        result = function(**arguments)
-        return result if isinstance(result, int) else 0
-
-    return run_main(call)
+SCRIPTS = {
+    'train': 'train.py',
+    'test': 'test.py',
+    'report': 'analysis_tools/size_specialization.py',
+    'vis': 'analysis_tools/vis_routing.py',
+    'health': 'analysis_tools/router_health.py',
+    'compare': 'analysis_tools/compare_runs.py',
+    'sweep': 'analysis_tools/sweep_top_k.py',
+    'allocation': 'analysis_tools/class_allocation.py',
+    'cost': 'analysis_tools/moe_cost.py',
+    'upcycle': 'model_converters/upcycle.py',
+    'densify': 'model_converters/densify.py',
+    'prune': 'model_converters/prune_experts.py',
+    'export': 'model_converters/export_onnx.py',
+    'check-data': 'misc/check_dataset.py',
+    'make-shapes': 'misc/make_shapes.py',
+    'demo': 'misc/demo.py',
+    'print-config': 'misc/print_config.py',
+}
 
 
-def leave(status: int) -> None:
-    """Ends the process with this status.
+def command(name: str) -> Callable[..., int]:
+    """Returns the main function of a command whose messages name the scripts here."""
+    module = importlib.import_module(f'moe_det.commands.{COMMANDS[name][0]}')
+    scripts = {name: str(ROOT / 'tools' / script) for name, script in SCRIPTS.items()}
 
-    One of several processes ends without the interpreter's finalisation, after all that was registered for the end:
-    DistributedDataParallel keeps gloo's threads alive, and one that needs the interpreter then aborts the process,
-    now and then, after everything is done (pytorch/pytorch#190489).
-    """
-    if 'LOCAL_RANK' not in os.environ:
-        sys.exit(status)
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    def main(argv: list[str] | None = None) -> int:
+        with called(scripts=scripts):
+            return module.main(argv)
+
+    return main

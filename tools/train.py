@@ -1,63 +1,12 @@
 """Trains a detector: mmdet's train.py, plus --data-root, --seed, a look at the data first and readable errors."""
 
-from __future__ import annotations
-
-import argparse
-import os
 import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent))  # of _start.py
 import _start
 
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parses the command line; nothing heavy is imported before, so that --help and mistakes answer at once."""
-    parser = argparse.ArgumentParser(
-        description='Train a detector.',
-        epilog='Errors are one message; MOE_DET_TRACEBACK=1 in the environment shows where they come from.',
-    )
-    parser.add_argument('config', help="config file, or mmdet::... for one of mmdet's own")
-    parser.add_argument('--work-dir', help='folder for checkpoints and logs (default: ./work_dirs/<config name>)')
-    parser.add_argument('--data-root', help='folder that replaces the data folder of the config, in COCO layout')
-    parser.add_argument('--seed', type=int, help='seed of the run')
-    parser.add_argument('--amp', action='store_true', help='mixed precision: fp16 on a GPU, bfloat16 on a CPU')
-    parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
-    parser.add_argument(
-        '--resume',
-        nargs='?',
-        const='auto',
-        metavar='CHECKPOINT',
-        help='continue from this checkpoint, or without one from the last in the work folder',
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action='extend',
-        metavar='KEY=VALUE',
-        help='change config keys: model.backbone.depth=18 key="[a,b]" key="[(a,b),(c,d)]" (quotes, no blanks)',
-    )
-    parser.add_argument(
-        '--no-data-check',
-        dest='data_check',
-        action='store_false',
-        help='do not look at annotations and images first',
-    )
-    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
-    if args.local_rank is not None:  # from torch.distributed.launch, which sets no environment
-        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    del args.local_rank
-    return args
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0, 2 after an error of the user's, 130 after Ctrl-C."""
-    args = parse_args(argv)
-    test_script = str(Path(__file__).with_name('test.py'))
-    return _start.run('moe_det.engine.launch:train', **vars(args), test_script=test_script)
-
+main = _start.command('train')
 
 if __name__ == '__main__':
     _start.leave(main())

@@ -29,8 +29,8 @@ _SUPPORTED = {'mmengine': ((0, 7, 1), 1), 'mmcv': ((2, 0), 3), 'mmdet': ((3, 0),
 def prepare_stack() -> None:
     """Checks torch, torchvision, mmengine, mmcv and mmdet, then fills the gaps that they leave.
 
-    Those are an mmcv without compiled operators, torch's refusal of mmengine's checkpoints, and annotation files that
-    mmdet reads and pycocotools cannot evaluate.
+    Those are an mmcv without compiled operators, torch's refusal of mmengine's checkpoints, annotation files that
+    mmdet reads and pycocotools cannot evaluate, and names of this package's configs that mmengine does not know.
 
     Must run before anything of ``mmdet.models`` is imported; running it again changes nothing.
 
@@ -41,11 +41,13 @@ def prepare_stack() -> None:
     check_packages()
     from .checkpoint import allow_mmengine_classes  # here: all need what was just checked
     from .coco_files import complete_coco_files
+    from .config_names import know_own_configs
     from .ops import install_ops
 
     install_ops()
     allow_mmengine_classes()
     complete_coco_files()
+    know_own_configs()
 
 
 def matching_torchvision(torch_version: str) -> str | None:

@@ -11,7 +11,9 @@ from mmcv.cnn.bricks.wrappers import Conv2d as WrappedConv2d
 from torch import Tensor, nn
 
 from ..errors import MoEConfigError
-from ..layers import MoEBlock, MoEConv2d, MoEFFN
+from ..layers.moe_block import MoEBlock
+from ..layers.moe_conv import MoEConv2d
+from ..layers.moe_ffn import MoEFFN
 
 BLOCK_NAME = 'moe_block'  # child of the module that a block was added to
 

@@ -10,7 +10,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from ..errors import MoEConfigError, unknown_name
-from ..layers import MoEFFN
+from ..layers.moe_ffn import MoEFFN
 from ..layers.moe_layer import MoELayer
 from ..routing.experts import ExpertGroup
 from .patterns import nearest, path_matches

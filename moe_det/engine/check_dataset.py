@@ -1,4 +1,4 @@
-"""The function behind ``tools/misc/check_dataset.py``: a whole data set, file by file."""
+"""The function behind the command check-data: a whole data set, file by file."""
 
 from __future__ import annotations
 

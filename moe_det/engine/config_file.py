@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 
 from ..errors import MoEConfigError, MoEDetError
+from ..packaged_configs import PREFIX, config_names, packaged_config
 from .console import near, warn
 
 _SUFFIXES = ('.py', '.json', '.yaml', '.yml')
@@ -29,7 +30,8 @@ def find_config(path: str | os.PathLike) -> str:
     """Returns the path of a config file.
 
     Args:
-        path: a file, or ``mmdet::retinanet/retinanet_r50_fpn_1x_coco.py`` for one that mmdet brings along.
+        path: a file, the name of one of this package's configs (``retinanet_moe_soft``), or
+            ``mmdet::retinanet/retinanet_r50_fpn_1x_coco.py`` for one that mmdet brings along.
 
     Raises:
         MoEConfigError: there is no such file; the message suggests files with a similar name.
@@ -38,6 +40,8 @@ def find_config(path: str | os.PathLike) -> str:
     if text.startswith('mmdet::'):
         text = str(_mmdet_configs() / text.removeprefix('mmdet::'))
     file = Path(text)
+    if not file.exists() and (own := packaged_config(text)) is not None:
+        return str(own)
     if file.is_dir():
         names = sorted(item.name for item in file.iterdir() if item.suffix in _SUFFIXES)
         raise MoEConfigError(f'config {path!s} is a folder, expected a file{_listing("; it holds", names)}')
@@ -57,16 +61,20 @@ def _mmdet_configs() -> Path:
 
 
 def _near_files(file: Path) -> str:
-    """Suggests files beside ``file``, the same path in this repository, or the nearest folder that exists."""
+    """Suggests files beside ``file``, configs of the package, or the nearest folder that exists."""
     folder = file.parent
-    if not file.is_absolute() and not folder.is_dir():
-        repository = Path(__file__).resolve().parents[2]
-        if (repository / folder).is_dir():  # the command was given in another folder
-            file, folder = repository / file, repository / folder
+    name = file.with_suffix('').as_posix().removeprefix('configs/').removeprefix(PREFIX)
+    own = '' if file.is_absolute() else near(name, config_names())
+    if own:
+        own += ' (configs of the package)'
     if folder.is_dir():
         names = sorted(item.name for item in folder.iterdir() if item.suffix in _SUFFIXES)
         similar = near(file.name, names) or near(f'{file.name}.py', names)
+        if own and not similar:
+            return own
         return (similar or _listing(' The folder holds', names)) + (f' ({folder})' if names else '')
+    if own and not Path(file.parts[0]).exists():
+        return own
     while not folder.is_dir():
         folder = folder.parent
     missing = file.parts[len(folder.parts)] if folder != Path('.') else file.parts[0]

@@ -9,12 +9,12 @@ other kinds than mmdet's CocoDataset are left alone.
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Sequence
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+from ..called import command
 from ..errors import DataError
 from .bad_images_hook import tolerated_images
 from .classification_check import check_classification
@@ -28,7 +28,7 @@ from .labels import Labels, check_labels, config_classes
 from .metric_check import Scored, check_metrics, scores_with_coco
 from .trained_labels import TrainedLabels, check_trained_labels, name_labels
 
-HEADERS_READ = 256  # of each data set, spread over it; the check of all of them is tools/misc/check_dataset.py
+HEADERS_READ = 256  # of each data set, spread over it; the command check-data reads all of them
 
 
 class DataSets:
@@ -170,8 +170,7 @@ def _objects(file: CocoFile, classes: set[str]) -> int:
 
 
 def _all_of_them(file: CocoFile, images: str | None = None) -> str:
-    folder = '' if images is None else f' --images {shlex.quote(images)}'
-    return f'python tools/misc/check_dataset.py {shlex.quote(file.path)}{folder}'
+    return command('check-data', file.path, *([] if images is None else ['--images', images]))
 
 
 def _check_entries(where: str, file: CocoFile) -> None:

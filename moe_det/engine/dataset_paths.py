@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from mmengine.config import Config
 
+from ..called import command
 from ..errors import DataError
 from .config_edit import is_remote, split_datasets, split_metrics
 from .console import near
 from .dataset_check import Reading
 
-_DEMO_DATA = 'python tools/misc/make_shapes.py data/shapes'
-_DEMO_CONFIG = 'configs/shapes/retinanet_moe_soft.py'
+_DEMO_CONFIG = 'shapes/retinanet_moe_soft'
 
 
 def dataset_class(dataset: dict) -> type | None:
@@ -67,10 +67,10 @@ def check_paths(where: str, dataset: dict) -> tuple[str | None, str | None]:
 def _missing_root(where: str, root: str, ann_file: str, prefix: str | None) -> str:
     demo = os.path.basename(os.path.normpath(root)) == 'shapes'
     advice = (
-        f'    make the synthetic data set there:  python tools/misc/make_shapes.py {root.rstrip("/")}\n'
+        f'    make the synthetic data set there:  {command("make-shapes", root.rstrip("/"))}\n'
         if demo
-        else f'    without COCO at hand, train the demo on synthetic data:  {_DEMO_DATA}\n'
-        f'        and then  python tools/train.py {_DEMO_CONFIG}\n'
+        else f'    without COCO at hand, train the demo on synthetic data:  {command("make-shapes", "data/shapes")}\n'
+        f'        and then  {command("train", _DEMO_CONFIG)}\n'
     )
     return (
         f'{where}: the data folder {os.path.abspath(root)} does not exist (data_root={root!r}, expected to hold '

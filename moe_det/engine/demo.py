@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from ..called import command
 from ..datasets.shapes import FORMAT
 from ..routing.metrics import Utilisation
 from .checkpoints import latest_checkpoint
@@ -174,7 +175,7 @@ def _analysed(config: str, data_root: str, run: _Run) -> Path:
         return report
     say('4/4 size specialisation: routes swapped between images, every expert forced and knocked out')
     # the page shows every figure; files of each would take a quarter of the time
-    options = AnalysisOptions(data_root=data_root, out_dir=str(out_dir), command='make demo', figures=False)
+    options = AnalysisOptions(data_root=data_root, out_dir=str(out_dir), command=command('demo'), figures=False)
     analyse(config, [trained['checkpoint']], options)
     _store(record, {'fingerprint': fingerprint, 'checkpoint': trained['checkpoint']})
     return report
@@ -197,10 +198,10 @@ def _report(summary: dict, folder: Path, data_root: str, report: Path) -> str:
             f'Summary: {folder / "summary.json"}    Checkpoint: {summary["checkpoint"]}',
             f'Which experts fire for small and for large objects: open {report} in a browser',
             'Next:',
-            f'  python tools/test.py {config} {summary["checkpoint"]} --data-root {data_root} --show-dir pictures',
-            f'  python tools/train.py configs/shapes/retinanet_moe_hard.py --data-root {data_root}',
-            '  python tools/train.py configs/retinanet_moe_soft.py --data-root /path/to/coco',
-            '  README.md shows how to add experts to a config of your own.',
+            f'  {command("test", config, summary["checkpoint"], "--data-root", data_root, "--show-dir", "pictures")}',
+            f'  {command("train", "shapes/retinanet_moe_hard", "--data-root", data_root)}',
+            f'  {command("train", "retinanet_moe_soft", "--data-root", "/path/to/coco")}',
+            '  The README shows how to add experts to a config of your own.',
         ]
     )
 

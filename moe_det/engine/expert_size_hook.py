@@ -42,7 +42,7 @@ class ExpertSizeHook(Hook):
       copy c of shard s is expert s * copies + c, and every shard has an equal part of the weights.
 
     A large gap is no specialisation in size: size and level nearly coincide, and a gate that recognises its level shows
-    one. ``tools/analysis_tools/size_specialization.py`` tells them apart.
+    one. The command ``moe-det report`` tells them apart.
 
     Args:
         ann_file: COCO json of the validation set; None takes the one of ``val_evaluator`` or the data set.

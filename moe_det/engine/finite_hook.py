@@ -11,6 +11,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from torch import Tensor, nn
 
+from ..called import command
 from ..errors import MoEConfigError, NonFiniteError
 from ..routing.distributed import in_backward
 from ..routing.router import find_routers
@@ -194,7 +195,7 @@ class FiniteHook(Hook):
         return (
             f' {saved}. Usual causes: the learning rate (lower it, or lengthen the warm-up), '
             'missing gradient clipping (optim_wrapper.clip_grad), damaged annotations of these images '
-            '(tools/misc/check_dataset.py)'
+            f'({command("check-data", "CONFIG")})'
         )
 
     # -- validation and test -----------------------------------------------------------------------------------

@@ -1,10 +1,9 @@
-"""The functions behind ``tools/train.py``, ``tools/test.py`` and ``tools/misc/print_config.py``."""
+"""The functions behind the commands train, test and print-config."""
 
 from __future__ import annotations
 
 import itertools
 import os
-import shlex
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
+from ..called import command, short_path
 from ..compat.checkpoint import refuse_unsafe_loading
 from ..errors import MoEConfigError
 from .amp import amp_for_this_device, enable_amp
@@ -115,7 +115,6 @@ def train(
     seed: int | None = None,
     launcher: str = 'none',
     data_check: bool = True,
-    test_script: str = 'tools/test.py',
 ) -> int:
     """Trains a detector and says how to go on.
 
@@ -126,7 +125,6 @@ def train(
         auto_scale_lr: scale the learning rate with the batch size.
         launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
         data_check: look at annotations and images first (see :func:`.data_check.check_data`).
-        test_script: the script that the closing message names.
 
     Returns:
         int: 0.
@@ -159,7 +157,7 @@ def train(
     again = ['--data-root', data_root] if data_root is not None else []
     if cfg_options and not isinstance(cfg_options, Mapping):
         again += ['--cfg-options', *cfg_options]
-    _say_what_next(config, cfg.work_dir, test_script, again)
+    _say_what_next(config, cfg.work_dir, again)
     return 0
 
 
@@ -178,21 +176,14 @@ def _set_resume(cfg: Config, resume: str | None) -> None:
         check_checkpoint(cfg.load_from, 'load_from')
 
 
-def _say_what_next(config: str, work_dir: str, test_script: str, again: list[str]) -> None:
+def _say_what_next(config: str, work_dir: str, again: list[str]) -> None:
     last, best = latest_checkpoint(work_dir), best_checkpoint(work_dir)
-    kept = [f'{_short_path(best)} (best)'] if best else []
-    kept += [f'{_short_path(last)} (last)'] if last else []
-    say(f'\nTraining is done. Logs and checkpoints: {_short_path(work_dir)}')
+    kept = [f'{short_path(best)} (best)'] if best else []
+    kept += [f'{short_path(last)} (last)'] if last else []
+    say(f'\nTraining is done. Logs and checkpoints: {short_path(work_dir)}')
     say(f'Checkpoints: {", ".join(kept) or "none was saved (default_hooks.checkpoint)"}')
     if kept:
-        command = ['python', _short_path(test_script), config, _short_path(best or last), *again]
-        say(f'Test it with:\n    {shlex.join(command)}')
-
-
-def _short_path(path: str) -> str:
-    """Returns ``path`` relative to the current folder if it lies in it."""
-    relative = os.path.relpath(path)
-    return path if relative.startswith(os.pardir) else relative
+        say(f'Test it with:\n    {command("test", os.fspath(config), short_path(best or last), *again)}')
 
 
 def test(

@@ -20,7 +20,7 @@ from .patches import patch_grid
 ANCHOR_SCALE = 4.0  # RetinaNet's smallest anchor has 4 strides' side; for heads without anchors
 CAVEAT = (
     'Object size and pyramid level nearly coincide, so columns that differ may only mean that the gate recognises its '
-    'level. Conclusions about size need tools/analysis_tools/size_specialization.py.'
+    'level. Conclusions about size need the size report (moe-det report).'
 )
 
 

@@ -27,8 +27,8 @@ def prepare_ranks(cfg: Config) -> None:
     """
     launcher = cfg.launcher
     variable, starter = {
-        'pytorch': ('RANK', 'torchrun, as tools/dist_train.sh does'),
-        'slurm': ('SLURM_PROCID', 'srun, as tools/slurm_train.sh does'),
+        'pytorch': ('RANK', 'torchrun (torchrun --nproc_per_node=GPUS -m moe_det train ... --launcher pytorch)'),
+        'slurm': ('SLURM_PROCID', 'srun (srun --ntasks=GPUS moe-det train ... --launcher slurm)'),
         'mpi': ('OMPI_COMM_WORLD_RANK', 'mpirun'),
     }[launcher]
     if variable not in os.environ:

@@ -1,4 +1,4 @@
-"""Behind ``tools/analysis_tools/size_specialization.py``: from config and checkpoints to the reports."""
+"""Behind the command report: from config and checkpoints to the reports."""
 
 from __future__ import annotations
 

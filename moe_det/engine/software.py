@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shlex
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -57,8 +55,3 @@ def _version(package: str) -> str | None:
         return f'{version(package)}' + (f' ({package})' if package.startswith('onedl') else '')
     except PackageNotFoundError:
         return None
-
-
-def command_line() -> str:
-    """The command line of this process, as one would type it."""
-    return shlex.join([Path(sys.executable).name, *sys.argv])

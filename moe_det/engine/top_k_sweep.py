@@ -32,7 +32,7 @@ def sweep_top_k(
 ) -> dict:
     """Tests a checkpoint with one K after the other and prints the metrics; the function behind ``sweep_top_k.py``.
 
-    Each K is a test as ``tools/test.py`` runs it, with the K best experts of the gate's logits instead of the trained
+    Each K is a test as the command test runs it, with the K best experts of the gate's logits instead of the trained
     number, in every layer (a layer with fewer experts uses all). Weights are normalised as they were in training: for a
     model that was trained with K >= 2 they sum to 1 for every K, also for K = 1 (arXiv 2204.10598).
 

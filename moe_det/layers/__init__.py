@@ -1,5 +1,8 @@
 """MoE layers and the modules that fill mmdet's slots."""
 
+from .. import registry as _registry  # noqa: F401 - first, or a module would be registered half imported
+
+# isort: split
 from .moe_block import MoEBlock
 from .moe_conv import MoEConv2d
 from .moe_ffn import MoEFFN

@@ -211,8 +211,10 @@ def test_a_mistyped_config_is_answered_with_near_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(MoEConfigError, match="There is no 'shape' in .*Did you mean 'shapes'"):
         launch.load_config('configs/shape/retinanet_moe_soft.py')
-    with pytest.raises(MoEConfigError, match="Did you mean 'config_edit.py'.*engine"):
-        launch.load_config('moe_det/engine/config_edti.py')  # a path of the repository, from another folder
+    monkeypatch.chdir(folder)
+    for wrong in ('configs/shapes/retinanet_moe_hrad.py', 'shapes/retinanet_moe_hrad'):  # the package's configs
+        with pytest.raises(MoEConfigError, match="Did you mean 'shapes/retinanet_moe_hard'"):
+            launch.load_config(wrong)
     with pytest.raises(MoEConfigError, match='is a folder.*retinanet_moe_soft.py'):
         launch.load_config(folder)
     (folder / 'notes.txt').write_text('')

@@ -72,9 +72,9 @@ def test_missing_data_folder_says_where_it_looked_and_what_to_do(root, monkeypat
     text = message(config('data/coco/'))
     assert str(root / 'data' / 'coco') in text
     assert '--data-root DIR' in text
-    assert 'configs/shapes/retinanet_moe_soft.py' in text
-    assert 'python tools/misc/make_shapes.py data/shapes' in text
-    assert 'make_shapes.py data/shapes' in message(config('data/shapes/'))
+    assert 'moe-det train shapes/retinanet_moe_soft' in text
+    assert 'moe-det make-shapes data/shapes' in text
+    assert 'moe-det make-shapes data/shapes' in message(config('data/shapes/'))
     check_data(config('data/coco/'), ('val', 'test'))  # a split that the run does not read
 
 

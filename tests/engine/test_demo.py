@@ -78,7 +78,7 @@ def test_summary_holds_metrics_time_config_checkpoint_and_utilisation(run, tmp_p
     assert stored['dense']['bbox_mAP'] == 0.5
     assert 0.98 <= stored['multiply_adds_over_dense'] <= 1.02
     printed = capsys.readouterr().out
-    assert '0.250' in printed and '0.500' in printed and 'bbox_head.cls' in printed and 'tools/test.py' in printed
+    assert '0.250' in printed and '0.500' in printed and 'bbox_head.cls' in printed and 'moe-det test' in printed
     assert str(tmp_path / 'work/size_specialization/report.html') in printed
 
 

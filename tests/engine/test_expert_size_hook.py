@@ -106,7 +106,7 @@ def test_table_and_scalars_are_logged_with_the_warning_about_levels(both_hooks):
         printed = rows[start + 1 + expert].split()
         assert printed[:2] == ['expert', str(expert)]
         assert printed[2:5] == [f'{share:.0%}' for share in shares[expert]]
-    assert 'gate recognises its level' in rows[-1] and 'size_specialization.py' in rows[-1]
+    assert 'gate recognises its level' in rows[-1] and 'moe-det report' in rows[-1]
     assert 'specialised' not in table
     (line,) = [line for line in lines if line.startswith('Epoch(val) [0][2/2]')]
     for layer, mass in hook.mass.items():

@@ -180,7 +180,7 @@ def test_image_ids_are_those_of_the_file(folder, tmp_path, ids):
 
 
 def test_missing_data_and_ids_are_told(folder, cfg):
-    with pytest.raises(DataError, match='make_shapes.py'):
+    with pytest.raises(DataError, match='make-shapes'):
         test_batches(load_config(folder / 'moe.py'))
     cfg.test_dataloader.dataset.pipeline[-1].meta_keys = ('img_path', 'ori_shape', 'img_shape', 'scale_factor')
     with pytest.raises(MoEConfigError, match="add 'img_id' to meta_keys"):

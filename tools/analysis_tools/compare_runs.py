@@ -1,52 +1,12 @@
 """Compares checkpoints (dense, soft, hard; several seeds): AP by size and cost, as a Markdown table."""
 
-from __future__ import annotations
-
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # of _start.py
 import _start
 
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parses the command line; nothing heavy is imported before, so that --help and mistakes answer at once."""
-    parser = argparse.ArgumentParser(
-        description='Evaluate checkpoints on the test set and print one table: AP by object size, seeds, cost.',
-        epilog='Runs with the same NAME are seeds of one setting. A work folder stands for its config and its last '
-        'checkpoint. Results are kept beside the checkpoints (FILE.pth.eval.json) and taken again while checkpoint, '
-        'config, annotations and package versions are the same.',
-    )
-    parser.add_argument('runs', nargs='+', metavar='NAME=RUN', help='RUN: WORK_DIR or CONFIG:CHECKPOINT')
-    parser.add_argument('--data-root', metavar='DIR', help='folder that replaces the data folder of every config')
-    parser.add_argument(
-        '--out',
-        nargs='+',
-        action='extend',
-        default=[],
-        metavar='FILE',
-        help='write the table (.md) or all numbers (.json)',
-    )
-    parser.add_argument('--fresh', action='store_true', help='evaluate again what has a stored result')
-    parser.add_argument('--device', help='cpu, cuda or cuda:N (default: cuda where there is one)')
-    parser.add_argument('--cfg-options', nargs='+', action='extend', metavar='KEY=VALUE', help='change every config')
-    args = parser.parse_args(argv)
-    for run in args.runs:
-        name, equals, where = run.partition('=')
-        if not (name.strip() and equals and where):
-            parser.error(f'{run}: expected NAME=WORK_DIR or NAME=CONFIG:CHECKPOINT')
-    for path in args.out:
-        if not path.endswith(('.md', '.json')):
-            parser.error(f'--out {path}: expected a name that ends in .md or .json')
-    return args
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0, 2 after an error of the user's, 130 after Ctrl-C."""
-    args = parse_args(argv)
-    return _start.run('moe_det.engine.run_results:compare_runs', **vars(args))
-
+main = _start.command('compare')
 
 if __name__ == '__main__':
     sys.exit(main())

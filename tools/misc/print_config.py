@@ -1,36 +1,12 @@
 """Prints a config with its bases merged, as train.py and test.py see it."""
 
-from __future__ import annotations
-
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # of _start.py
 import _start
 
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parses the command line."""
-    parser = argparse.ArgumentParser(description='Print the whole config.')
-    parser.add_argument('config', help="config file, or mmdet::... for one of mmdet's own")
-    parser.add_argument('--save-path', metavar='FILE', help='save it too, as .py, .json or .yml')
-    parser.add_argument('--data-root', help='folder that replaces the data folder of the config')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action='extend',
-        metavar='KEY=VALUE',
-        help='change config keys: model.backbone.depth=18 key="[a,b]" key="[(a,b),(c,d)]" (quotes, no blanks)',
-    )
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 after an error of the user's."""
-    args = parse_args(argv)
-    return _start.run('moe_det.engine.launch:print_config', **vars(args))
-
+main = _start.command('print-config')
 
 if __name__ == '__main__':
     sys.exit(main())

@@ -1,43 +1,12 @@
 """Exports a network with all of its experts to ONNX: image -> class logits and box deltas of every level."""
 
-from __future__ import annotations
-
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # of _start.py
 import _start
 
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parses the command line; nothing heavy is imported before, so that --help and mistakes answer at once."""
-    parser = argparse.ArgumentParser(
-        description='Export the dense mode of a network to ONNX, count its experts in the graph and compare the '
-        'outputs in onnxruntime.',
-        epilog='The input is the normalised and padded image; boxes are not selected. Needs the package onnx, and '
-        'onnxruntime for the comparison.',
-    )
-    parser.add_argument('config', help='config of a single-stage detector or a classifier')
-    parser.add_argument('checkpoint', help='its checkpoint, file or URL')
-    parser.add_argument('out', metavar='OUT.onnx', help='file to write')
-    parser.add_argument(
-        '--shape', nargs=2, type=int, default=(800, 1344), metavar=('H', 'W'), help='size of the image (800 1344)'
-    )
-    parser.add_argument('--batch', type=int, default=1, metavar='N', help='number of images (default: %(default)s)')
-    parser.add_argument('--cfg-options', nargs='+', action='extend', metavar='KEY=VALUE', help='change config keys')
-    args = parser.parse_args(argv)
-    if min(*args.shape, args.batch) < 1:
-        parser.error(f'--shape {args.shape[0]} {args.shape[1]} --batch {args.batch}: expected integers >= 1')
-    return args
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0, 2 after an error of the user's, 130 after Ctrl-C."""
-    args = parse_args(argv)
-    arguments = {**vars(args), 'shape': tuple(args.shape)}
-    return _start.run('moe_det.engine.converters.onnx_export:export_onnx', **arguments)
-
+main = _start.command('export')
 
 if __name__ == '__main__':
     sys.exit(main())

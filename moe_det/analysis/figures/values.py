@@ -44,8 +44,8 @@ def readable(results: dict) -> dict:
     found = results.get('format')
     if found != RESULTS_FORMAT:
         raise DataError(
-            f'the results have format {found}, not {RESULTS_FORMAT}: run the tool again '
-            '(tools/analysis_tools/size_specialization.py) to measure the checkpoint anew'
+            f'the results have format {found}, not {RESULTS_FORMAT}: measure the checkpoint '
+            'again (moe-det report)'
         )
     return cleaned(results)
 

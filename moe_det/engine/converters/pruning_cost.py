@@ -16,7 +16,7 @@ from ..trained_model import checkpoint_labels
 
 
 def test_metrics(cfg: Config, checkpoint: str) -> dict[str, float]:
-    """Tests a checkpoint as ``tools/test.py`` does and returns its metrics; no file stays.
+    """Tests a checkpoint as the command test does and returns its metrics; no file stays.
 
     Args:
         cfg: a config that fits the checkpoint; it is not changed.

@@ -15,9 +15,7 @@ model = dict(
 )
 
 train_dataloader = dict(batch_size=4)
-optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type='Adam', lr=1e-5), clip_grad=dict(max_norm=0.1, norm_type=2)
-)
+optim_wrapper = dict(optimizer=dict(_delete_=True, type='Adam', lr=1e-5), clip_grad=dict(max_norm=0.1, norm_type=2))
 train_cfg = dict(max_epochs=20)
 param_scheduler = [dict(type='MultiStepLR', begin=0, end=20, by_epoch=True, milestones=[13, 17], gamma=0.1)]
 auto_scale_lr = dict(base_batch_size=4)

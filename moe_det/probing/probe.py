@@ -21,6 +21,14 @@ from .findings import NO_ROW, Findings, LayerFindings
 from .losses import cannot_compute_losses, image_losses
 from .places import Places, RowTable, Truth, centres
 from .provenance import ProvenanceRecorder, cannot_follow, locations
+from .queries import (
+    QueryRecorder,
+    cannot_follow_queries,
+    cannot_match_queries,
+    makes_queries,
+    matched_queries,
+    query_layers,
+)
 
 
 class Probe:
@@ -47,8 +55,13 @@ class Probe:
         self.grids = dict(grids or {})
         self.rows = rows
         self.routers = find_routers(model)
-        self.no_provenance = cannot_follow(self.head)
-        self.no_assignment = self.no_provenance or cannot_assign(self.head)
+        self.of_queries = makes_queries(self.head)
+        follow, assign = (
+            (cannot_follow_queries, cannot_match_queries) if self.of_queries else (cannot_follow, cannot_assign)
+        )
+        self.no_provenance = follow(self.head)
+        self.no_assignment = self.no_provenance or assign(self.head)
+        self.query_layers = query_layers(model)
         self.no_losses = cannot_compute_losses(self.head)
         self._asks_losses = any(condition.losses for condition in self.conditions)
 
@@ -112,8 +125,10 @@ class Probe:
             losses=losses,
         )
 
-    def _provenance(self) -> AbstractContextManager[ProvenanceRecorder | None]:
-        return nullcontext() if self.no_provenance else ProvenanceRecorder(self.head)
+    def _provenance(self) -> AbstractContextManager[ProvenanceRecorder | QueryRecorder | None]:
+        if self.no_provenance:
+            return nullcontext()
+        return QueryRecorder(self.head) if self.of_queries else ProvenanceRecorder(self.head)
 
     def _under(self, condition: Condition, images: Sequence[int]) -> AbstractContextManager[None]:
         condition.start_batch(images)
@@ -161,6 +176,8 @@ class Probe:
 
     def _anchor_places(self, images: Tensor, levels: Tensor, anchors: Tensor, sizes: Sequence) -> Places:
         y, x = torch.zeros(len(images)), torch.zeros(len(images))
+        if self.of_queries:
+            return Places(images, levels, y, x, anchors)
         for level, (height, width) in enumerate(sizes):
             at = levels == level
             row, column = locations(self.head, level, anchors[at], width)
@@ -175,7 +192,8 @@ class Probe:
         metas = [sample.metainfo for sample in samples]
         boxes = [truth.resized(meta).to(inputs.device) for truth, meta in zip(truths, metas, strict=True)]
         labels = [torch.as_tensor(truth.labels, device=inputs.device) for truth in truths]
-        found = positive_anchors(self.head, outputs, boxes, labels, metas)
+        assign = matched_queries if self.of_queries else positive_anchors
+        found = assign(self.head, outputs, boxes, labels, metas)
         owners, images, levels, anchors = [], [], [], []
         for image, (truth, per_level) in enumerate(zip(truths, found, strict=True)):
             for level, (anchor, number) in enumerate(per_level):
@@ -206,6 +224,12 @@ class Probe:
         grid = self.grids.get(records[0].layer, 1) if unit == 'patch' else 1
         table = RowTable(images, levels, patches)
         detections, positives, of_truths = places
+        if records[0].layer in self.query_layers:
+            rows = (table.rows_of_queries(detections), table.rows_of_queries(positives), of_truths.no_rows())
+        elif by_level:
+            rows = (table.rows(detections, sizes, grid), table.rows(positives, sizes, grid), of_truths.no_rows())
+        else:
+            rows = (detections.no_rows(), positives.no_rows(), table.rows(of_truths, sizes, grid))
         return LayerFindings(
             image_ids=image_ids[images.numpy()],
             levels=levels.numpy(),
@@ -213,9 +237,9 @@ class Probe:
             weights=torch.cat([record.weights for record in records]).float().numpy(),
             probs=torch.cat([record.probs for record in records]).float().numpy(),
             features=torch.cat(list(features)).numpy(),
-            detection_rows=table.rows(detections, sizes, grid) if by_level else detections.no_rows(),
-            positive_rows=table.rows(positives, sizes, grid) if by_level else positives.no_rows(),
-            truth_rows=of_truths.no_rows() if by_level else table.rows(of_truths, sizes, grid),
+            detection_rows=rows[0],
+            positive_rows=rows[1],
+            truth_rows=rows[2],
         )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 LAYER = 'decoder.layers.1.ffn'  # the last
 OBJECTS = 4
+SIDE_LOGIT = -1.5  # of the side of a box at the gate's limit, a part of the image
 NAMES = ('a', 'b', 'c')
 
 
@@ -55,9 +56,10 @@ def planted_detr(cfg: Config) -> nn.Module:
         first.weight[:3], first.weight[3:6] = axes, -axes
         first.bias[:3], first.bias[3:6] = offsets, -offsets
         second.weight[:6, :6] = torch.eye(6)
-        for side, axis in enumerate((1, 2, 0, 0)):  # cx, cy, width, height
-            head.fc_reg.weight[side, axis], head.fc_reg.weight[side, axis + 3] = 1, -1
-        head.fc_reg.bias[2:] = -1  # sides from a twentieth to two thirds of the image
+        # cx, cy, width, height: near the middle, so that the border cuts little off
+        for side, (axis, scale) in enumerate(((1, 0.3), (2, 0.3), (0, 1.0), (0, 1.0))):
+            head.fc_reg.weight[side, axis], head.fc_reg.weight[side, axis + 3] = scale, -scale
+        head.fc_reg.bias[2:] = SIDE_LOGIT
     return model
 
 

@@ -11,7 +11,7 @@ from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmengine.structures import InstanceData
 from small_families import batch_for, family
 from small_models import batch, build, initialise, objects, predictions_of, spread_weights
-from small_queries import LAYER, detr_config, planted_detr
+from small_queries import LAYER, SIDE_LOGIT, detr_config, planted_detr
 
 from moe_det.probing.losses import cannot_compute_losses, image_losses
 from moe_det.probing.places import Truth
@@ -97,8 +97,7 @@ def test_rows_are_those_of_the_queries(detr):
     assert query_layers(detr) == [LAYER] and len(layer.weights) == 3 * 20
     areas = findings.detections[:, 3] * findings.detections[:, 4]
     small = layer.weights[layer.detection_rows].argmax(1) == 0
-    # sides are sigmoid(z - 1) of the image at the gate's limit z = 0; boxes are cut off at the border
-    limit = (64 / (1 + np.e)) ** 2
+    limit = (64 / (1 + np.exp(-SIDE_LOGIT))) ** 2  # boxes may be cut off at the border
     assert small.any() and not small.all() and (areas[small] <= limit).all()
     assert areas[~small].max() > limit
     assert (layer.truth_rows == -1).all() and len(findings.positives) == 9

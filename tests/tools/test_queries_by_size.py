@@ -63,7 +63,7 @@ def place(tmp_path_factory) -> Path:
 
 def report(tool, place: Path, out: Path, *options: str) -> dict:
     few = ['--permutations', '500', '--bootstrap', '100', '--swaps', '2', '--resamples', '50', '--no-figures']
-    where = ['--out-dir', str(out), '--device', 'cpu', '--area-ranges', '14', '24']
+    where = ['--out-dir', str(out), '--device', 'cpu', '--area-ranges', '10', '14']
     assert tool(TOOL).main([str(place / 'detr.py'), str(place / 'planted.pth'), *where, *few, *options]) == 0
     return json.loads((out / 'size_specialization.json').read_text())
 
@@ -75,7 +75,7 @@ def test_the_planted_gate_is_found(tool, place, tmp_path):
     assert layer['units']['detection']['sorts'] is layer['units']['training']['sorts'] is True
     assert layer['units']['training']['n_objects'] == 4 * IMAGES
     table = np.array(layer['expert_by_size'])
-    assert table[0, 0] == table[:, 0].sum() and table[1, 2] == table[:, 2].sum()  # no small one at 1, no large one at 0
+    assert min(table[0, 0] / table[:, 0].sum(), table[1, 2] / table[:, 2].sum()) > 0.85  # near boxes stand in at times
     assert layer['random_gates']['quantile'] > 0.95
     # experts that do nothing cannot be missed
     assert layer['verdict'] == 'size-sorted' and layer['swap']['AP']['difference'] == 0
@@ -91,8 +91,8 @@ def test_the_planted_gate_is_found(tool, place, tmp_path):
     assert len({line['query'] for line in lines}) > 10
     matched = [line for line in lines if line['annotation_id']]
     assert len(matched) == layer['n_objects']
-    assert all(line[LAYER] == '0' for line in lines if float(line['area']) < 200)
-    assert all(line[LAYER] == '1' for line in lines if float(line['area']) > 400)
+    assert all(line[LAYER] == '0' for line in lines if float(line['area']) < 100)
+    assert all(line[LAYER] == '1' for line in lines if float(line['area']) > 196)
 
 
 def test_a_gate_that_chooses_at_random_is_not(tool, place, tmp_path, monkeypatch):

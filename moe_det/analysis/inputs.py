@@ -91,7 +91,8 @@ class Analysed:
 
     def has_levels(self, info: LayerInfo) -> bool:
         """Whether objects can be followed to the layer's decisions and their level; queries count as one level."""
-        return self.unavailable['detection'] is None and self.of_queries == (info.unit == QUERY)
+        followed = self.unavailable['detection'] is None or self.unavailable['training'] is None
+        return followed and self.of_queries == (info.unit == QUERY)
 
     def why_unavailable(self, info: LayerInfo, unit: str) -> str | None:
         """Why the ``'detection'`` or ``'training'`` unit of a layer cannot be had, or None."""

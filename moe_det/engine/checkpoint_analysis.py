@@ -249,7 +249,7 @@ def _sweep(model: nn.Module, precisions: dict[str, dict]) -> list[dict]:
 
 def _notes(probe: Probe, infos: Sequence[LayerInfo], model: nn.Module) -> list[str]:
     notes = []
-    if probe.no_provenance:
+    if probe.no_provenance and probe.no_assignment:
         place = 'query' if probe.of_queries else 'level'
         notes.append(
             f'Detections cannot be followed to a {place}: {probe.no_provenance}. Layers that decide once per image are '

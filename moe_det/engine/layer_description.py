@@ -78,7 +78,7 @@ def pyramid_levels(model: nn.Module, findings: Findings) -> list[dict]:
 
     Of a head with queries the one that stands for all queries, without stride.
     """
-    head = getattr(model, 'bbox_head', None)
+    head = getattr(model, 'bbox_head', None) or getattr(model, 'rpn_head', None)
     if makes_queries(head):
         return [{'index': 0, 'name': 'all queries', 'stride': None, 'detections': len(findings.detections)}]
     strides = getattr(getattr(head, 'prior_generator', None), 'strides', None)
@@ -100,6 +100,11 @@ def conditioned_on(probe: Probe) -> str:
             'the layer alone. Object queries have no level of a pyramid, so each decoder layer is asked by itself over '
             'all its queries. Where this page says "level", all queries are meant; a row is one query of an image. '
             'The training unit has the query that the matcher gives an object at the last decoder layer.'
+        )
+    if probe.regions is not None:
+        return (
+            'the level of the pyramid that the region of an object is pooled from. Detections of a second stage cannot '
+            'be followed to a level, so there is no detection unit; the training unit has every object at its centre.'
         )
     if probe.no_provenance:
         return 'nothing: objects of this detector cannot be followed to a level of a pyramid.'

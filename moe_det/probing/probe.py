@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
@@ -29,6 +30,7 @@ from .queries import (
     matched_queries,
     query_layers,
 )
+from .regions import region_extractor, region_levels
 
 
 class Probe:
@@ -62,6 +64,9 @@ class Probe:
         self.no_provenance = follow(self.head)
         self.no_assignment = self.no_provenance or assign(self.head)
         self.query_layers = query_layers(model)
+        self.regions = region_extractor(model)
+        if self.regions is not None:
+            self.no_assignment = None
         self.no_losses = cannot_compute_losses(self.head)
         self._asks_losses = any(condition.losses for condition in self.conditions)
 
@@ -189,6 +194,8 @@ class Probe:
     ) -> tuple[np.ndarray, Places]:
         if self.no_assignment is not None:
             return np.zeros(0, dtype=np.int64), Places.none()
+        if self.regions is not None:
+            return np.concatenate([truth.numbers for truth in truths]), self._regions_of(truths, samples, inputs)
         metas = [sample.metainfo for sample in samples]
         boxes = [truth.resized(meta).to(inputs.device) for truth, meta in zip(truths, metas, strict=True)]
         labels = [torch.as_tensor(truth.labels, device=inputs.device) for truth in truths]
@@ -203,6 +210,11 @@ class Probe:
                 anchors.append(anchor)
         places = self._anchor_places(torch.cat(images), torch.cat(levels), torch.cat(anchors), map_sizes)
         return np.concatenate(owners).astype(np.int64), places
+
+    def _regions_of(self, truths: Sequence[Truth], samples: list, inputs: Tensor) -> Places:
+        """Centres of the ground truths at the levels that their boxes are pooled from."""
+        boxes = torch.cat([truth.resized(sample.metainfo) for truth, sample in zip(truths, samples, strict=True)])
+        return dataclasses.replace(centres(truths, samples, inputs), levels=region_levels(self.regions, boxes))
 
     # -- rows --------------------------------------------------------------------------------------------------
 
@@ -221,6 +233,8 @@ class Probe:
         unit = records[0].unit
         # a layer that decides once per level of the head's pyramid; any other decides once per image
         by_level = unit != 'image' and pyramid > 1 and int(levels.max()) == pyramid - 1
+        if self.regions is not None:  # whose pyramid may have more levels than regions are pooled from
+            by_level = unit != 'image' and int(levels.max()) > 0
         grid = self.grids.get(records[0].layer, 1) if unit == 'patch' else 1
         table = RowTable(images, levels, patches)
         detections, positives, of_truths = places

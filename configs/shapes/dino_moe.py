@@ -116,4 +116,4 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=3, convert_to_iter_based=True, eta_min=5e-6),
 ]
 train_cfg = dict(max_epochs=3, val_interval=3)
-default_hooks = dict(checkpoint=dict(by_epoch=False, interval=50))
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=50, max_keep_ckpts=-1))

@@ -92,7 +92,7 @@ def layer_results(info: LayerInfo, analysed: Analysed) -> LayerAnalysis:
         'levels': levels if has_levels else [],
         'main_unit': found.main,
         **result_numbers(result, unit),
-        'level_mi_bits': result.level_mi_bits,
+        'level_mi_bits': None if info.unit == QUERY else result.level_mi_bits,
         'level_p_value': result.level_p_value,
         'lift': plain(observed),
         'lift_low': plain(low),

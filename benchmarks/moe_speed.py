@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-SECTIONS = ('whole', 'separate', 'profile', 'layer', 'patterns', 'memory', 'optimizer')
+SECTIONS = ('whole', 'separate', 'profile', 'layer', 'patterns', 'tokens', 'memory', 'optimizer')
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 
 from moe_det.engine.console import say
 
 from .clock import interleave
-from .plan import Plan
 from .record import Record
+
+if TYPE_CHECKING:
+    from .plan import Plan
 
 PHASES = ('training', 'inference')
 

@@ -11,6 +11,7 @@ from .layers import DENSE_EXPERT, OURS
 from .marks import fill
 from .plot import draw, has_curves
 from .record import ROOT, Record, record_path
+from .token_sections import token_rows
 
 PAGE = ROOT / 'docs' / 'performance.md'
 README = ROOT / 'README.md'
@@ -73,6 +74,7 @@ def _parts(sections: dict) -> Iterator[str]:
     yield _layer(sections.get('layer', {}))
     yield _flat(sections.get('layer', {}))
     yield _patterns(sections.get('patterns', {}))
+    yield _tokens(sections.get('tokens', {}))
     yield _layer_memory(sections.get('memory', {}))
     yield _detector_memory(sections.get('memory', {}))
     yield _optimizer(sections.get('optimizer', {}))
@@ -240,6 +242,11 @@ def _patterns(entries: dict) -> str:
         rows.append([*cells, str(next(iter(ratios.values()))['n'])])
     title = f'**Other ways to run experts**, on the same layer and routing ({_shape(entries)}).'
     heads = ['step', 'E', 'k', 'precision', 'ours / one dense expert', *[f'{name} / ours' for name in others], 'n']
+    return _titled(title, markdown_table(heads, rows))
+
+
+def _tokens(entries: dict) -> str:
+    title, heads, rows = token_rows(_done(entries), _ratio)
     return _titled(title, markdown_table(heads, rows))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .layers import LayerShape
+from .token_sections import TokenShape
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Plan:
         detector_rounds: rounds of the whole detector.
         layer: size of the layer alone.
         experts: E of the layer alone.
+        tokens: size of the layer of tokens.
         rounds: rounds of the layer.
         profile_rounds: rounds of the whole detector under the profiler.
         warm_up: rounds before the first that counts.
@@ -33,6 +35,7 @@ class Plan:
     detector_rounds: int
     layer: LayerShape
     experts: tuple[int, ...] = (2, 4, 8, 16, 32)
+    tokens: TokenShape = TokenShape()
     rounds: int = 30
     profile_rounds: int = 10
     warm_up: int = 3
@@ -58,6 +61,7 @@ def quick_or_full(device: str, quick: bool) -> Iterator[tuple[str, object]]:
         yield 'size', (800, 1344) if cuda else (256, 256)
         yield 'experts', (4, 32)
         yield 'layer', LayerShape(16, 256, 25, 42) if cuda else LayerShape(8, 64, 20, 20)
+        yield 'tokens', TokenShape() if cuda else TokenShape(tokens=2000)
         yield 'rounds', 5
         yield 'profile_rounds', 2
         yield 'detector_rounds', 5 if cuda else 3

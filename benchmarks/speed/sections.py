@@ -6,9 +6,10 @@ import torch
 
 from .detector_sections import DetectorSections
 from .layer_sections import LayerSections
+from .token_sections import TokenSections
 
 
-class Measurement(DetectorSections, LayerSections):
+class Measurement(DetectorSections, LayerSections, TokenSections):
     """Runs sections and keeps what they find."""
 
     def run(self, section: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import DataError
 from . import counterfactual, slots, units
 from .ground_truth import SIZE_NAMES, GroundTruth
-from .inputs import Analysed, LayerInfo
+from .inputs import QUERY, Analysed, LayerInfo
 from .layer_numbers import by_level, gate_numbers, of_experts, plain, result_numbers, unit_numbers
 from .random_gates import RandomGates, random_gates
 from .result import SpecializationResult, adjust_for_layers
@@ -33,6 +33,7 @@ class LayerAnalysis:
 
     Attributes:
         info: of the layer.
+        has_levels: see :meth:`~moe_det.analysis.inputs.Analysed.has_levels`.
         units: by name.
         measured: by name the measurement, or why it cannot be had.
         gates: the trained gate among random ones, or why that cannot be had.
@@ -40,6 +41,7 @@ class LayerAnalysis:
     """
 
     info: LayerInfo
+    has_levels: bool
     units: dict[str, units.Unit]
     measured: dict[str, SpecializationResult | str]
     gates: RandomGates | str
@@ -60,15 +62,17 @@ def layer_results(info: LayerInfo, analysed: Analysed) -> LayerAnalysis:
     findings, objects, settings = analysed.findings, analysed.ground_truth.objects, analysed.settings
     layer = findings.layers[info.name]
     by_image = units.decides_per_image(layer)
+    has_levels = analysed.has_levels(info)
+    several = has_levels and info.unit != QUERY
     made = make_units(info, analysed)
     measured = {}
     for name, unit in made.items():
-        reason = analysed.unavailable[name] if analysed.has_levels or name == 'detection' else None
+        reason = analysed.why_unavailable(info, name)
         if reason is None and len(np.unique(unit.sizes)) < 2:
             found = len(np.unique(unit.objects))
             reason = TooLittle(f'its {found} objects are all of one size' if found else 'it has no object')
         measured[name] = reason or measure(unit, info, analysed, hard=name == 'detection')
-    found = LayerAnalysis(info, made, measured, _random_gates(info, made['training'], measured, analysed))
+    found = LayerAnalysis(info, has_levels, made, measured, _random_gates(info, made['training'], measured, analysed))
     if isinstance(measured[found.main], str):
         reasons = '; '.join(f'{name} unit: {reason}' for name, reason in measured.items())
         raise DataError(f'{info.name}: nothing can be measured ({reasons})')
@@ -85,16 +89,16 @@ def layer_results(info: LayerInfo, analysed: Analysed) -> LayerAnalysis:
     found.numbers = {
         **vars(info),
         'constraints': list(info.constraints),
-        'levels': levels if analysed.has_levels else [],
+        'levels': levels if has_levels else [],
         'main_unit': found.main,
         **result_numbers(result, unit),
-        'level_mi_bits': result.level_mi_bits,
+        'level_mi_bits': None if info.unit == QUERY else result.level_mi_bits,
         'level_p_value': result.level_p_value,
         'lift': plain(observed),
         'lift_low': plain(low),
         'lift_high': plain(high),
-        'expert_by_level': plain(table.sum(2).T) if analysed.has_levels else [],
-        'expert_by_size_by_level': plain(table) if analysed.has_levels else [],
+        'expert_by_level': plain(table.sum(2).T) if several else [],
+        'expert_by_size_by_level': plain(table) if several else [],
         'units': {
             **{name: unit_numbers(value, made[name]) for name, value in measured.items()},
             'image': {'spearman': units.image_unit(layer, objects.image_ids, objects.areas)},
@@ -114,7 +118,7 @@ def layer_results(info: LayerInfo, analysed: Analysed) -> LayerAnalysis:
             **counterfactual.spreads(forced),
         },
         'utilisation': usage_of_rows(layer.weights, layer.probs, info.slots),
-        'utilisation_by_level': [] if by_image else _usage_by_level(layer, info.slots),
+        'utilisation_by_level': [] if by_image or info.unit == QUERY else _usage_by_level(layer, info.slots),
     }
     return found
 
@@ -148,10 +152,10 @@ def measure(unit: units.Unit, info: LayerInfo, analysed: Analysed, hard: bool) -
         permutations=settings.permutations,
         bootstrap=settings.bootstrap,
         seed=settings.seed,
-        patches=unit.patches,
+        patches=units.places_in_image(unit, settings.seed) if info.unit == QUERY else unit.patches,
         weights=unit.shares,
         # without levels nothing is relative to them
-        areas=analysed.ground_truth.objects.areas[unit.objects] if analysed.has_levels else None,
+        areas=analysed.ground_truth.objects.areas[unit.objects] if analysed.has_levels(info) else None,
         groups=None if groups is None else [groups[image] for image in unit.image_ids],
         expert_slots=info.slots,
     )
@@ -172,7 +176,7 @@ def make_units(info: LayerInfo, analysed: Analysed) -> dict[str, units.Unit]:
         )
     training = (
         units.training_unit(layer, findings.positives, objects.sizes)
-        if analysed.has_levels
+        if analysed.has_levels(info)
         else units.unit_without_levels(layer, objects.sizes)
     )
     return {
@@ -190,7 +194,7 @@ def _random_gates(
     info: LayerInfo, unit: units.Unit, measured: Mapping[str, SpecializationResult | str], analysed: Analysed
 ) -> RandomGates | str:
     layer, settings = analysed.findings.layers[info.name], analysed.settings
-    if not analysed.has_levels:
+    if not analysed.has_levels(info):
         return 'the objects of this detector have no level of a pyramid'
     if isinstance(measured['training'], str):
         return f'there is no training unit: {measured["training"]}'
@@ -211,12 +215,11 @@ def _random_gates(
     )
 
 
-def conclude(layers: Sequence[LayerAnalysis], has_levels: bool) -> dict[str, SpecializationResult]:
+def conclude(layers: Sequence[LayerAnalysis]) -> dict[str, SpecializationResult]:
     """Adds what needs all layers to their numbers: adjusted p-values, verdicts and sentences.
 
     Args:
         layers: all layers that were looked at.
-        has_levels: whether objects have a level of a pyramid.
 
     Returns:
         The measurements of the main unit by layer, with p-values adjusted over the layers.
@@ -236,12 +239,12 @@ def conclude(layers: Sequence[LayerAnalysis], has_levels: bool) -> dict[str, Spe
                 place['p_value_holm'] = result.adjusted_p_value
                 if place['relative_size'] is not None:
                     place['relative_size']['p_value_holm'] = result.relative_size.adjusted_p_value
-            numbers['units'][name]['sorts'] = result.sorts if has_levels else None
+            numbers['units'][name]['sorts'] = result.sorts if layer.has_levels else None
             numbers['units'][name]['verdict'] = result.verdict
         evidence = Evidence(
             layer.measured['detection'],
             layer.measured['training'],
-            has_levels,
+            layer.has_levels,
             None if isinstance(layer.gates, str) else layer.gates.beyond,
             None if numbers['swap'] is None else numbers['swap']['costs'],
             '' if numbers['swap'] is None else numbers['swap']['costs_reason'] or '',

@@ -16,6 +16,11 @@ DEFINITIONS = {
         'that of the detection that found it (detection unit), or those of the anchors that it trains (training unit). '
         'It is also given where a layer decides once for all levels.'
     ),
+    'object query': (
+        "in detectors of DETR's family a query of the decoder makes each detection. It is a routing row of its own and "
+        'has no level, so "given the level" is then given the layer: all queries count as one level. In the swap test '
+        'a query takes the decision of the query of the same number in another image.'
+    ),
     'detection unit': (
         "an object that COCO's rules match to a detection at IoU 0.5 (score order, same class, at most 100 detections "
         'per image), with the routing row of that detection: its image and the pyramid level, or patch of it, whose '
@@ -23,7 +28,8 @@ DEFINITIONS = {
     ),
     'training unit': (
         "an object, found or not, with the expert weights averaged over the anchors that the head's own assigner gives "
-        'it. An object with anchors on several levels counts on each by its share of anchors.'
+        'it. An object with anchors on several levels counts on each by its share of anchors. With object queries: '
+        'with the expert weights of the query that the matcher gives it at the last decoder layer.'
     ),
     'image unit': (
         "Spearman's rank correlation over images between an expert's mean weight at a level and the mean log area of "

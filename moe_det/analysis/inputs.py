@@ -10,6 +10,8 @@ import numpy as np
 from .ground_truth import GroundTruth
 from .swap_results import Donors, RoutePrecision
 
+QUERY = 'query'  # the unit of layers that decide about object queries, which have no level of a pyramid
+
 
 @dataclass(frozen=True)
 class LayerInfo:
@@ -17,7 +19,7 @@ class LayerInfo:
 
     Attributes:
         name: path in the model.
-        unit: ``'level'``, ``'image'`` or ``'patch'``.
+        unit: ``'level'``, ``'image'``, ``'patch'`` or ``'query'``.
         grid: cells per axis for patches, else None.
         num_experts: E.
         top_k: K.
@@ -72,6 +74,7 @@ class Analysed:
         unavailable: for ``'detection'`` and ``'training'`` why the unit cannot be had, or None.
         groups: (N,) what each image belongs to; None takes images as independent.
         settings: of the statistics.
+        of_queries: whether detections are made by object queries.
     """
 
     findings: object
@@ -84,8 +87,19 @@ class Analysed:
     unavailable: Mapping[str, str | None]
     groups: Sequence[Hashable] | None
     settings: Settings = field(default_factory=Settings)
+    of_queries: bool = False
 
-    @property
-    def has_levels(self) -> bool:
-        """Whether detections can be followed to a level of a pyramid."""
-        return self.unavailable['detection'] is None
+    def has_levels(self, info: LayerInfo) -> bool:
+        """Whether objects can be followed to the layer's decisions and their level; queries count as one level."""
+        followed = self.unavailable['detection'] is None or self.unavailable['training'] is None
+        return followed and self.of_queries == (info.unit == QUERY)
+
+    def why_unavailable(self, info: LayerInfo, unit: str) -> str | None:
+        """Why the ``'detection'`` or ``'training'`` unit of a layer cannot be had, or None."""
+        if self.has_levels(info):
+            return self.unavailable[unit]
+        if unit == 'training':
+            return None  # every object at its centre
+        return (
+            self.unavailable[unit] or 'an object query makes a detection, and this layer does not decide about queries'
+        )

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from .inputs import QUERY
 from .random_gates import BEYOND
 from .result import ALPHA, LEVEL, MIN_CRAMERS_V, NOT, NOT_BY_SIZE, SCALE, SIZE, SORTED, UNDETERMINED
 
 MINUS = '−'
+# what is said of levels of a pyramid, which object queries do not have
+_OF_LEVELS = (
+    ' even within a pyramid level',
+    ' even within a level',
+    ' within a pyramid level',
+    ' within a level',
+    ', or by pyramid level',
+    ' of a level',
+    ' beyond the level',
+    ' | level',
+)
 COCO_SIZES = {'AP_S': 'small objects', 'AP_M': 'medium objects', 'AP_L': 'large objects'}
 
 
@@ -15,6 +27,26 @@ def plain_sentence(layer: dict) -> str:
     Args:
         layer: results of a layer (format 2), complete but for ``plain`` and ``sentence``.
     """
+    return _without_levels(layer, _plain_sentence(layer))
+
+
+def layer_sentence(layer: dict) -> str:
+    """The verdict in one sentence with the numbers that it rests on.
+
+    Args:
+        layer: results of a layer (format 2), complete but for ``plain`` and ``sentence``.
+    """
+    return _without_levels(layer, _layer_sentence(layer))
+
+
+def _without_levels(layer: dict, sentence: str) -> str:
+    """The sentence, of a layer of queries without what it says of levels."""
+    for words in _OF_LEVELS if layer.get('unit') == QUERY else ():
+        sentence = sentence.replace(words, '')
+    return sentence
+
+
+def _plain_sentence(layer: dict) -> str:
     verdict = layer['verdict']
     if verdict == SIZE:
         return (
@@ -50,12 +82,7 @@ def plain_sentence(layer: dict) -> str:
     return 'Not known: these data cannot tell.'
 
 
-def layer_sentence(layer: dict) -> str:
-    """The verdict in one sentence with the numbers that it rests on.
-
-    Args:
-        layer: results of a layer (format 2), complete but for ``plain`` and ``sentence``.
-    """
+def _layer_sentence(layer: dict) -> str:
     verdict = layer['verdict']
     if verdict == UNDETERMINED:
         return f'Undetermined: {_why_undetermined(layer)}.'
@@ -76,7 +103,9 @@ def layer_sentence(layer: dict) -> str:
     level = _numbers(layer.get('level_mi_bits'), None, layer.get('level_p_value'))
     if verdict == LEVEL:
         return f'{begin}: the choice of expert follows the level (I(E;level) = {level}); {_not_shown(layer)}; {swap}.'
-    of_level = '' if not layer.get('levels') else f'; that it depends on the level was not shown (I(E;level) = {level})'
+    of_level = ''
+    if layer.get('levels') and layer.get('unit') != QUERY:
+        of_level = f'; that it depends on the level was not shown (I(E;level) = {level})'
     return f'{begin}: {_not_shown(layer)}{of_level}; {swap}.'
 
 

@@ -110,6 +110,26 @@ def unit_without_levels(layer, sizes: np.ndarray) -> Unit:
     return _unit(layer, objects, layer.truth_rows[objects], np.zeros(len(objects), dtype=np.int64), sizes)
 
 
+def places_in_image(unit: Unit, seed: int) -> np.ndarray:
+    """(n,) place of each entry's row among the rows of its image, in random order.
+
+    For rows that are queries: each has objects of its own, so an image has as many as objects, and they have no place
+    that images share.
+
+    Args:
+        unit: entries.
+        seed: of the order.
+    """
+    rows, entry = np.unique(unit.rows, return_inverse=True)
+    image = np.empty(len(rows), dtype=np.int64)
+    image[entry] = unit.image_ids
+    order = np.lexsort((np.random.default_rng(seed).random(len(rows)), image))
+    first = np.searchsorted(image[order], image[order])
+    place = np.empty(len(rows), dtype=np.int64)
+    place[order] = np.arange(len(rows)) - first
+    return place[entry]
+
+
 def image_unit(layer, image_ids: np.ndarray, areas: np.ndarray) -> list[dict]:
     """Correlates an image's gate weights with the size of its objects, level by level.
 

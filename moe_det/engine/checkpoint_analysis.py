@@ -37,7 +37,8 @@ from .checkpoints import file_sha256
 from .dataset_paths import annotation_file
 from .image_groups import image_groups
 from .launch import Options
-from .layer_description import layer_infos, pyramid_levels
+from .layer_description import conditioned_on, layer_infos, pyramid_levels
+from .query_table import QUERIES_NAME, write_queries
 from .size_pictures import add_pictures
 from .software import machine, versions
 from .trained_model import TestBatches, load_trained_model, test_batches
@@ -159,11 +160,12 @@ def analyse_checkpoint(
         unavailable={'detection': probe.no_provenance, 'training': probe.no_assignment},
         groups=groups,
         settings=settings,
+        of_queries=probe.of_queries,
     )
     layers: list[LayerAnalysis] = []
     for info in tqdm(infos, desc='statistics', unit='layer', file=sys.stderr):
         layers.append(layer_results(info, analysed))
-    by_layer = conclude(layers, analysed.has_levels)
+    by_layer = conclude(layers)
     results = {
         'format': RESULTS_FORMAT,
         'title': f'Size specialisation of {Path(cfg.filename).stem}',
@@ -194,6 +196,7 @@ def analyse_checkpoint(
         },
         'sizes': sizes,
         'relative_sizes': None if relative is None else relative_table(relative),
+        'conditioned_on': conditioned_on(probe),
         'levels': pyramid_levels(model, findings),
         'ap': {'natural': precisions[NATURAL], 'top_k': _sweep(model, precisions)},
         'swap': None if routes is None else swap_results(routes, 'all', analysed.donors),
@@ -202,6 +205,7 @@ def analyse_checkpoint(
         'seeds': None,
         'notes': _notes(probe, infos, model),
     }
+    write_queries(folder / QUERIES_NAME, findings, matches, ground_truth, infos)
     add_pictures(results, folder, findings, matches, ground_truth, [item['img_path'] for item in items])
     return results, by_layer
 
@@ -245,9 +249,10 @@ def _sweep(model: nn.Module, precisions: dict[str, dict]) -> list[dict]:
 
 def _notes(probe: Probe, infos: Sequence[LayerInfo], model: nn.Module) -> list[str]:
     notes = []
-    if probe.no_provenance:
+    if probe.no_provenance and probe.no_assignment:
+        place = 'query' if probe.of_queries else 'level'
         notes.append(
-            f'Detections cannot be followed to a level: {probe.no_provenance}. Layers that decide once per image are '
+            f'Detections cannot be followed to a {place}: {probe.no_provenance}. Layers that decide once per image are '
             "measured at each object's centre."
         )
     elif probe.no_assignment:

@@ -11,6 +11,7 @@ from PIL import Image
 from ..analysis import gallery
 from ..analysis.figures.pictures import Pictures, crop_object, draw_boxes
 from ..analysis.ground_truth import GroundTruth
+from ..analysis.inputs import QUERY
 from ..analysis.units import decides_per_image, detection_unit, training_unit, unit_without_levels
 from ..probing.findings import Findings
 
@@ -103,7 +104,7 @@ def add_pictures(
             'picture': images.whole(i),
             'objects': len(objects.of_image(i)),
             'layers': [
-                {'name': layer['name'], 'levels': _routing(findings.layers[layer['name']], i)}
+                {'name': layer['name'], 'levels': _routing(findings.layers[layer['name']], i, layer['unit'] == QUERY)}
                 for layer in results['layers']
             ],
         }
@@ -111,11 +112,13 @@ def add_pictures(
     ]
 
 
-def _routing(layer, position: int) -> list[dict]:
+def _routing(layer, position: int, mean: bool) -> list[dict]:
+    """The weights of an image's rows, level by level; of its queries, which are many and in no order, their mean."""
     at = layer.image_ids == position
     found = []
     for level in np.unique(layer.levels[at]):
         rows = np.flatnonzero(at & (layer.levels == level))
         rows = rows[np.argsort(layer.patches[rows])]
-        found.append({'level': int(level), 'weights': layer.weights[rows].tolist()})
+        weights = layer.weights[rows]
+        found.append({'level': int(level), 'weights': (weights.mean(0, keepdims=True) if mean else weights).tolist()})
     return found

@@ -16,7 +16,7 @@ from ..routing.router import find_routers
 NATURAL = 'natural'  # name of the detector's own routing
 
 # layers under these run after the features: a change of their routing leaves the features as they are
-_AFTER_FEATURES = ('bbox_head.', 'rpn_head.', 'roi_head.')
+_AFTER_FEATURES = ('bbox_head.', 'rpn_head.', 'roi_head.', 'encoder.', 'decoder.')
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .one_process import one_process
 from .places import Truth
 from .provenance import cannot_follow
+from .queries import cannot_follow_queries, cannot_match_queries, makes_queries, query_losses
 
 AUXILIARY = 'loss_moe_'  # losses of constraints, which are about the routing and not about the detections
 
@@ -24,8 +25,9 @@ def image_losses(
     """The detection loss of each image of a batch, as if it were trained on alone.
 
     Args:
-        head: a dense head in eval mode.
-        outputs: what the head's forward returned for the batch, such as class scores and box deltas by level.
+        head: a dense head in eval mode, or one of DETR's family.
+        outputs: what the head's forward returned for the batch, such as class scores and box deltas by level, or by
+            decoder layer.
         truths: ground truths of each image.
         metas: meta information of each image.
 
@@ -34,12 +36,15 @@ def image_losses(
     """
     found = np.empty(len(truths))
     for image, (truth, meta) in enumerate(zip(truths, metas, strict=True)):
-        own = [[level[image : image + 1] for level in of_kind] for of_kind in outputs]
-        device = own[0][0].device
+        device = outputs[0][0].device
         labels = torch.as_tensor(truth.labels, device=device)
         objects = InstanceData(bboxes=truth.resized(meta).to(device), labels=labels)
-        with one_process():
-            losses = head.loss_by_feat(*own, batch_gt_instances=[objects], batch_img_metas=[meta])
+        if makes_queries(head):
+            losses = query_losses(head, outputs, image, objects, meta)
+        else:
+            own = [[level[image : image + 1] for level in of_kind] for of_kind in outputs]
+            with one_process():
+                losses = head.loss_by_feat(*own, batch_gt_instances=[objects], batch_img_metas=[meta])
         found[image] = sum(
             float(sum(value.sum() for value in ([loss] if isinstance(loss, Tensor) else loss)))
             for name, loss in losses.items()
@@ -50,6 +55,8 @@ def image_losses(
 
 def cannot_compute_losses(head: nn.Module | None) -> str | None:
     """Why the losses of this head cannot be computed image by image; None if they can."""
+    if makes_queries(head):
+        return cannot_follow_queries(head) or cannot_match_queries(head)
     reason = cannot_follow(head)
     if reason:
         return reason

@@ -43,12 +43,14 @@ class Places:
         levels: (n,) level; -1 where it is not known.
         y: (n,) fraction of the padded input's height.
         x: (n,) fraction of its width.
+        queries: (n,) object query at the place; None where places are anchors.
     """
 
     images: Tensor
     levels: Tensor
     y: Tensor
     x: Tensor
+    queries: Tensor | None = None
 
     @staticmethod
     def none() -> Places:
@@ -103,8 +105,15 @@ class RowTable:
                 y = (places.y[at] * height).long().clamp(0, height - 1)
                 x = (places.x[at] * width).long().clamp(0, width - 1)
                 patches[at] = patch_numbers(y, x, height, width, grid)
+        return self._found(places.images, levels, patches)
+
+    def rows_of_queries(self, places: Places) -> np.ndarray:
+        """(n,) row of the query at each place, where every query has a row, as patches have."""
+        return self._found(places.images, places.levels, places.queries)
+
+    def _found(self, images: Tensor, levels: Tensor, patches: Tensor) -> np.ndarray:
         nowhere = levels < 0
-        keys = self._keys(places.images, levels.clamp_min(0), patches)
+        keys = self._keys(images, levels.clamp_min(0), patches)
         found = torch.searchsorted(self._sorted, keys).clamp_max(len(self._sorted) - 1)
         missing = (self._sorted[found] != keys) | nowhere
         return torch.where(missing, torch.tensor(NO_ROW), self._order[found]).numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
@@ -21,6 +22,15 @@ from .findings import NO_ROW, Findings, LayerFindings
 from .losses import cannot_compute_losses, image_losses
 from .places import Places, RowTable, Truth, centres
 from .provenance import ProvenanceRecorder, cannot_follow, locations
+from .queries import (
+    QueryRecorder,
+    cannot_follow_queries,
+    cannot_match_queries,
+    makes_queries,
+    matched_queries,
+    query_layers,
+)
+from .regions import region_extractor, region_levels
 
 
 class Probe:
@@ -47,8 +57,16 @@ class Probe:
         self.grids = dict(grids or {})
         self.rows = rows
         self.routers = find_routers(model)
-        self.no_provenance = cannot_follow(self.head)
-        self.no_assignment = self.no_provenance or cannot_assign(self.head)
+        self.of_queries = makes_queries(self.head)
+        follow, assign = (
+            (cannot_follow_queries, cannot_match_queries) if self.of_queries else (cannot_follow, cannot_assign)
+        )
+        self.no_provenance = follow(self.head)
+        self.no_assignment = self.no_provenance or assign(self.head)
+        self.query_layers = query_layers(model)
+        self.regions = region_extractor(model)
+        if self.regions is not None:
+            self.no_assignment = None
         self.no_losses = cannot_compute_losses(self.head)
         self._asks_losses = any(condition.losses for condition in self.conditions)
 
@@ -112,8 +130,10 @@ class Probe:
             losses=losses,
         )
 
-    def _provenance(self) -> AbstractContextManager[ProvenanceRecorder | None]:
-        return nullcontext() if self.no_provenance else ProvenanceRecorder(self.head)
+    def _provenance(self) -> AbstractContextManager[ProvenanceRecorder | QueryRecorder | None]:
+        if self.no_provenance:
+            return nullcontext()
+        return QueryRecorder(self.head) if self.of_queries else ProvenanceRecorder(self.head)
 
     def _under(self, condition: Condition, images: Sequence[int]) -> AbstractContextManager[None]:
         condition.start_batch(images)
@@ -161,6 +181,8 @@ class Probe:
 
     def _anchor_places(self, images: Tensor, levels: Tensor, anchors: Tensor, sizes: Sequence) -> Places:
         y, x = torch.zeros(len(images)), torch.zeros(len(images))
+        if self.of_queries:
+            return Places(images, levels, y, x, anchors)
         for level, (height, width) in enumerate(sizes):
             at = levels == level
             row, column = locations(self.head, level, anchors[at], width)
@@ -172,10 +194,13 @@ class Probe:
     ) -> tuple[np.ndarray, Places]:
         if self.no_assignment is not None:
             return np.zeros(0, dtype=np.int64), Places.none()
+        if self.regions is not None:
+            return np.concatenate([truth.numbers for truth in truths]), self._regions_of(truths, samples, inputs)
         metas = [sample.metainfo for sample in samples]
         boxes = [truth.resized(meta).to(inputs.device) for truth, meta in zip(truths, metas, strict=True)]
         labels = [torch.as_tensor(truth.labels, device=inputs.device) for truth in truths]
-        found = positive_anchors(self.head, outputs, boxes, labels, metas)
+        assign = matched_queries if self.of_queries else positive_anchors
+        found = assign(self.head, outputs, boxes, labels, metas)
         owners, images, levels, anchors = [], [], [], []
         for image, (truth, per_level) in enumerate(zip(truths, found, strict=True)):
             for level, (anchor, number) in enumerate(per_level):
@@ -185,6 +210,11 @@ class Probe:
                 anchors.append(anchor)
         places = self._anchor_places(torch.cat(images), torch.cat(levels), torch.cat(anchors), map_sizes)
         return np.concatenate(owners).astype(np.int64), places
+
+    def _regions_of(self, truths: Sequence[Truth], samples: list, inputs: Tensor) -> Places:
+        """Centres of the ground truths at the levels that their boxes are pooled from."""
+        boxes = torch.cat([truth.resized(sample.metainfo) for truth, sample in zip(truths, samples, strict=True)])
+        return dataclasses.replace(centres(truths, samples, inputs), levels=region_levels(self.regions, boxes))
 
     # -- rows --------------------------------------------------------------------------------------------------
 
@@ -203,9 +233,17 @@ class Probe:
         unit = records[0].unit
         # a layer that decides once per level of the head's pyramid; any other decides once per image
         by_level = unit != 'image' and pyramid > 1 and int(levels.max()) == pyramid - 1
+        if self.regions is not None:  # whose pyramid may have more levels than regions are pooled from
+            by_level = unit != 'image' and int(levels.max()) > 0
         grid = self.grids.get(records[0].layer, 1) if unit == 'patch' else 1
         table = RowTable(images, levels, patches)
         detections, positives, of_truths = places
+        if records[0].layer in self.query_layers:
+            rows = (table.rows_of_queries(detections), table.rows_of_queries(positives), of_truths.no_rows())
+        elif by_level:
+            rows = (table.rows(detections, sizes, grid), table.rows(positives, sizes, grid), of_truths.no_rows())
+        else:
+            rows = (detections.no_rows(), positives.no_rows(), table.rows(of_truths, sizes, grid))
         return LayerFindings(
             image_ids=image_ids[images.numpy()],
             levels=levels.numpy(),
@@ -213,9 +251,9 @@ class Probe:
             weights=torch.cat([record.weights for record in records]).float().numpy(),
             probs=torch.cat([record.probs for record in records]).float().numpy(),
             features=torch.cat(list(features)).numpy(),
-            detection_rows=table.rows(detections, sizes, grid) if by_level else detections.no_rows(),
-            positive_rows=table.rows(positives, sizes, grid) if by_level else positives.no_rows(),
-            truth_rows=of_truths.no_rows() if by_level else table.rows(of_truths, sizes, grid),
+            detection_rows=rows[0],
+            positive_rows=rows[1],
+            truth_rows=rows[2],
         )
 
 

@@ -87,7 +87,7 @@ def analysed(world, experts=None, matched=None, without_levels=False, by_image=F
     )
     info = LayerInfo('head', 'level', None, EXPERTS * slots, slots, 'all', (), slots)
     found = layer_results(info, given)
-    conclude([found], given.has_levels)
+    conclude([found])
     json.dumps(found.numbers, allow_nan=False)
     return found.numbers
 

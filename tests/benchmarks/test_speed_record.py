@@ -21,12 +21,14 @@ from benchmarks.speed.marks import fill
 from benchmarks.speed.plan import Plan
 from benchmarks.speed.record import Record
 from benchmarks.speed.sections import Measurement
+from benchmarks.speed.token_sections import OVER_IDEAL, TokenShape
 from moe_det.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
 FEW = dict(detector_rounds=2, rounds=2, profile_rounds=2, warm_up=1)
 LAYER = LayerShape(4, 4, 5, 5, 1)
-PLAN = Plan('cpu', ('fp32',), (1,), (64, 64), layer=LAYER, experts=(2, 4, 8), larger=((1, (96, 64)),), **FEW)
+SMALL_SIZES = dict(layer=LAYER, experts=(2, 4, 8), tokens=TokenShape(40, 8, 16, 4, 2), larger=((1, (96, 64)),))
+PLAN = Plan('cpu', ('fp32',), (1,), (64, 64), **SMALL_SIZES, **FEW)
 MADE = dict(
     command='python x.py', date='2026-01-01', cpu='a cpu', cores=2, threads=1, python='3', torch='2', mmcv='2',
     mmdet='3', busy_machine=None, load_before=0.1,
@@ -162,6 +164,10 @@ def test_sections_measure_what_they_say(measured):
     assert ratios['E=8 / dense expert']['median'] == pytest.approx(
         8 * ratios['E=8 / k dense experts']['median'], rel=1e-3
     )
+    tokens = measured['tokens']['training fp32']['results']
+    ideal = 2 * tokens['times']['dense FFN']['median_ms'] / tokens['times']['MoEFFN']['median_ms']
+    low, high = tokens['ratios'][OVER_IDEAL]['quartiles']  # of two rounds: the medians' ratio lies between theirs
+    assert low * 0.99 <= 1 / ideal <= high * 1.01 and len(measured['tokens']) == 2
     assert len(measured['patterns']) == 2 * (1 + 2 + 2)  # k = 2 of E = 2 chooses nothing
     assert len(measured['memory']) == (1 + 2 + 2) + 6
     steps = {name: entry['results'] for name, entry in measured['optimizer'].items()}
@@ -230,6 +236,9 @@ def test_tables_hold_the_records_numbers(measured):
     (row,) = [line for line in text.splitlines() if line.startswith('| k=1 | fp32 | 1 |')]
     assert row.split('|')[5].strip() == f'{one / dense:.3f}'
     assert text.count('| dense expert |') == 1 and '| k=2, E=32 | fp32 | 1 |' in text
+    (row,) = [line for line in text.split('**Tokens** (40 tokens')[1].splitlines() if line.startswith('| inference |')]
+    over = measured['tokens']['inference fp32']['results']['ratios'][OVER_IDEAL]
+    assert row.split('|')[5].strip().startswith(f'{over["median"]:.3f} (')
     fused = measured['optimizer']['k=2, E=32']['results']['ratios']['fused / one by one']
     lines = text.split('**The optimizer alone**')[1].splitlines()
     (row,) = [line for line in lines if line.startswith('| k=2, E=32 |')]

@@ -1,4 +1,4 @@
-"""Tools that tell objects by their place refuse layers that decide about tokens, and say what to do instead."""
+"""Tools that tell objects by their place refuse tokens that cannot be followed, and say what to do instead."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from moe_det.engine.layer_description import layer_infos
 from moe_det.errors import MoEConfigError
 from moe_det.routing.router import find_routers
 
-FFNS = {'modules': 'decoder.layers.*.ffn', 'type': 'MoEFFN', 'num_experts': 3, 'top_k': 1}
+FFNS = {'modules': '**.layers.*.ffn', 'type': 'MoEFFN', 'num_experts': 3, 'top_k': 1}
 STAGE = {'modules': 'backbone.layer4', 'type': 'MoEBlock'}
 
 
@@ -25,12 +25,12 @@ def model() -> nn.Module:
     return build({**cfg, 'type': 'WithExperts', 'detector': 'DETR', 'experts': [FFNS, STAGE]})
 
 
-def test_size_specialisation_takes_layers_that_have_a_place(model):
-    with pytest.raises(MoEConfigError, match=r'^decoder\.layers\.0\.ffn, decoder.*tokens or queries') as error:
+def test_size_specialisation_takes_what_it_can_follow(model):
+    with pytest.raises(MoEConfigError, match=r'^encoder\.layers\.0\.ffn, encoder\.layers\.1\.ffn: .*tokens') as error:
         layer_infos(model)
-    assert 'choose others with --layers: backbone.layer4.moe_block.moe' in str(error.value)
-    (info,) = layer_infos(model, ['backbone.layer4.moe_block.moe'])
-    assert info.unit == 'level'
+    others = ['backbone.layer4.moe_block.moe', 'decoder.layers.0.ffn', 'decoder.layers.1.ffn']
+    assert f'choose others with --layers: {", ".join(others)}' in str(error.value)
+    assert [info.unit for info in layer_infos(model, others)] == ['level', 'query', 'query']
 
 
 def test_the_hook_says_that_it_must_go(model, monkeypatch):
@@ -38,4 +38,4 @@ def test_the_hook_says_that_it_must_go(model, monkeypatch):
     monkeypatch.setattr(hook, '_read', lambda runner: None)
     with pytest.raises(MoEConfigError, match=r'ExpertSizeHook \(take it out\)'):
         hook.before_val_epoch(SimpleNamespace(model=model))
-    assert len(find_routers(model)) == 3
+    assert len(find_routers(model)) == 5

@@ -10,12 +10,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from small_models import CLASSES, batch, detector, spread_weights
+from small_models import CLASSES, batch, build, config, detector, shrink, spread_weights
 
 from moe_det.analysis.ground_truth import GroundTruth
 from moe_det.errors import DataError
 from moe_det.probing.conditions import Condition, conditions_of, forced, knocked_out, swept
-from moe_det.probing.findings import Findings, join
+from moe_det.probing.findings import NO_ROW, Findings, join
+from moe_det.probing.places import Truth
 from moe_det.probing.probe import Probe
 from moe_det.probing.run import PartStore, Share, probe_images, truths_of
 from moe_det.routing import RoutingRecorder, find_routers
@@ -376,7 +377,7 @@ def test_two_stage_detectors_are_probed_at_the_objects_centre(tmp_path):
     truth = ground_truth(tmp_path, data)
     (name,) = find_routers(model)
     probe = Probe(model, conditions_of(model)[:2], {name: 2})
-    assert 'two-stage' in probe.no_provenance and probe.no_assignment
+    assert 'two-stage' in probe.no_provenance and probe.no_assignment is None
     found = probe(range(3), data, truths_of(truth, range(3)))
     layer = found.layers[name]
     assert probe.no_losses and (found.detection_levels == -1).all() and (layer.detection_rows == -1).all()
@@ -389,3 +390,25 @@ def test_two_stage_detectors_are_probed_at_the_objects_centre(tmp_path):
     assert Intervention(forced=0) in [i for c in probe.conditions for i in c.interventions.values()]
     assert not probe.conditions[0].keeps_features
     assert len(CATEGORIES) == CLASSES
+
+
+def test_objects_of_two_stages_have_the_level_that_their_box_is_pooled_from(tmp_path):
+    data = batch([(256, 256)] * 2)
+    sides = [(20, 60, 120), (230, 10, 111)]
+    # FPN, section 4.2, with k0 = 4 for 224 pixels and the lowest level P2: floor(log2(side / 56)), from 0 to 3
+    expected = [(0, 0, 1), (2, 0, 0)]
+    truths = []
+    for image, of_image in enumerate(sides):
+        boxes = np.array([[5.0, 5.0, side, side] for side in of_image])
+        truths.append(Truth(np.arange(3) + 3 * image, boxes, np.zeros(3, dtype=int)))
+    cfg = shrink(config("_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'"))
+    conv = {'modules': 'rpn_head.rpn_conv', 'type': 'MoEConv2d', 'num_experts': 3, 'top_k': 1, 'num_levels': 5}
+    model = build({**cfg.model, 'type': 'WithExperts', 'detector': 'FasterRCNN', 'experts': [conv]})
+    spread_weights(model).eval()
+    findings = Probe(model)(range(2), data, truths)
+    assert findings.positives[:, 1].tolist() == [level for of_image in expected for level in of_image]
+    layer = findings.layers['rpn_head.rpn_conv']
+    assert layer.levels.max() == 4 and (layer.truth_rows == NO_ROW).all()
+    rows = layer.positive_rows
+    np.testing.assert_array_equal(layer.levels[rows], findings.positives[:, 1])
+    assert layer.image_ids[rows].tolist() == [0, 0, 0, 1, 1, 1]

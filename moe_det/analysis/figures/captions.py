@@ -59,7 +59,7 @@ DEFINITIONS = {
     'orange, large green.',
     'objects': 'The weight of the expert in the routing row of the object, highest first, then its probability. Boxes: '
     'small blue, medium orange, large green.',
-    'routing': 'Weights of the experts; of several patches in a level their mean.',
+    'routing': 'Weights of the experts; of several patches in a level, or of all queries, their mean.',
 }
 
 

@@ -149,7 +149,7 @@ def limits_rows(results: dict) -> list[tuple[str, list[str]]]:
 def level_heat(results: dict, layer: dict) -> Heat:
     """Expert x level: the share of a level's objects that the expert has."""
     counts = layer.get('expert_by_level')
-    levels = layer.get('levels') or []
+    levels = (layer.get('levels') or []) if counts else []
     sums = [sum(at(row, i) or 0 for row in counts or []) for i in range(len(levels))]
     columns = [
         Head(level_name(results, index), (f'n {values.count(n).text}',)) for index, n in zip(levels, sums, strict=True)

@@ -1,0 +1,104 @@
+"""size_specialization.py on a DETR whose gate is planted: small boxes go to expert 0, large ones to expert 1."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+from small_models import predictions_of
+from small_queries import LAYER, NAMES, boxes_as_truth, detr_config, planted_detr, write_images
+
+from moe_det.routing.gates import GAPLinearGate
+
+TOOL = 'analysis_tools/size_specialization.py'
+IMAGES = 60
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory) -> Path:
+    """Config, checkpoint and data, in which some of the detector's own boxes are the ground truth."""
+    folder = tmp_path_factory.mktemp('detr')
+    cfg = detr_config()
+    paths = write_images(folder / 'images', IMAGES)
+    file = folder / 'annotations' / 'truth.json'
+    pipeline = [
+        {'type': 'LoadImageFromFile'},
+        {'type': 'Resize', 'scale': (64, 64), 'keep_ratio': True},
+        {'type': 'LoadAnnotations', 'with_bbox': True},
+        {'type': 'PackDetInputs', 'meta_keys': ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')},
+    ]
+    cfg.test_dataloader = {
+        'batch_size': 10,
+        'num_workers': 0,
+        'sampler': {'type': 'DefaultSampler', 'shuffle': False},
+        'dataset': {
+            'type': 'CocoDataset',
+            'data_root': str(folder),
+            'metainfo': {'classes': NAMES},
+            'ann_file': 'annotations/truth.json',
+            'data_prefix': {'img': 'images/'},
+            'test_mode': True,
+            'pipeline': pipeline,
+        },
+    }
+    cfg.test_evaluator = {'type': 'CocoMetric', 'ann_file': str(file), 'metric': 'bbox'}
+    cfg.custom_imports = {'imports': ['moe_det'], 'allow_failed_imports': False}
+    cfg.dump(folder / 'detr.py')
+    model = planted_detr(cfg)
+    found = []
+    for path in paths:
+        sample = DetDataSample(metainfo={'img_shape': (64, 64), 'ori_shape': (64, 64), 'scale_factor': (1.0, 1.0)})
+        image = torch.from_numpy(cv2.imread(str(path)).transpose(2, 0, 1).copy())
+        found.extend(predictions_of(model, {'inputs': [image], 'data_samples': [sample]}))
+    boxes_as_truth(found, paths, file)
+    torch.save({'state_dict': model.state_dict(), 'meta': {'dataset_meta': {'classes': NAMES}}}, folder / 'planted.pth')
+    return folder
+
+
+def report(tool, place: Path, out: Path, *options: str) -> dict:
+    few = ['--permutations', '500', '--bootstrap', '100', '--swaps', '2', '--resamples', '50', '--no-figures']
+    where = ['--out-dir', str(out), '--device', 'cpu', '--area-ranges', '10', '14']
+    assert tool(TOOL).main([str(place / 'detr.py'), str(place / 'planted.pth'), *where, *few, *options]) == 0
+    return json.loads((out / 'size_specialization.json').read_text())
+
+
+def test_the_planted_gate_is_found(tool, place, tmp_path):
+    results = report(tool, place, tmp_path)
+    (layer,) = results['layers']
+    assert (layer['name'], layer['unit'], layer['main_unit']) == (LAYER, 'query', 'detection')
+    assert layer['units']['detection']['sorts'] is layer['units']['training']['sorts'] is True
+    assert layer['units']['training']['n_objects'] == 4 * IMAGES
+    table = np.array(layer['expert_by_size'])
+    assert min(table[0, 0] / table[:, 0].sum(), table[1, 2] / table[:, 2].sum()) > 0.85  # near boxes stand in at times
+    assert layer['random_gates']['quantile'] > 0.95
+    # experts that do nothing cannot be missed
+    assert layer['verdict'] == 'size-sorted' and layer['swap']['AP']['difference'] == 0
+    assert layer['plain'].startswith('In part: its experts get objects of different size, ')
+    assert 'level' not in layer['plain'] + layer['sentence']
+    assert results['conditioned_on'].startswith('the layer alone')
+    assert results['levels'][0]['name'] == 'all queries'
+    assert results['levels'][0]['detections'] == 10 * IMAGES
+    page = (tmp_path / 'report.html').read_text()
+    assert 'given the layer alone. Object queries have no level of a pyramid' in page
+    lines = list(csv.DictReader((tmp_path / 'queries.csv').open()))
+    assert len(lines) == 10 * IMAGES and {line[LAYER] for line in lines} == {'0', '1'}
+    assert len({line['query'] for line in lines}) > 10
+    matched = [line for line in lines if line['annotation_id']]
+    assert len(matched) == layer['n_objects']
+    assert all(line[LAYER] == '0' for line in lines if float(line['area']) < 100)
+    assert all(line[LAYER] == '1' for line in lines if float(line['area']) > 196)
+
+
+def test_a_gate_that_chooses_at_random_is_not(tool, place, tmp_path, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    monkeypatch.setattr(GAPLinearGate, 'logits', lambda self, x: torch.randn(len(x), 2, generator=generator))
+    (layer,) = report(tool, place, tmp_path, '--no-forcing')['layers']
+    assert layer['units']['detection']['sorts'] is layer['units']['training']['sorts'] is False
+    assert layer['verdict'] == 'not specialised' and layer['relative_size']['p_value'] > 0.01
+    assert layer['plain'] == 'No: nothing shows that its experts differ by size.'

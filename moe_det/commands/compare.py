@@ -30,10 +30,10 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
     parser.add_argument('--device', help='cpu, cuda or cuda:N (default: cuda where there is one)')
     parser.add_argument('--cfg-options', nargs='+', action='extend', metavar='KEY=VALUE', help='change every config')
     args = parser.parse_args(argv)
-    for run in args.runs:
-        name, equals, where = run.partition('=')
+    for given in args.runs:
+        name, equals, where = given.partition('=')
         if not (name.strip() and equals and where):
-            parser.error(f'{run}: expected NAME=WORK_DIR or NAME=CONFIG:CHECKPOINT')
+            parser.error(f'{given}: expected NAME=WORK_DIR or NAME=CONFIG:CHECKPOINT')
     for path in args.out:
         if not path.endswith(('.md', '.json')):
             parser.error(f'--out {path}: expected a name that ends in .md or .json')

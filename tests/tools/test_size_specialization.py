@@ -357,7 +357,7 @@ def test_an_out_dir_that_cannot_be_written_and_an_unknown_layer(analyse, tmp_pat
 )
 def test_wrong_arguments_answer_at_once(tool, capsys, options, words):
     with pytest.raises(SystemExit) as stopped:
-        tool(TOOL).parse_args(['c.py', 'c.pth', *options])
+        tool(TOOL).main(['c.py', 'c.pth', *options])
     assert stopped.value.code == 2 and words in capsys.readouterr().err
 
 

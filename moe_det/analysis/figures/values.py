@@ -44,8 +44,7 @@ def readable(results: dict) -> dict:
     found = results.get('format')
     if found != RESULTS_FORMAT:
         raise DataError(
-            f'the results have format {found}, not {RESULTS_FORMAT}: measure the checkpoint '
-            'again (moe-det report)'
+            f'the results have format {found}, not {RESULTS_FORMAT}: measure the checkpoint again (moe-det report)'
         )
     return cleaned(results)
 

@@ -121,7 +121,7 @@ def output_names(outputs: object) -> list[str]:
 
 def graph_of(network: nn.Module, image: Tensor, names: Sequence[str]) -> bytes:
     """Traces a network in evaluation and returns the ONNX file's content."""
-    with tempfile.TemporaryDirectory() as folder, _routing_operators(), warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, routing_operators(), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the tracer names each size that becomes part of the graph, which is meant
         target = os.path.join(folder, 'graph.onnx')
         torch.onnx.export(
@@ -141,7 +141,7 @@ def graph_of(network: nn.Module, image: Tensor, names: Sequence[str]) -> bytes:
 
 
 @contextmanager
-def _routing_operators() -> Iterator[None]:
+def routing_operators() -> Iterator[None]:
     """Exports the operators of routing and mixtures for which torch has no ONNX form, or one that overflows.
 
     A stable sort is a TopK, which takes the lower index first among equals (ONNX operators, TopK). Torch writes

@@ -63,7 +63,8 @@ assert head.batched_nms is mmcv.ops.batched_nms
 assert bbox_nms.batched_nms is mmcv.ops.batched_nms
 assert focal_loss._sigmoid_focal_loss == mmcv.ops.sigmoid_focal_loss
 assert early.MultiScaleDeformableAttention is mmcv.ops.MultiScaleDeformableAttention
-moe_det.prepare_stack()
+from moe_det.compat import prepare_stack
+prepare_stack()
 """
     result = run_python(code)
     assert result.returncode == 0, result.stderr

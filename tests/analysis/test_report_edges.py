@@ -164,9 +164,9 @@ def test_results_of_another_format_are_refused(tmp_path, found):
     results = make_example(layers=1, experts=2, levels=2)
     results['format'] = found
     for use in (lambda: write_report(results, tmp_path), lambda: console_table(results)):
-        with pytest.raises(DataError, match=f'format {found}, not 2: run the tool again'):
+        with pytest.raises(DataError, match=f'format {found}, not 2: measure the checkpoint again'):
             use()
-    with pytest.raises(DataError, match='run the tool again'):
+    with pytest.raises(DataError, match='measure the checkpoint again'):
         write_figures(results, tmp_path)
     assert not (tmp_path / 'report.html').exists()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import NoReturn
 
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None, program: str = 'moe-det') -> int:
         program: what the user typed before them.
 
     Returns:
-        The exit status of the command; 2 without a command or with an unknown one.
+        The exit status of the command; 2 without a command or with an unknown one, 1 where nobody reads its output.
     """
     name, *arguments = (sys.argv[1:] if argv is None else argv) or ['']
     if name in ('-h', '--help', 'help'):
@@ -51,7 +52,13 @@ def main(argv: list[str] | None = None, program: str = 'moe-det') -> int:
         return 2
     module = importlib.import_module(f'.commands.{COMMANDS[name][0]}', __package__)
     with called(program):
-        return module.main(arguments, f'{program} {name}')
+        try:
+            status = module.main(arguments, f'{program} {name}')
+            sys.stdout.flush()
+        except BrokenPipeError:  # who reads, such as head, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+    return status
 
 
 def start() -> NoReturn:

@@ -160,3 +160,12 @@ def test_classes_are_registered_once_mmdet_is_there(first):
     probe = f"{first}\nfrom mmdet.registry import MODELS\nassert MODELS.get('MoERetinaHead') is not None"
     done = subprocess.run([sys.executable, '-c', probe], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, '-m', 'moe_det', 'configs', 'list']
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, '')

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 
-from .start import run
+from .start import add_run_options, run, with_local_rank
 
 
 def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
@@ -18,35 +17,16 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
     parser.add_argument('config', help="config file, a packaged config's name, or mmdet::... for one of mmdet's own")
     parser.add_argument('checkpoint', help='checkpoint file or URL')
     parser.add_argument('--work-dir', help='folder for metrics and logs (default: ./work_dirs/<config name>)')
-    parser.add_argument('--data-root', help='folder that replaces the data folder of the config, in COCO layout')
-    parser.add_argument('--seed', type=int, help='seed of the run')
     parser.add_argument('--out', metavar='FILE.pkl', help='save the predictions as a pickle')
     parser.add_argument('--show', action='store_true', help='show the predictions in a window')
     parser.add_argument('--show-dir', help='save painted images in <work-dir>/<time stamp>/SHOW_DIR')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show leaves an image open')
     parser.add_argument('--tta', action='store_true', help="test-time augmentation: the config's own, else flips")
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action='extend',
-        metavar='KEY=VALUE',
-        help='change config keys: model.test_cfg.score_thr=0.1 key="[a,b]" key="[(a,b),(c,d)]" (quotes, no blanks)',
-    )
-    parser.add_argument(
-        '--no-data-check',
-        dest='data_check',
-        action='store_false',
-        help='do not look at annotations and images first',
-    )
-    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
+    add_run_options(parser, 'model.test_cfg.score_thr=0.1')
     args = parser.parse_args(argv)
     if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
         parser.error(f'--out {args.out}: expected a name that ends in .pkl or .pickle')
-    if args.local_rank is not None:  # from torch.distributed.launch, which sets no environment
-        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    del args.local_rank
-    return args
+    return with_local_rank(args)
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:

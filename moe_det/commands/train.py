@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 
-from .start import run
+from .start import add_run_options, run, with_local_rank
 
 
 def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
@@ -17,8 +16,6 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
     )
     parser.add_argument('config', help="config file, a packaged config's name, or mmdet::... for one of mmdet's own")
     parser.add_argument('--work-dir', help='folder for checkpoints and logs (default: ./work_dirs/<config name>)')
-    parser.add_argument('--data-root', help='folder that replaces the data folder of the config, in COCO layout')
-    parser.add_argument('--seed', type=int, help='seed of the run')
     parser.add_argument('--amp', action='store_true', help='mixed precision: fp16 on a GPU, bfloat16 on a CPU')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
     parser.add_argument(
@@ -28,26 +25,9 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         metavar='CHECKPOINT',
         help='continue from this checkpoint, or without one from the last in the work folder',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action='extend',
-        metavar='KEY=VALUE',
-        help='change config keys: model.backbone.depth=18 key="[a,b]" key="[(a,b),(c,d)]" (quotes, no blanks)',
-    )
-    parser.add_argument(
-        '--no-data-check',
-        dest='data_check',
-        action='store_false',
-        help='do not look at annotations and images first',
-    )
-    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
+    add_run_options(parser, 'model.backbone.depth=18')
     args = parser.parse_args(argv)
-    if args.local_rank is not None:  # from torch.distributed.launch, which sets no environment
-        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    del args.local_rank
-    return args
+    return with_local_rank(args)
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:

@@ -15,7 +15,7 @@ from mmengine.config import Config
 
 from moe_det import called, cli
 from moe_det.commands import COMMANDS
-from moe_det.engine.config_file import find_config
+from moe_det.common.config_file import find_config
 from moe_det.errors import MoEConfigError
 from moe_det.packaged_configs import config_names, copy_config, packaged_config
 
@@ -152,7 +152,7 @@ def test_routing_and_analysis_need_no_mmdet():
     [
         'import moe_det, mmcv.ops',
         'import moe_det\nfrom mmdet.registry import MODELS',
-        'import moe_det.engine.moe_hook',
+        'import moe_det.hooks.moe_hook',
         'import moe_det.layers',
     ],
 )

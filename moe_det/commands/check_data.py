@@ -45,4 +45,4 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     """Returns the exit status: 0, 1 if there are problems, or 2 after an error of the user's."""
     args = parse_args(argv, prog)
-    return run('moe_det.engine.check_dataset:check_dataset', unexpected=2, **vars(args))
+    return run('moe_det.dataset_check.thorough:check_dataset', unexpected=2, **vars(args))

@@ -18,4 +18,4 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     parser.add_argument('--train', type=int, default=800, help='training images to make')
     parser.add_argument('--val', type=int, default=200, help='validation images to make')
     args = parser.parse_args(argv)
-    return run('moe_det.engine.demo:run_demo', **vars(args))
+    return run('moe_det.studies.demo:run_demo', **vars(args))

@@ -42,4 +42,4 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     """Returns the exit status: 0, 2 after an error of the user's, 130 after Ctrl-C."""
     args = parse_args(argv, prog)
-    return run('moe_det.engine.converters.densify:densify', **vars(args))
+    return run('moe_det.converters.densify:densify', **vars(args))

@@ -34,4 +34,4 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     """Returns the exit status: 0, 2 after an error of the user's, 130 after Ctrl-C."""
     args = parse_args(argv, prog)
     arguments = {**vars(args), 'shape': tuple(args.shape)}
-    return run('moe_det.engine.converters.onnx_export:export_onnx', **arguments)
+    return run('moe_det.converters.onnx_export:export_onnx', **arguments)

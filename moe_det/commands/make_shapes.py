@@ -36,4 +36,4 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     args = parser.parse_args(argv)
     if args.workers is not None and args.workers < 1:
         parser.error(f'argument --workers: expected an integer >= 1, got {args.workers}')
-    return run('moe_det.engine.shapes_data:make_shapes_data', **vars(args))
+    return run('moe_det.studies.shapes_data:make_shapes_data', **vars(args))

@@ -26,4 +26,4 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     """Returns the exit status: 0, or 2 after an error of the user's."""
     args = parse_args(argv, prog)
-    return run('moe_det.engine.launch:print_config', **vars(args))
+    return run('moe_det.running.launch:print_config', **vars(args))

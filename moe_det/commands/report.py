@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
 
     def work() -> None:
         from ..analysis.inputs import Settings
-        from ..engine.size_specialization import AnalysisOptions, analyse
+        from ..studies.size_specialization import AnalysisOptions, analyse
 
         options = AnalysisOptions(
             data_root=args.data_root,

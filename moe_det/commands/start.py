@@ -34,7 +34,7 @@ def run(work: str | Callable, unexpected: int | None = None, **arguments: object
             traceback.print_exc()
             return unexpected
     try:
-        from ..engine.user_errors import run_main
+        from ..running.user_errors import run_main
     except ImportError as error:
         if type(error).__name__ != 'StackError' or os.environ.get('MOE_DET_TRACEBACK', '') not in ('', '0'):
             raise

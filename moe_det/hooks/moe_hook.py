@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from mmengine.dataset import DefaultSampler
 from mmengine.dist import all_reduce
@@ -16,12 +18,11 @@ from ..routing.collection import attach_collection
 from ..routing.experts import ExpertGroup
 from ..routing.metrics import Utilisation
 from ..routing.records import UsageRecorder
-from ..routing.router import find_routers
+from ..routing.router import Router, find_routers
 from ..routing.routing import Usage
 
 INTERVAL_WITHOUT_LOGGER = 50
 MOST_LAYERS_LOGGED = 4  # with more, one line of extremes over all layers
-KEPT_USAGE = ('recent', 'waiting')  # of a router, in checkpoints
 FEWEST_ROWS_JUDGED = 20  # fewer may fall on the same experts by chance (two experts, top-1, fair: 2 in a million)
 
 
@@ -45,6 +46,7 @@ class MoEHook(Hook):
 
     Attributes:
         utilisation: by layer, of the last validation or test.
+        recent: usage since the last log, by layer.
     """
 
     priority = 'NORMAL'  # before LoggerHook, which writes what this hook measures
@@ -55,9 +57,11 @@ class MoEHook(Hook):
         self.interval = interval
         self.utilisation: dict[str, Utilisation] = {}
         self._model: nn.Module | None = None
-        self._handles = []
+        self._routers: dict[str, Router] = {}
+        self._handles: list = []
+        self.recent: dict[str, Usage] = {}
         self._collapsed: set[str] = set()
-        self._step_follows = True
+        self._optimizer_follows = True
         self._recorder: UsageRecorder | None = None
 
     def before_run(self, runner) -> None:
@@ -77,10 +81,14 @@ class MoEHook(Hook):
             )
         for handle in self._handles:
             handle.remove()
-        self._model = model
-        self._handles = attach_collection(model)
-        for router in find_routers(model).values():
-            router.monitored = True
+        self._model, self._routers, self.recent = model, find_routers(model), {}
+        self._handles = attach_collection(model, lambda: self._optimizer_follows)
+        for name, router in self._routers.items():
+            self._handles.append(router.collected.observe(functools.partial(self._add, name)))
+
+    def _add(self, layer: str, usage: Usage) -> None:
+        before = self.recent.get(layer)
+        self.recent[layer] = usage if before is None else before + usage
 
     # -- training ----------------------------------------------------------------------------------------------
 
@@ -89,34 +97,25 @@ class MoEHook(Hook):
         if self.interval is None:
             loggers = [hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)]
             self.interval = loggers[0] if loggers else INTERVAL_WITHOUT_LOGGER
-        self._say(step_follows=True)
+        self._optimizer_follows = True
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
-        """Tells the layers whether a step of the optimizer follows this iteration."""
+        """Looks whether a step of the optimizer follows this iteration."""
         wrapper = runner.optim_wrapper
         wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
-        follows = any(one.should_sync() for one in wrappers)
-        if follows != self._step_follows:
-            self._say(step_follows=follows)
+        self._optimizer_follows = any(one.should_sync() for one in wrappers)
 
     def after_train(self, runner) -> None:
         """Leaves the layers as they are without this hook."""
-        self._say(step_follows=True)
-
-    def _say(self, step_follows: bool) -> None:
-        self._step_follows = step_follows
-        for router in find_routers(self._model).values():
-            router.step_follows = step_follows
+        self._optimizer_follows = True
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Logs the utilisation since the last log."""
         if not self.every_n_train_iters(runner, self.interval):
             return
-        layers = {}
-        for name, router in find_routers(self._model).items():
-            if router.recent is not None:
-                layers[name] = usage_in_slots(router.recent, router.slots)
-                router.recent = None
+        routers = self._routers.items()
+        layers = {name: usage_in_slots(self.recent[name], r.slots) for name, r in routers if name in self.recent}
+        self.recent = {}
         self._log(runner, 'train/moe', layers)
         self._warn_of_collapse(runner, layers)
 
@@ -146,11 +145,10 @@ class MoEHook(Hook):
         return scalars
 
     def _warn_of_collapse(self, runner, layers: dict[str, Utilisation]) -> None:
-        routers = find_routers(self._model)
         for name, used in layers.items():
             if used.rows < FEWEST_ROWS_JUDGED:
                 continue
-            router = routers[name]
+            router = self._routers[name]
             if not collapsed(used, router.top_k, router.slots):
                 self._collapsed.discard(name)
             elif name not in self._collapsed:
@@ -168,8 +166,8 @@ class MoEHook(Hook):
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Adds the usage since the last log and the one that waits for a step."""
-        for kind in KEPT_USAGE:
-            kept = {name: getattr(router, kind) for name, router in find_routers(self._model).items()}
+        waiting = {name: router.step.waiting for name, router in self._routers.items()}
+        for kind, kept in (('recent', self.recent), ('waiting', waiting)):
             checkpoint[f'moe_{kind}_usage'] = {
                 name: [sums.cpu() for sums in vars(usage).values()] for name, usage in kept.items() if usage is not None
             }
@@ -178,11 +176,13 @@ class MoEHook(Hook):
         """Takes them back in a resumed run."""
         if not getattr(runner, '_resume', False) or self._model is None:
             return
-        for kind in KEPT_USAGE:
-            kept = checkpoint.get(f'moe_{kind}_usage') or {}
-            for name, router in find_routers(self._model).items():
-                if name in kept:
-                    setattr(router, kind, Usage(*kept[name]).to(router.experts_and_k.device))
+        recent, waiting = (checkpoint.get(f'moe_{kind}_usage') or {} for kind in ('recent', 'waiting'))
+        for name, router in self._routers.items():
+            device = router.experts_and_k.device
+            if name in recent:
+                self.recent[name] = Usage(*recent[name]).to(device)
+            if name in waiting:
+                router.step.waiting = Usage(*waiting[name]).to(device)
 
     # -- validation and test -----------------------------------------------------------------------------------
 

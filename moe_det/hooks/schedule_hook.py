@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 
 from ..errors import MoEConfigError, unknown_name
+from ..routing.annealing import Annealing
 from ..routing.router import Router, find_routers
 
-ATTRIBUTES = {  # argument -> what the router has for it while training, and its value without a schedule
-    'noise': ('noise_scale', 1.0),
-    'temperature': ('temperature', 1.0),
-    'balance': ('balance_scale', 1.0),
-    'top_k': ('training_top_k', None),
-}
 NOBODY = {
     'noise': 'no MoE layer has gate noise; set moe.noise=True',
     'balance': 'no MoE layer has a soft constraint',
@@ -78,7 +73,7 @@ class MoEScheduleHook(Hook):
         given = dict(noise=noise, temperature=temperature, balance=balance, top_k=top_k)
         self.schedules = {key: _read(key, value) for key, value in given.items() if value is not None}
         if not self.schedules:
-            raise MoEConfigError(f'MoEScheduleHook: expected at least one of {", ".join(ATTRIBUTES)}')
+            raise MoEConfigError(f'MoEScheduleHook: expected at least one of {", ".join(given)}')
         self._routers: dict[str, list[Router]] = {}
 
     def before_train(self, runner) -> None:
@@ -108,11 +103,11 @@ class MoEScheduleHook(Hook):
     def after_train(self, runner) -> None:
         """Leaves the layers as they are without this hook."""
         for key in self.schedules:
-            self._set(key, ATTRIBUTES[key][1])
+            self._set(key, getattr(Annealing, key))
 
     def _set(self, key: str, value: float | None) -> None:
         for router in self._routers[key]:
-            setattr(router, ATTRIBUTES[key][0], value)
+            router.annealing = replace(router.annealing, **{key: value})
 
 
 def _follows(router: Router, key: str) -> bool:

@@ -152,7 +152,6 @@ class MoERetinaHead(RetinaHead):
                 )
             if router.gate.freezes_experts:
                 self.branch_experts[name].freeze()
-            router.collected_by_owner = True
             self.routers[name] = router
 
     def init_weights(self) -> None:

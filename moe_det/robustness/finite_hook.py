@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from ..called import command
 from ..common.checkpoints import latest_checkpoint
 from ..errors import MoEConfigError, NonFiniteError
-from ..routing.distributed import in_backward
 from ..routing.router import find_routers
+from ..routing.routing import Routing
+from ..routing.rows import RowLayout
 from .non_finite import describe_images, first_bad_layer, flag_of_gradients, non_finite_parameters
 
 
@@ -70,12 +71,11 @@ class FiniteHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         for name, router in find_routers(model).items():
 
-            def see(module: nn.Module, inputs: tuple, routing, name: str = name) -> None:
-                if not in_backward():  # a forward that activation checkpointing repeats was seen before
-                    self._logits.append((name, routing.logits.detach()))
-                    self._checked = False
+            def see(routing: Routing, layout: RowLayout, name: str = name) -> None:
+                self._logits.append((name, routing.logits.detach()))
+                self._checked = False
 
-            self._handles.append(router.register_forward_hook(see))
+            self._handles.append(router.decided.observe(see))
         return model
 
     def _see_losses(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:

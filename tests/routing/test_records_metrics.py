@@ -100,9 +100,9 @@ def test_an_image_without_a_name_is_refused():
 def test_recorders_detach_after_an_error():
     network = Network()
     with pytest.raises(KeyError), RoutingRecorder(network):
-        assert all(router.recorders for router in find_routers(network).values())
+        assert all(router.decided for router in find_routers(network).values())
         raise KeyError('elsewhere')
-    assert all(not router.recorders for router in find_routers(network).values())
+    assert all(not router.decided for router in find_routers(network).values())
 
 
 def test_recorders_do_not_get_into_each_others_way():

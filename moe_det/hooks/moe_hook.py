@@ -12,7 +12,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from torch import nn
 
-from ..analysis.usage import collapsed, living_by_slot, usage_in_slots
+from ..analysis.usage import FEWEST_ROWS, fewest_living, living_by_slot, usage_in_slots
 from ..errors import MoEConfigError
 from ..routing.collection import attach_collection
 from ..routing.experts import ExpertGroup
@@ -23,7 +23,6 @@ from ..routing.routing import Usage
 
 INTERVAL_WITHOUT_LOGGER = 50
 MOST_LAYERS_LOGGED = 4  # with more, one line of extremes over all layers
-FEWEST_ROWS_JUDGED = 20  # fewer may fall on the same experts by chance (two experts, top-1, fair: 2 in a million)
 
 
 class MoEHook(Hook):
@@ -37,9 +36,9 @@ class MoEHook(Hook):
     - ``moe_living_experts``: experts with more than 1 % of the weights, copies with more than 1 % of their shard's.
     - ``moe_gate_entropy``: mean entropy of a row's gate probabilities in bits; with shards, of the choice of one copy.
 
-    A warning appears when no more experts live than a single row uses, or a single copy of a shard, over at least 20
-    rows. Validation and test end with a table. With gradient accumulation the state of hard constraints moves once per
-    step of the optimizer, by the usage in all of its iterations.
+    A warning appears when no more experts live than a single row uses (a single one, where a row uses all), or a
+    single copy of a shard, over at least 20 rows. Validation and test end with a table. With gradient accumulation the
+    state of hard constraints moves once per step of the optimizer, by the usage in all of its iterations.
 
     Args:
         interval: iterations between two logs; by default those of the logger (``default_hooks.logger.interval``).
@@ -146,14 +145,14 @@ class MoEHook(Hook):
 
     def _warn_of_collapse(self, runner, layers: dict[str, Utilisation]) -> None:
         for name, used in layers.items():
-            if used.rows < FEWEST_ROWS_JUDGED:
+            if used.rows < FEWEST_ROWS:
                 continue
             router = self._routers[name]
-            if not collapsed(used, router.top_k, router.slots):
+            living = living_by_slot(used, router.slots)
+            if min(living) >= fewest_living(router.num_experts, router.top_k, router.slots):
                 self._collapsed.discard(name)
             elif name not in self._collapsed:
                 self._collapsed.add(name)
-                living = living_by_slot(used, router.slots)
                 many = 'experts' if router.slots == 1 else f'copies of shard {living.index(min(living))}'
                 runner.logger.warning(
                     f'{name}: routing has collapsed: {min(living)} of {router.copies} {many} hold more than 1 % of the '

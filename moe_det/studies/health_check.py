@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..analysis.health import FEWEST_ROWS, HealthLimits, LayerHealth, health_report, health_table, judge_layer
+from ..analysis.health import HealthLimits, LayerHealth, health_report, health_table, judge_layer
+from ..analysis.usage import FEWEST_ROWS
 from ..common.console import say
 from ..errors import DataError, MoEConfigError
 from ..routing.records import UsageRecorder

@@ -233,8 +233,8 @@ def test_a_soft_gate_that_is_saturated_has_collapsed(tmp_path, strength, warned)
     log = Collect()
     runner.logger.addHandler(log)
     runner.train()
-    texts = [r.getMessage() for r in log.records if 'collapsed' in r.getMessage()]
-    assert [text.split(' hold')[0] for text in texts] == ['bbox_head.cls: routing has collapsed: 1 of 4 experts'] * warned
+    texts = [r.getMessage().split(' hold')[0] for r in log.records if 'collapsed' in r.getMessage()]
+    assert texts == ['bbox_head.cls: routing has collapsed: 1 of 4 experts'] * warned
 
 
 def test_a_shard_with_one_living_copy_is_warned_of(tmp_path):

@@ -154,16 +154,10 @@ def test_groups_are_summed():
     assert utilisation(halves).rows == 4
 
 
-@pytest.mark.parametrize(('living', 'top_k', 'collapsed'), [(1, 1, True), (2, 1, False), (2, 2, True), (3, 2, False)])
-def test_collapse(living, top_k, collapsed):
+@pytest.mark.parametrize('living', [1, 2, 3])
+def test_living_experts(living):
     importance = [8 / living] * living + [0] * (4 - living)
-    measured = utilisation(usage_of(importance, importance, importance, 0.0, 8))
-    assert measured.living == living
-    assert measured.collapsed(top_k) == collapsed
-
-
-def test_a_soft_mixture_cannot_collapse():
-    assert not utilisation(usage_of([1, 1], [1, 1], [1, 1], 0.0, 2)).collapsed(2)
+    assert utilisation(usage_of(importance, importance, importance, 0.0, 8)).living == living
 
 
 def test_no_rows_cannot_be_measured():

@@ -23,6 +23,7 @@ from faster_coco_eval import COCOeval_faster
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ..checks import is_number
 from ..errors import DataError
 from .sizes import size_bins
 
@@ -144,7 +145,7 @@ class GroundTruth:
 
     def _area(self, annotation: dict) -> float:
         area = annotation.get('area')
-        if isinstance(area, bool) or not isinstance(area, (int, float)) or not 0 <= area < float('inf'):
+        if not is_number(area, 0):
             raise DataError(
                 f"{self.path}: annotation {annotation['id']}: 'area' is {area!r}, expected pixels >= 0; COCO's "
                 'small, medium and large are areas, so every annotation needs one'

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from mmengine.model import BaseModel
 from torch import Tensor
 
+from ..checks import check_count
 from ..errors import MoEConfigError
 from ..routing.collection import collect_losses
 from ..routing.intervention import Intervention, intervene
@@ -60,8 +61,8 @@ class MoEClassifier(BaseModel):
             ClassificationPreprocessor() if data_preprocessor is None else data_preprocessor, init_cfg=init_cfg
         )
         for key, value, minimum in (('num_classes', num_classes, 2), ('test_top_k', test_top_k, 1)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < minimum):
-                raise MoEConfigError(f'model.{key}={value!r}: expected an integer >= {minimum}')
+            if value is not None:
+                check_count('model', key, value, minimum)
         self.num_classes = num_classes
         self.test_top_k = test_top_k
 

@@ -8,11 +8,12 @@ import torch
 from mmengine.dataset import DefaultSampler
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook, LoggerHook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from torch import nn
 
 from ..analysis.usage import FEWEST_ROWS, fewest_living, living_by_slot, usage_in_slots
+from ..checks import is_integer
+from ..common.plain_model import plain_model
 from ..errors import MoEConfigError
 from ..routing.collection import attach_collection
 from ..routing.experts import ExpertGroup
@@ -51,7 +52,7 @@ class MoEHook(Hook):
     priority = 'NORMAL'  # before LoggerHook, which writes what this hook measures
 
     def __init__(self, interval: int | None = None) -> None:
-        if interval is not None and (isinstance(interval, bool) or not isinstance(interval, int) or interval < 1):
+        if interval is not None and not is_integer(interval, 1):
             raise MoEConfigError(f"MoEHook.interval={interval!r}: expected an integer >= 1, or None for the logger's")
         self.interval = interval
         self.utilisation: dict[str, Utilisation] = {}
@@ -69,7 +70,7 @@ class MoEHook(Hook):
         Raises:
             MoEConfigError: the config builds no MoE layer.
         """
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = plain_model(runner)
         if model is self._model:
             return
         if not any(isinstance(module, ExpertGroup) for module in model.modules()):

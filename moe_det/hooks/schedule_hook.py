@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass, fields, replace
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 
+from ..checks import is_integer, is_number
+from ..common.plain_model import plain_model
 from ..errors import MoEConfigError, unknown_name
 from ..routing.annealing import Annealing
 from ..routing.router import Router, find_routers
@@ -78,7 +79,7 @@ class MoEScheduleHook(Hook):
 
     def before_train(self, runner) -> None:
         """Finds the layers that follow each schedule."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = plain_model(runner)
         routers = find_routers(model)
         self._routers = {key: [r for r in routers.values() if _follows(r, key)] for key in self.schedules}
         for key, found in self._routers.items():
@@ -131,17 +132,17 @@ def _read(key: str, value: object) -> Schedule:
     for name in names:
         number = value.get(name)
         whole = key == 'top_k' and name != 'until'
-        fits = isinstance(number, int if whole else (int, float)) and not isinstance(number, bool)
+        fits = is_integer(number, 1) if whole else is_number(number, 0)
         if name == 'until':
             fits, expected = fits and 0 < number <= 1, 'a share of all iterations in (0, 1]'
         elif whole:
-            fits, expected = fits and number >= 1, 'an integer >= 1'
+            expected = 'an integer >= 1'
         elif key == 'temperature' and name == 'end':
             fits, expected = fits and number == 1, '1, the temperature of validation and test'
         elif key == 'temperature':
-            fits, expected = fits and 0 < number < math.inf, 'a number > 0'
+            fits, expected = fits and number > 0, 'a number > 0'
         else:
-            fits, expected = fits and 0 <= number < math.inf, 'a number >= 0'
+            expected = 'a number >= 0'
         if not fits:
             raise MoEConfigError(f'{where}.{name}={number!r}: expected {expected}')
     return Schedule(**value)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-NO_ROW = -1
+from ..analysis.units import NO_ROW
+
 _SEPARATOR = '|'
 _BY_NAME = ('conditions', 'losses')
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import nn
 
 from ..common.atomic_file import unfinished_files
+from ..common.plain_model import plain_model
 from ..errors import CheckpointError
 from .atomic_checkpoints import save_safely
 from .exact_resume_data import go_to_iteration, number_from, number_from_zero, place_batches, sampler_seed_of
@@ -74,7 +74,7 @@ class ExactResumeHook(Hook):
         """
         self._resumed = checkpoint.get(KEY) or {}
         if getattr(runner, '_resume', False):
-            _check_same_model(_model(runner), checkpoint.get('state_dict') or {}, runner._load_from)
+            _check_same_model(plain_model(runner), checkpoint.get('state_dict') or {}, runner._load_from)
 
     def before_train(self, runner: Runner) -> None:
         """Prepares data, checkpoint writing and, in a resumed run, what the kill left open."""
@@ -104,7 +104,7 @@ class ExactResumeHook(Hook):
             self._first = self._batches_done(runner) if unchanged else 0
         elif isinstance(loop, IterBasedTrainLoop) and self._placed is not None:
             go_to_iteration(loop, self._placed)
-        _set_gradients(_model(runner), resumed.get('gradients') or {})
+        _set_gradients(plain_model(runner), resumed.get('gradients') or {})
         if resumed and not resumed['validated'] and self._validation_due(runner):
             runner.register_hook(_MissedValidation(), priority='LOWEST')
 
@@ -184,7 +184,7 @@ class ExactResumeHook(Hook):
             'validated': self._validated == (meta['epoch'], meta['iter']),
         }
         if 'optimizer' in checkpoint and _accumulating(runner.optim_wrapper):
-            named = _model(runner).named_parameters()
+            named = plain_model(runner).named_parameters()
             checkpoint[KEY]['gradients'] = {name: p.grad.detach().cpu() for name, p in named if p.grad is not None}
             if runner.world_size > 1:
                 runner.logger.warning(
@@ -201,10 +201,6 @@ class _MissedValidation(Hook):
     def before_train(self, runner: Runner) -> None:
         runner.logger.info('Validating first: the checkpoint was saved before the validation that was due')
         runner.val_loop.run()
-
-
-def _model(runner: Runner) -> nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def _data_size(runner: Runner) -> dict[str, int]:

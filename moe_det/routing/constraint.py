@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Iterable
 
 from torch import Tensor, nn
 
 from .routing import Routing
-
-
-def checked_number(owner: object, key: str, value: object, minimum: float = 0.0) -> float:
-    """Returns ``value`` as a float.
-
-    Raises:
-        ValueError: it is no finite number or smaller than ``minimum``.
-    """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value) or value < minimum:
-        raise ValueError(f'{key}={value!r}: expected a number >= {minimum:g}')
-    return float(value)
 
 
 class Constraint(nn.Module):

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 
-from mmengine.model import is_model_wrapper
-
 from ..common.checkpoints import check_checkpoint, file_sha256
 from ..common.console import say
+from ..common.plain_model import plain_model
 from ..dataset_check.before_run import check_data
 from ..errors import MoEConfigError
 from ..probing.conditions import with_top_k
@@ -76,7 +75,7 @@ def sweep_top_k(
     with tempfile.TemporaryDirectory() as folder:
         cfg.work_dir = folder
         runner = build_runner(cfg)
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = plain_model(runner)
         for k in top_k or range(1, most + 1):
             own = all(min(k, layer['num_experts']) == layer['top_k'] for layer in trained.values())
             with intervene(model, with_top_k(model, k).interventions):

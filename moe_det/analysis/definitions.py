@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from ..routing.metrics import LIVING_SHARE
+from .random_gates import BEYOND
+from .result import ALPHA, LEVEL, MIN_CRAMERS_V, NOT, NOT_BY_SIZE, SCALE, SIZE, SORTED, UNDETERMINED
+
+MISSING = '–'  # where there is no value
+MINUS = '−'
+
 DEFINITIONS = {
     'size': (
         "small, medium or large (COCO's bins) by the area of the annotation in original pixels (the mask's where there "
@@ -52,7 +59,7 @@ DEFINITIONS = {
     ),
     'V': (
         "Cramér's V between expert and size (inside a level, where information is given the level), corrected for "
-        'bias: 0 none, 1 each expert has its size. Below 0.1 an effect is too small to speak of.'
+        f'bias: 0 none, 1 each expert has its size. Below {MIN_CRAMERS_V} an effect is too small to speak of.'
     ),
     'p-value': (
         'chance of information at least as large as the observed one if routing did not depend on size: from '
@@ -65,14 +72,14 @@ DEFINITIONS = {
     'random gates': (
         'gates with random weights on the features that the trained gate sees, matched to it in how often each expert '
         'is used. Features tell scale, so random gates sort by size too. The trained gate sorts more than they do if '
-        'it lies above 95 % of them (training unit, top expert; bits are not corrected for bias here, since that is '
-        'alike for all of these gates).'
+        f'it lies above {100 * BEYOND:g} % of them (training unit, top expert; bits are not corrected for bias here, '
+        'since that is alike for all of these gates).'
     ),
     'swap test': (
         "every routing row takes the decision of another image's row at the same level, of an image with a like "
         'number of objects; several draws are averaged. What the average precision loses is what the choice of expert '
         'beyond the level is worth. The swap costs where AP, AP_S, AP_M or AP_L falls by a tenth of a point or more '
-        'with a one-sided p of at most 0.01 (adjusted over these four by Holm), which an interval below zero goes '
+        f'with a one-sided p of at most {ALPHA} (adjusted over these four by Holm), which an interval below zero goes '
         'with. Where none falls and one is not defined, that is open, and the verdict with it.'
     ),
     'AP of a third': 'average precision of the objects of one third of relative size, others ignored.',
@@ -97,27 +104,27 @@ DEFINITIONS = {
         'to 1; being better at every size does not count. It takes no part in the verdict.'
     ),
     'sorts beyond the level': (
-        'I(E;relative size | level) has a Holm-adjusted p of at most 0.01 and a V of at least 0.1, in the detection '
-        'unit and in the training unit.'
+        f'I(E;relative size | level) has a Holm-adjusted p of at most {ALPHA} and a V of at least {MIN_CRAMERS_V}, in '
+        'the detection unit and in the training unit.'
     ),
-    'size-specialised': ('sorts beyond the level, more than random gates do, and the swap costs average precision.'),
-    'size-sorted': (
+    SIZE: 'sorts beyond the level, more than random gates do, and the swap costs average precision.',
+    SORTED: (
         'sorts beyond the level, but that the choice matters for the detector, or that it is more than random gates '
         'do, was not shown.'
     ),
-    'specialised, not by size': (
+    NOT_BY_SIZE: (
         'the swap costs average precision, and sorting beyond the level, beyond what random gates do, was not shown.'
     ),
-    'scale-specialised': (
-        'one decision per image, and images of different scale go to different experts (I(E;S) with p of at most 0.01 '
-        'and V of at least 0.1); beyond the level nothing was shown.'
+    SCALE: (
+        'one decision per image, and images of different scale go to different experts (I(E;S) with p of at most '
+        f'{ALPHA} and V of at least {MIN_CRAMERS_V}); beyond the level nothing was shown.'
     ),
-    'level-specialised': 'the choice of expert depends on the level; beyond it nothing was shown.',
-    'not specialised': 'none of these was shown.',
-    'undetermined': 'the data cannot tell; the reason says why.',
+    LEVEL: 'the choice of expert depends on the level; beyond it nothing was shown.',
+    NOT: 'none of these was shown.',
+    UNDETERMINED: 'the data cannot tell; the reason says why.',
     'load, importance, living': (
         'load: rows that chose an expert over the fair share; importance: its part of all weights; living: more than '
-        '1 % of the weights.'
+        f'{100 * LIVING_SHARE:g} % of the weights.'
     ),
     'H_s, H_u': (
         "entropy in bits of a row's gate probabilities, averaged over rows, and of the mean probabilities; sharp "

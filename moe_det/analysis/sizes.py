@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from ..checks import is_integer
 
+SIZE_NAMES = ('small', 'medium', 'large')
 QUANTILES = 3
 RELATIVE_NAMES = ('lower third', 'middle third', 'upper third')
 
@@ -106,4 +107,4 @@ def relative_sizes(
 
 def size_names(num_sizes: int) -> list[str]:
     """Names of the size bins: COCO's for three."""
-    return ['small', 'medium', 'large'] if num_sizes == 3 else [f'size {index}' for index in range(num_sizes)]
+    return list(SIZE_NAMES) if num_sizes == 3 else [f'size {index}' for index in range(num_sizes)]

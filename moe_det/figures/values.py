@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ..analysis.definitions import MINUS, MISSING
 from ..checks import is_number
 from ..errors import DataError
 
 RESULTS_FORMAT = 2
-MISSING = '–'
-MINUS = '−'
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ import numpy as np
 from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
 
-from ..analysis.ground_truth import SIZE_NAMES
-from ..analysis.sizes import size_bins
+from ..analysis.sizes import SIZE_NAMES, size_bins
 from ..common.plain_model import plain_model
 from ..dataset_check.dataset_paths import annotation_file
 from ..errors import MoEConfigError

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from ..analysis.health import HealthLimits, LayerHealth, health_report, health_table, judge_layer
 from ..analysis.usage import FEWEST_ROWS
-from ..common.console import say
+from ..common.console import say, write_result
 from ..errors import DataError, MoEConfigError
 from ..routing.records import UsageRecorder
 from ..routing.router import find_routers
@@ -86,19 +84,9 @@ def check_health(
         raise DataError('no image reached a MoE layer')
     about = {'config': str(config), 'checkpoint': checkpoint, 'images': batches.num_images}
     report = health_report(layers, limits, about)
-    _write(json_file, report)
+    write_result('--json', json_file, report)
     say(health_table(layers))
     return _verdict(layers, report['problems'], batches.num_images)
-
-
-def _write(path: str | None, report: dict) -> None:
-    if path is None:
-        return
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')
-    except OSError as error:
-        raise MoEConfigError(f'--json {path}: cannot be written: {error.strerror}') from error
 
 
 def _verdict(layers: list[LayerHealth], problems: list[str], images: int) -> int:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from pathlib import Path
 
 from ..common.checkpoints import check_checkpoint, file_sha256
-from ..common.console import say
+from ..common.console import say, write_result
 from ..common.plain_model import plain_model
 from ..dataset_check.before_run import check_data
 from ..errors import MoEConfigError
@@ -83,7 +81,7 @@ def sweep_top_k(
             results.append({'top_k': k, 'trained': own, 'metrics': _numbers(metrics)})
     found = {'config': str(config), 'checkpoint': str(checkpoint), 'sha256': file_sha256(path), 'trained': trained}
     found['results'] = results
-    write_json(json_file, found)
+    write_result('--json', json_file, found)
     say(sweep_table(found))
     return found
 
@@ -92,21 +90,6 @@ def _numbers(metrics: Mapping[str, object]) -> dict[str, float]:
     return {
         key: float(value) for key, value in metrics.items() if isinstance(value, Real) and not isinstance(value, bool)
     }
-
-
-def write_json(path: str | None, content: dict) -> None:
-    """Writes a result where ``--json`` says.
-
-    Raises:
-        MoEConfigError: the file cannot be written.
-    """
-    if path is None:
-        return
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
-    except OSError as error:
-        raise MoEConfigError(f'--json {path}: cannot be written: {error.strerror}') from error
 
 
 def sweep_table(found: Mapping) -> str:

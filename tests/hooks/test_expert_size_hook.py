@@ -281,9 +281,9 @@ def test_annotations_that_cannot_be_used_end_the_run_before_it_starts(tmp_path):
     content = json.loads(path.read_text())
     assert sum(len(found.areas) for found in read_objects(str(path)).values()) == len(OBJECTS)
     for change, message in [
-        (dict(annotations=content['annotations'][-1:]), 'no objects'),
-        (dict(annotations=[{k: v for k, v in content['annotations'][0].items() if k != 'area'}]), "no 'area'"),
-        (dict(annotations=None), 'expected COCO annotations'),
+        (dict(annotations=content['annotations'][-1:]), 'no annotated object'),
+        (dict(annotations=[{k: v for k, v in content['annotations'][0].items() if k != 'area'}]), "'area' is None"),
+        (dict(annotations=None), 'no annotated object'),
     ]:
         path.write_text(json.dumps({**content, **change}))
         runner = make_runner(detector(FOUR), tmp_path / message.split()[0], ExpertSizeHook(str(path)))

@@ -224,7 +224,7 @@ def test_planted_collapse_is_warned_of_once(tmp_path):
 @pytest.mark.parametrize(('strength', 'warned'), [(50.0, True), (1.0, False)])
 def test_a_soft_gate_that_is_saturated_has_collapsed(tmp_path, strength, warned):
     # every row has all four experts, and the check of a checkpoint calls a single living one a collapse
-    model = detector(dict(num_experts=4, top_k=4, branches='cls', constraint=KL, noise=False))
+    model = detector(dict(num_experts=4, top_k=4, soft_mixture=True, branches='cls', noise=False))
     gate = model.bbox_head.routers['cls'].gate.fc
     with torch.no_grad():
         gate.weight.zero_()

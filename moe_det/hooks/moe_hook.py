@@ -186,26 +186,21 @@ class MoEHook(Hook):
 
     # -- validation and test -----------------------------------------------------------------------------------
 
-    def _start_recording(self) -> None:
+    def before_val_epoch(self, runner) -> None:
+        """Starts to sum the usage."""
         if self._recorder is not None:
             self._recorder.stop()  # of a validation that was interrupted
         self._recorder = UsageRecorder(self._model).start()
 
-    def _stop_recording(self, runner) -> None:
-        self._recorder.stop()
-        self.utilisation = {}
-        for name, router in self._recorder.routers.items():
-            usage = self._recorder.usage.get(name)
-            if usage is None:  # more processes than images: this one takes part in the sums all the same
-                device = router.experts_and_k.device
-                experts = [torch.zeros(1, router.num_experts, device=device) for _ in range(3)]
-                usage = Usage(*experts, *(torch.zeros(1, device=device) for _ in range(2)))
-            for sums in (usage.importance, usage.load, usage.probs, usage.entropy, usage.rows):
-                all_reduce(sums)
-            if usage.rows.sum() > 0:
-                self.utilisation[name] = usage_in_slots(usage, router.slots)
-        if self.utilisation:
-            runner.logger.info('Expert utilisation\n' + utilisation_table(self.utilisation))
+    before_test_epoch = before_val_epoch
+
+    def before_val_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        """Counts every image once."""
+        self._count(runner.val_loop, batch_idx)
+
+    def before_test_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        """Counts every image once."""
+        self._count(runner.test_loop, batch_idx)
 
     def _count(self, loop, batch_idx: int) -> None:
         """Leaves out the image that a sampler repeats so that all processes get as many; it is a process's last."""
@@ -216,30 +211,27 @@ class MoEHook(Hook):
             repeated = sum(position % sampler.world_size == sampler.rank for position in added)
         self._recorder.left_out = repeated
 
-    def before_val_epoch(self, runner) -> None:
-        """Starts to sum the usage."""
-        self._start_recording()
-
-    def before_val_iter(self, runner, batch_idx: int, data_batch=None) -> None:
-        """Counts every image once."""
-        self._count(runner.val_loop, batch_idx)
-
-    def before_test_iter(self, runner, batch_idx: int, data_batch=None) -> None:
-        """Counts every image once."""
-        self._count(runner.test_loop, batch_idx)
+    def after_test_epoch(self, runner, metrics=None) -> None:
+        """Logs the table."""
+        self._recorder.stop()
+        self.utilisation = {}
+        for name, router in self._routers.items():
+            usage = self._recorder.usage.get(name)
+            if usage is None:  # more processes than images: this one takes part in the sums all the same
+                device = router.experts_and_k.device
+                experts = [torch.zeros(1, router.num_experts, device=device) for _ in range(3)]
+                usage = Usage(*experts, *(torch.zeros(1, device=device) for _ in range(2)))
+            for sums in vars(usage).values():
+                all_reduce(sums)
+            if usage.rows.sum() > 0:
+                self.utilisation[name] = usage_in_slots(usage, router.slots)
+        if self.utilisation:
+            runner.logger.info('Expert utilisation\n' + utilisation_table(self.utilisation))
 
     def after_val_epoch(self, runner, metrics=None) -> None:
         """Logs the table and the scalars."""
-        self._stop_recording(runner)
+        self.after_test_epoch(runner)
         self._log(runner, 'val/moe_val', self.utilisation)
-
-    def before_test_epoch(self, runner) -> None:
-        """Starts to sum the usage."""
-        self._start_recording()
-
-    def after_test_epoch(self, runner, metrics=None) -> None:
-        """Logs the table."""
-        self._stop_recording(runner)
 
 
 def utilisation_table(layers: dict[str, Utilisation]) -> str:

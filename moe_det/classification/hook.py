@@ -6,7 +6,7 @@ from mmengine.hooks import DistSamplerSeedHook
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from ..common.plain_model import plain_model
+from ..common.runner_parts import plain_model
 from ..errors import MoEConfigError
 from .dataset import ClassificationDataset
 from .expert_classes import expert_class_figure, figure_pixels

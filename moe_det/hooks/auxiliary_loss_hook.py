@@ -6,7 +6,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop
 
 from ..checks import check_count
-from ..common.plain_model import plain_model
+from ..common.runner_parts import plain_model
 from ..errors import MoEConfigError
 from ..routing.distillation import DistillationConstraint
 from ..routing.router import find_routers

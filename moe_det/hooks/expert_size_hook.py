@@ -8,9 +8,8 @@ import numpy as np
 from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
 
-from ..analysis.ground_truth import GroundTruth
-from ..analysis.sizes import SIZE_NAMES
-from ..common.plain_model import plain_model
+from ..analysis.sizes import SIZE_NAMES, size_bins
+from ..common.runner_parts import plain_model
 from ..dataset_check.dataset_paths import annotation_file
 from ..errors import MoEConfigError
 from ..probing.layer_description import refuse_tokens
@@ -18,8 +17,10 @@ from ..routing.records import RoutingRecord, RoutingRecorder
 from ..routing.router import find_routers
 from .moe_hook import MOST_LAYERS_LOGGED
 from .objects_by_size import (
+    ImageObjects,
     expert_size_table,
     pyramid_of,
+    read_objects,
     size_gap,
     weights_of_objects,
 )
@@ -60,7 +61,7 @@ class ExpertSizeHook(Hook):
         self.mass: dict[str, np.ndarray] = {}
         self.counts = np.zeros(len(SIZE_NAMES))
         self.levels: dict[str, np.ndarray] = {}
-        self._truths: GroundTruth | None = None
+        self._objects: dict[Hashable, ImageObjects] | None = None
         self._found: dict[Hashable, dict] = {}
         self._recorder: RoutingRecorder | None = None
 
@@ -86,8 +87,7 @@ class ExpertSizeHook(Hook):
             raise MoEConfigError('ExpertSizeHook is in the config, but the config builds no MoE layer; take it out')
         refuse_tokens(routers, routers, 'ExpertSizeHook (take it out)')
         self._strides, self._scale = pyramid_of(model)
-        classes = (getattr(runner.val_dataloader.dataset, 'metainfo', None) or {}).get('classes')
-        self._known = np.array([classes is None or name in classes for name in self._truths.category_names], dtype=bool)
+        self._classes = (getattr(runner.val_dataloader.dataset, 'metainfo', None) or {}).get('classes')
         self._found = {}
         self._recorder = RoutingRecorder(model).start()
 
@@ -105,14 +105,12 @@ class ExpertSizeHook(Hook):
         for record in self._recorder.records:
             layers.setdefault(record.layer, []).append(record)
         for position, sample in enumerate(outputs):
-            at = self._objects_of(sample.img_id)
-            objects = self._truths.objects
-            sizes, boxes = objects.sizes[at], objects.boxes[at]
-            places = objects.areas[at], boxes[:, :2] + boxes[:, 2:] / 2
+            objects = self._objects_of(sample.img_id)
+            sizes = size_bins(objects.areas)
             found = {}
             for name, records in layers.items():
                 pyramid = self._strides, self._scale
-                weights, levels = weights_of_objects(records, position, sample.metainfo, *places, *pyramid)
+                weights, levels = weights_of_objects(records, position, sample.metainfo, objects, *pyramid)
                 mass = np.zeros((weights.shape[1], len(SIZE_NAMES)))
                 np.add.at(mass.T, sizes, weights)
                 by_level = np.zeros((1 + max(max(record.map_sizes) for record in records), len(SIZE_NAMES)))
@@ -159,14 +157,16 @@ class ExpertSizeHook(Hook):
         runner.visualizer.add_scalars(values, step=runner.iter if training else 0)
 
     def _read(self, runner) -> None:
-        if self._truths is None:
+        if self._objects is None:
             self.path = self.ann_file or annotation_file(runner.cfg, 'val')
-            self._truths = GroundTruth(self.path)
+            self._objects = read_objects(self.path)
 
-    def _objects_of(self, image_id: Hashable) -> np.ndarray:
-        """Numbers of an image's objects of the classes of the validation set."""
-        try:
-            at = self._truths.objects.of_image(*self._truths.positions_of([image_id]))
-        except KeyError:
-            return np.zeros(0, dtype=int)
-        return at[self._known[self._truths.objects.categories[at]]]
+    def _objects_of(self, image_id: Hashable) -> ImageObjects:
+        objects = self._objects.get(image_id)
+        if objects is None:
+            return ImageObjects(np.zeros(0), np.zeros((0, 2)), ())
+        if self._classes is None:
+            return objects
+        kept = np.array([name in self._classes for name in objects.categories], dtype=bool)
+        names = tuple(name for name, keep in zip(objects.categories, kept, strict=True) if keep)
+        return ImageObjects(objects.areas[kept], objects.centres[kept], names)

@@ -8,12 +8,11 @@ import torch
 from mmengine.dataset import DefaultSampler
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook, LoggerHook
-from mmengine.optim import OptimWrapperDict
 from torch import nn
 
 from ..analysis.usage import FEWEST_ROWS, fewest_living, living_by_slot, usage_in_slots
 from ..checks import is_integer
-from ..common.plain_model import plain_model
+from ..common.runner_parts import optim_wrappers, plain_model
 from ..errors import MoEConfigError
 from ..routing.collection import attach_collection
 from ..routing.experts import ExpertGroup
@@ -101,9 +100,7 @@ class MoEHook(Hook):
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Looks whether a step of the optimizer follows this iteration."""
-        wrapper = runner.optim_wrapper
-        wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
-        self._optimizer_follows = any(one.should_sync() for one in wrappers)
+        self._optimizer_follows = any(one.should_sync() for one in optim_wrappers(runner))
 
     def after_train(self, runner) -> None:
         """Leaves the layers as they are without this hook."""

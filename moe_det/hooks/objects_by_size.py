@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
+from ..analysis.ground_truth import GroundTruth
 from ..analysis.patches import patch_grid
 from ..analysis.sizes import SIZE_NAMES
 from ..analysis.slots import expert_name
@@ -19,6 +21,41 @@ CAVEAT = (
     'Object size and pyramid level nearly coincide, so columns that differ may only mean that the gate recognises its '
     'level. Conclusions about size need the size report (moe-det report).'
 )
+
+
+@dataclass(frozen=True)
+class ImageObjects:
+    """The ground truths of an image, crowds left out.
+
+    Attributes:
+        areas: (g,) in original pixels, from the annotation.
+        centres: (g, 2) x, y of the boxes in original pixels.
+        categories: g names.
+    """
+
+    areas: np.ndarray
+    centres: np.ndarray
+    categories: tuple[str, ...]
+
+
+def read_objects(path: str) -> dict[Hashable, ImageObjects]:
+    """Reads the ground truths of a COCO json by image, crowds left out.
+
+    Raises:
+        DataError: the file is no COCO annotation file, has no objects, or an object has no ``area``.
+    """
+    truths = GroundTruth(path)
+    names, objects = truths.category_names, truths.objects
+    found = {}
+    for position, image_id in enumerate(truths.image_ids):
+        at = objects.of_image(position)
+        boxes = objects.boxes[at]
+        found[image_id] = ImageObjects(
+            areas=objects.areas[at],
+            centres=boxes[:, :2] + boxes[:, 2:] / 2,
+            categories=tuple(names[category] for category in objects.categories[at]),
+        )
+    return found
 
 
 def pyramid_of(model: nn.Module) -> tuple[list[float], float]:
@@ -36,8 +73,7 @@ def weights_of_objects(
     records: Sequence[RoutingRecord],
     position: int,
     meta: Mapping,
-    areas: np.ndarray,
-    centres: np.ndarray,
+    objects: ImageObjects,
     strides: Sequence[float],
     scale: float,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -47,8 +83,7 @@ def weights_of_objects(
         records: what one layer decided in the batch, one record per call, with images numbered by position.
         position: of the image in the batch.
         meta: of the image: ``scale_factor``, ``batch_input_shape``.
-        areas: (g,) of its ground truths in original pixels.
-        centres: (g, 2) x, y of their boxes in original pixels.
+        objects: its ground truths.
         strides: of the head's levels; for a layer with another number of levels those of its maps are taken.
         scale: smallest anchor side in strides.
 
@@ -61,15 +96,15 @@ def weights_of_objects(
     map_sizes = {level: size for record in records for level, size in record.map_sizes.items()}
     padded = np.array(meta['batch_input_shape'][::-1], dtype=float)  # x, y
     factor = np.array(meta.get('scale_factor', (1.0, 1.0))[:2], dtype=float)
-    levels = np.zeros(len(areas), dtype=int)
+    levels = np.zeros(len(objects.areas), dtype=int)
     if records[0].unit != 'image' and len(map_sizes) > 1:
         if len(strides) != len(map_sizes):
             strides = [padded[1] / map_sizes[level][0] for level in sorted(map_sizes)]
-        sides = np.sqrt(np.maximum(areas * factor.prod(), 1e-6))
+        sides = np.sqrt(np.maximum(objects.areas * factor.prod(), 1e-6))
         distance = np.abs(np.log2(np.array(strides)[:, None] * scale / sides))
         levels = np.array(sorted(map_sizes))[distance.argmin(axis=0)]
     rows = []
-    for level, centre in zip(levels.tolist(), centres * factor / padded, strict=True):
+    for level, centre in zip(levels.tolist(), objects.centres * factor / padded, strict=True):
         patch = 0
         if records[0].unit == 'patch':
             height, width = map_sizes[level]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from mmengine.hooks import Hook
 
 from ..checks import is_integer, is_number
-from ..common.plain_model import plain_model
+from ..common.runner_parts import plain_model
 from ..errors import MoEConfigError, unknown_name
 from ..routing.annealing import Annealing
 from ..routing.router import Router, find_routers

@@ -8,7 +8,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import nn
 
 from ..common.atomic_file import unfinished_files
-from ..common.plain_model import plain_model
+from ..common.runner_parts import optim_wrappers, plain_model
 from ..errors import CheckpointError
 from .atomic_checkpoints import save_safely
 from .exact_resume_data import go_to_iteration, number_from, number_from_zero, place_batches, sampler_seed_of
@@ -183,7 +183,7 @@ class ExactResumeHook(Hook):
             **_data_size(runner),
             'validated': self._validated == (meta['epoch'], meta['iter']),
         }
-        if 'optimizer' in checkpoint and _accumulating(runner.optim_wrapper):
+        if 'optimizer' in checkpoint and _accumulating(runner):
             named = plain_model(runner).named_parameters()
             checkpoint[KEY]['gradients'] = {name: p.grad.detach().cpu() for name, p in named if p.grad is not None}
             if runner.world_size > 1:
@@ -210,9 +210,8 @@ def _data_size(runner: Runner) -> dict[str, int]:
     return {key: value for key, value in sizes.items() if isinstance(value, int)}
 
 
-def _accumulating(optim_wrapper) -> bool:
-    wrappers = getattr(optim_wrapper, 'optim_wrappers', {'': optim_wrapper}).values()
-    return any(wrapper._inner_count % wrapper._accumulative_counts for wrapper in wrappers)
+def _accumulating(runner: Runner) -> bool:
+    return any(wrapper._inner_count % wrapper._accumulative_counts for wrapper in optim_wrappers(runner))
 
 
 def _set_gradients(model: nn.Module, gradients: dict) -> None:

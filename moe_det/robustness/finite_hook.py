@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from mmengine.dist import all_gather_object, all_reduce, get_rank, is_distributed
 from mmengine.hooks import Hook
-from mmengine.optim import OptimWrapperDict
 from torch import Tensor, nn
 
 from ..called import command
 from ..checks import check_count
 from ..common.checkpoints import latest_checkpoint
-from ..common.plain_model import plain_model
+from ..common.runner_parts import optim_wrappers, plain_model
 from ..errors import NonFiniteError
 from ..routing.router import find_routers
 from ..routing.routing import Routing
@@ -62,9 +61,7 @@ class FiniteHook(Hook):
         self._skipped = 0
         model = self._attach_gates(runner)
         self._handles.append(model.register_forward_hook(self._see_losses, with_kwargs=True))
-        wrapper = runner.optim_wrapper
-        wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
-        for one in wrappers:
+        for one in optim_wrappers(runner):
             self._handles.append(one.optimizer.register_step_pre_hook(self._before_step))
 
     def _attach_gates(self, runner) -> nn.Module:

@@ -8,7 +8,7 @@ from numbers import Real
 
 from ..common.checkpoints import check_checkpoint, file_sha256
 from ..common.console import say, write_result
-from ..common.plain_model import plain_model
+from ..common.runner_parts import plain_model
 from ..dataset_check.before_run import check_data
 from ..errors import MoEConfigError
 from ..probing.conditions import with_top_k

@@ -19,7 +19,7 @@ from small_runs import Collect, hooks_of, make_runner, scalars_of
 from moe_det.errors import DataError, MoEConfigError
 from moe_det.hooks.expert_size_hook import ExpertSizeHook
 from moe_det.hooks.moe_hook import MoEHook
-from moe_det.hooks.objects_by_size import pyramid_of, size_gap, weights_of_objects
+from moe_det.hooks.objects_by_size import ImageObjects, pyramid_of, read_objects, size_gap, weights_of_objects
 from moe_det.routing import RoutingRecorder, find_routers
 from moe_det.routing.records import RoutingRecord
 
@@ -220,8 +220,8 @@ def record(levels: dict[int, tuple[int, int]], patches: list[int], unit: str = '
 def rows_of_objects(records, objects, strides=(8.0, 16.0), scale=4.0, **meta) -> list[int]:
     areas, centres = zip(*objects, strict=True)
     meta = dict(batch_input_shape=(64, 96), scale_factor=(1.0, 1.0)) | meta
-    places = np.array(areas, float), np.array(centres, float)
-    return weights_of_objects(records, 7, meta, *places, strides, scale)[0][:, 0].astype(int).tolist()
+    found = ImageObjects(np.array(areas, float), np.array(centres, float), ('',) * len(areas))
+    return weights_of_objects(records, 7, meta, found, strides, scale)[0][:, 0].astype(int).tolist()
 
 
 def test_levels_are_chosen_in_resized_pixels():
@@ -279,6 +279,7 @@ def test_annotations_that_cannot_be_used_end_the_run_before_it_starts(tmp_path):
     path = tmp_path / 'val.json'
     write_coco(path)
     content = json.loads(path.read_text())
+    assert sum(len(found.areas) for found in read_objects(str(path)).values()) == len(OBJECTS)
     for change, message in [
         (dict(annotations=content['annotations'][-1:]), 'no annotated object'),
         (dict(annotations=[{k: v for k, v in content['annotations'][0].items() if k != 'area'}]), "'area' is None"),

@@ -206,12 +206,6 @@ class SpecializationResult:
             'share_of_size_given_level': self.share_of_size_given_level,
         }
 
-    def plot(self):
-        """Draws experts by sizes, by levels, and by sizes within each level; returns a matplotlib Figure."""
-        from .plotting import plot_result  # matplotlib takes long to import
-
-        return plot_result(self)
-
     def __str__(self) -> str:
         from .description import describe  # only text: kept apart from the numbers
 

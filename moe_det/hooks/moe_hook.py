@@ -215,9 +215,8 @@ class MoEHook(Hook):
         for name, router in self._routers.items():
             usage = self._recorder.usage.get(name)
             if usage is None:  # more processes than images: this one takes part in the sums all the same
-                device = router.experts_and_k.device
-                experts = [torch.zeros(1, router.num_experts, device=device) for _ in range(3)]
-                usage = Usage(*experts, *(torch.zeros(1, device=device) for _ in range(2)))
+                zero = torch.zeros(router.num_groups, router.num_experts, device=router.experts_and_k.device)
+                usage = Usage(*(zero.clone() for _ in range(3)), *(zero[:, 0].clone() for _ in range(2)))
             for sums in vars(usage).values():
                 all_reduce(sums)
             if usage.rows.sum() > 0:

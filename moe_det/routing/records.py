@@ -120,7 +120,7 @@ class UsageRecorder(Recorder):
         model: a model with MoE layers.
 
     Attributes:
-        usage: by layer.
+        usage: by layer, of each balance group.
         left_out: number of images at the end of a batch that do not count.
     """
 
@@ -132,5 +132,5 @@ class UsageRecorder(Recorder):
     def receive(self, layer: str, routing: Routing, layout: RowLayout) -> None:
         if self.left_out:
             routing = routing.only(layout.images() < layout.num_images - self.left_out)
-        usage = routing.local_usage().detached()
+        usage = routing.local_usage().without_gradient()
         self.usage[layer] = self.usage[layer] + usage if layer in self.usage else usage

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from tqdm import tqdm
 
@@ -13,21 +11,10 @@ from ..common.console import say, write_result
 from ..errors import DataError, MoEConfigError
 from ..routing.records import UsageRecorder
 from ..routing.router import find_routers
-from ..routing.routing import Routing, Usage
-from ..routing.rows import RowLayout
 from ..running.launch import load_config
 from ..running.trained_model import load_trained_model, test_batches
 
 HEALTHY, COLLAPSED = 0, 1
-
-
-class GroupUsageRecorder(UsageRecorder):
-    """Like UsageRecorder, with the sums of each balance group (level) kept apart."""
-
-    def receive(self, layer: str, routing: Routing, layout: RowLayout) -> None:
-        usage = routing.local_usage()
-        usage = Usage(*(getattr(usage, f.name).detach() for f in dataclasses.fields(usage)))
-        self.usage[layer] = self.usage[layer] + usage if layer in self.usage else usage
 
 
 def check_health(
@@ -70,7 +57,7 @@ def check_health(
         what = 'experts' if all(router.slots == 1 for router in routers.values()) else 'experts or copies of a shard'
         raise MoEConfigError(f'--min-living {min_living}: a layer has {fewest} {what}, so no checkpoint could pass')
     batches = test_batches(cfg, limit, model.trained_labels)
-    with GroupUsageRecorder(model) as recorder, torch.no_grad():
+    with UsageRecorder(model) as recorder, torch.no_grad():
         for _, batch in tqdm(batches, desc='images', unit='batch', disable=None):
             model.test_step(batch)
     layers = [

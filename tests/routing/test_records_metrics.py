@@ -113,7 +113,7 @@ def test_recorders_do_not_get_into_each_others_way():
             network(MAPS)
         network(MAPS)
     assert [len(record.weights) for record in inner.records] == [2, 2, 12]
-    assert {layer: int(used.rows) for layer, used in outer.usage.items()} == {'neck': 2 * 4, 'head.cls': 2 * 12}
+    assert {layer: int(used.rows.sum()) for layer, used in outer.usage.items()} == {'neck': 2 * 4, 'head.cls': 2 * 12}
 
 
 def test_usage_recorder_sums_batches():
@@ -125,9 +125,9 @@ def test_usage_recorder_sums_batches():
     assert usage.rows.tolist() == [12 + 6]
     assert usage.load.sum() == 2 * 18
     assert usage.importance.sum().item() == pytest.approx(18)
-    neck = recorder.usage['neck']  # two balance groups become one
-    assert neck.load.shape == (1, 3)
-    assert neck.rows.tolist() == [4 + 2]
+    neck = recorder.usage['neck']  # two balance groups
+    assert neck.load.shape == (2, 3)
+    assert neck.rows.tolist() == [2 + 1] * 2
 
 
 def usage_of(importance, load, probs, entropy, rows) -> Usage:

@@ -241,7 +241,7 @@ class MoERetinaHead(RetinaHead):
     ) -> dict:
         """RetinaHead's losses and, per router and soft constraint, ``loss_moe_<constraint>_<branch>``."""
         losses = super().loss_by_feat(cls_scores, bbox_preds, batch_gt_instances, *args, **kwargs)
-        asking = [router for router in self.routers.values() if 'box_sizes' in router.asked]
+        asking = [router for router in self.routers.values() if 'box_sizes' in router.constraints.asked]
         if asking:
             grid, strides = self.settings.grid, self.prior_generator.strides
             supply_box_sizes(asking, batch_gt_instances, cls_scores, grid, strides)

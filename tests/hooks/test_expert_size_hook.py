@@ -141,7 +141,7 @@ def test_moe_hook_still_sees_every_row(both_hooks):
     runner, _, lines = both_hooks
     assert any(line.startswith('Expert utilisation') for line in lines)
     assert hooks_of(runner, MoEHook).utilisation['bbox_head.cls'].rows == 4 * 5
-    assert all(not router._forward_hooks for router in find_routers(runner.model).values())
+    assert all(not router.decided for router in find_routers(runner.model).values())
 
 
 def test_processes_add_up_and_repeated_images_count_once(tmp_path, monkeypatch):

@@ -350,7 +350,7 @@ def test_an_out_dir_that_cannot_be_written_and_an_unknown_layer(analyse, tmp_pat
 @pytest.mark.parametrize(
     'options, words',
     [
-        (['--permutations', '5'], '--permutations 5: expected at least'),
+        (['--permutations', '5'], '--permutations: expected an integer >= 100, got 5'),
         (['--area-ranges', '96', '32'], 'the smaller first'),
         (['--limit', '0'], '--limit 0'),
     ],

@@ -32,7 +32,7 @@ class Constraint(nn.Module):
         key: short name; the loss appears as ``loss_moe_<key>``.
         learned_noise: whether the gate gets learned noise while it trains under this constraint (arXiv 2204.10598:
             soft constraints do, hard ones do not).
-        samples: what the constraint asks to know of each row beside its decision, a kind of
+        samples: what the constraint needs to know about each row besides its decision, a kind of
             :class:`~moe_det.routing.samples.RowSamples`; None for nothing.
         slots: groups of experts of which a row runs one each; the router sets it. All of them get the same total
             weight, so that a balance over all experts is one inside each group.

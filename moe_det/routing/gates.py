@@ -44,7 +44,7 @@ class Gate(nn.Module):
             return self.logits(feature)
 
     def constraints(self) -> list:
-        """Constraints that training the gate needs beside the layer's own."""
+        """Constraints that training the gate needs in addition to the layer's own."""
         return []
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
@@ -87,7 +87,7 @@ class GAPLinearGate(Gate):
 class ConvGAPGate(Gate):
     """3x3 convolution without padding and nonlinearity, average pooling, linear layer: Conv-GAP of arXiv 2204.10598.
 
-    A map smaller than the kernel is zero-padded to 3 pixels, so that the smallest pyramid levels work.
+    Maps smaller than the kernel are zero-padded to 3 pixels, so that the smallest pyramid levels work.
 
     Args:
         in_channels: C.

@@ -104,7 +104,7 @@ class Router(StepBalance):
         return self.num_experts // self.slots
 
     def __getstate__(self) -> dict:
-        """Copies and pickles without those who listen or intervene."""
+        """Copies and pickles without recorders and intervention."""
         return {**super().__getstate__(), 'recorders': [], 'intervention': None}
 
     # -- decision ----------------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ class Router(StepBalance):
             routing = self._decide_and_keep(logits, rows, layout, keys)
         else:
             routing = self._decide(logits, self._groups(layout, logits.device))[0]
-        # stays 0 with one group: a compiled layer is traced anew for each value
+        # stays 0 with one group: a compiled layer is retraced for each value
         self._call_count = (self._call_count + len(layout.patches)) % self.num_groups
         for recorder in self.recorders:
             recorder(self, routing, layout)

@@ -20,9 +20,9 @@ class StepBalance(nn.Module):
         constraints: by their keys.
         balance_scale: factor of the soft constraints' losses; a schedule sets it.
         collected_by_owner: whether a head adds the losses of its own routers itself.
-        monitored: whether usage is summed in ``recent``, for who reads it.
+        monitored: whether usage is summed in ``recent``, for MoEHook to read.
         recent: usage since it was last read.
-        step_follows: False in a forward that no optimizer step follows, set by who accumulates gradients.
+        step_follows: False in a forward that no optimizer step follows; MoEHook sets it under gradient accumulation.
         waiting: usage of such forwards, for the next update of the constraints.
     """
 

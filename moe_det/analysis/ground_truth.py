@@ -5,7 +5,7 @@ data sets drop it. Crowds have no size. Everything that COCO defines is left to 
 faster-coco-eval where the same evaluation is run under many routings.
 
 Ids of images, annotations and categories may be anything that json can hold. Both libraries, and tables of floats,
-are at home with small integers alone, so everything here is counted by position and ids are kept beside.
+only handle small integers reliably, so everything here is counted by position and ids are kept separately.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class GroundTruth:
         """Positions of images, by their ids.
 
         Raises:
-            KeyError: an image that this ground truth was not asked for.
+            KeyError: an image that this ground truth does not hold.
         """
         return [self._position_of[image_id] for image_id in image_ids]
 

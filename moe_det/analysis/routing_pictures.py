@@ -23,7 +23,7 @@ from .ground_truth import COCO_LIMITS, SIZE_NAMES
 from .sizes import size_bins
 from .slots import top_experts
 
-# hues that no size's box has; the expert's number is always printed beside them
+# hues that no size's box has; the expert's number is always printed next to them
 EXPERT_COLOURS = ('#e6a700', '#7b3fb0', '#00a9b5', '#d81b60', '#6d8b00', '#5d4037', '#8fa3b0', '#283593')
 TINT = 0.42
 SMALLEST_TINT = 0.12  # of a row whose best expert has next to no weight

@@ -16,7 +16,7 @@ class AuxiliaryLossHook(Hook):
     """Drops the soft constraints' losses after a part of the training, an option of arXiv 2204.10598 that is off there.
 
     The experts can then specialise without being pulled towards balance. The losses stay in the log, as 0; learned gate
-    noise goes on. Beside ``MoEHook``, with ``iterations`` where training is counted in them (``IterBasedTrainLoop``)::
+    noise continues. Use it together with ``MoEHook``; in an ``IterBasedTrainLoop`` give ``iterations``::
 
         custom_hooks = [dict(type='MoEHook'), dict(type='AuxiliaryLossHook', epochs=100)]
 

@@ -46,7 +46,7 @@ from .trained_model import TestBatches, load_trained_model, test_batches
 
 @dataclass(frozen=True)
 class AnalysisOptions:
-    """What the tool is asked for.
+    """Options of the size report.
 
     Attributes:
         data_root: folder that replaces the one of the config's data sets.
@@ -60,7 +60,7 @@ class AnalysisOptions:
             images as independent.
         force: evaluate forced, knocked out and other numbers of experts.
         layers: look at these layers only; None takes all.
-        figures: write the figures as files beside the page as well.
+        figures: also write the figures as files next to the page.
         launcher: ``'pytorch'`` when torchrun has started several processes that share the images; else ``'none'``.
         command: the command line, for the record.
     """

@@ -20,7 +20,7 @@ def check_outputs(where: str, path: str, labels: int, model: Mapping) -> None:
         model: the config's ``model``.
 
     Raises:
-        DataError: it predicts more or fewer; has the line that mends it.
+        DataError: it predicts more or fewer; has the line that fixes it.
     """
     for key, outputs in class_outputs(model):
         if outputs != labels:

@@ -1,4 +1,4 @@
-"""The look at the files of an image classification data set before anything is built."""
+"""Checks the files of an image classification data set before anything is built."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def _mmdet_configs() -> Path:
 
 
 def _near_files(file: Path) -> str:
-    """Suggests files beside ``file``, configs of the package, or the nearest folder that exists."""
+    """Suggests files next to ``file``, configs of the package, or the nearest folder that exists."""
     folder = file.parent
     name = file.with_suffix('').as_posix().removeprefix('configs/').removeprefix(PREFIX)
     own = '' if file.is_absolute() else near(name, config_names())

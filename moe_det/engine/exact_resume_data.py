@@ -1,4 +1,4 @@
-"""Puts a run's training data into an order and under seeds that a resumed run finds again."""
+"""Makes data order and seeds reproducible, so that a resumed run sees the same batches."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def route_image(
         cfg: its config.
         path: the image file.
         score_thr: least score of the detections that are kept.
-        truths: ground truth to draw beside them.
+        truths: ground truth to draw as well.
     """
     # read as the test pipeline reads it, which turns pictures as their EXIF data says
     pixels = mmcv.imread(path)

@@ -127,7 +127,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def evaluate_run(spec: RunSpec, cfg: Config, device: str | None = None, fresh: bool = False) -> RunResult:
-    """Evaluates a checkpoint on the test set, or takes the result stored beside it if nothing has changed since.
+    """Evaluates a checkpoint on the test set, or reuses the result stored next to it if nothing has changed since.
 
     Args:
         spec: the run.

@@ -14,7 +14,7 @@ class Kind:
     """A kind of problem.
 
     Attributes:
-        error: training would fail or learn nonsense; else a note: mmdet copes with it, in the way that ``what`` says.
+        error: training would fail or learn something wrong; else a note: mmdet copes with it as ``what`` says.
         what: one phrase for the report.
     """
 
@@ -52,7 +52,7 @@ KINDS = {
     'nothing_usable': Kind(True, 'mmdet would leave out every annotation'),
     'only_crowds': Kind(True, 'nothing to learn and nothing to score: every annotation is a crowd (iscrowd=1)'),
     'no_iscrowd': Kind(False, "an annotation has no 'iscrowd', or null; it is read as 0"),
-    'zero_id': Kind(False, "an annotation's id is 0, pycocotools' sign of no match; ids are numbered anew when read"),
+    'zero_id': Kind(False, "an annotation's id is 0, pycocotools' sign of no match; ids are renumbered when read"),
     'ignored': Kind(False, "an annotation is marked 'ignore'; training leaves it out, the evaluation counts it"),
     'text_id': Kind(False, "ids are texts; mmdet takes them, tools that expect COCO's integers do not"),
     'duplicate_file': Kind(False, 'two images are one file'),

@@ -16,7 +16,7 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
     )
     parser.add_argument('config', help='config file of an image classifier with experts')
     parser.add_argument('checkpoint', help='checkpoint file or URL')
-    parser.add_argument('--out-dir', metavar='DIR', help='numbers and figures (default: beside the checkpoint)')
+    parser.add_argument('--out-dir', metavar='DIR', help='numbers and figures (default: next to the checkpoint)')
     parser.add_argument('--top', type=int, default=5, metavar='N', help='classes per expert (default: %(default)s)')
     parser.add_argument('--data-root', metavar='DIR', help='folder that replaces the data folder of the config')
     parser.add_argument('--device', help='cpu, cuda or cuda:N (default: cuda where there is one)')

@@ -29,7 +29,7 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         '--max-load-ratio', type=float, metavar='X', help='fail too if an expert has more than X times the fair load'
     )
     parser.add_argument(
-        '--min-living', type=int, metavar='N', help='living experts asked for (default: more than a row uses)'
+        '--min-living', type=int, metavar='N', help='living experts required (default: more than a row uses)'
     )
     parser.add_argument('--json', dest='json_file', metavar='FILE', help='write the numbers')
     parser.add_argument('--device', help='cpu, cuda or cuda:N (default: cuda where there is one)')

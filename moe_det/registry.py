@@ -92,7 +92,7 @@ def build_named(registry: Registry, cfg: dict, where: str, **arguments):
         **arguments: passed to the class in addition to the entries of ``cfg``.
 
     Raises:
-        MoEConfigError: ``cfg`` is no dict with ``type``, the name is unknown, or the class refuses its arguments.
+        MoEConfigError: ``cfg`` is not a dict with ``type``, the name is unknown, or the class refuses its arguments.
     """
     if not isinstance(cfg, dict) or 'type' not in cfg:
         raise MoEConfigError(f"{where}: expected a dict with the key 'type', got {cfg!r}")

@@ -120,7 +120,7 @@ def compare(results: Sequence[RunResult]) -> list[Row]:
 
 
 def refuse_equal(checkpoints: Sequence[tuple[str, str]], where: str = '') -> None:
-    """Refuses checkpoints of which one is given twice: a copy is no other training.
+    """Refuses checkpoints of which one is given twice: a copy is not another training.
 
     Args:
         checkpoints: path and digest of each.

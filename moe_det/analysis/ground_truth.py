@@ -63,7 +63,7 @@ class GroundTruth:
         image_ids: ids of the images to look at, each once; their order numbers the images.
         category_ids: ids of the categories to look at; their order numbers the categories and must be that of the
             detector's labels. None takes all in the order of the file.
-        limits: sides in pixels that part small from medium and medium from large; areas are their squares.
+        limits: limits in pixels between small, medium and large sides; areas are their squares.
 
     Attributes:
         image_ids: id of each image.

@@ -153,7 +153,7 @@ def _like_images(rows: ObjectRows) -> np.ndarray:
 
 
 class _Wishes:
-    """Which row each image stands for at each slot, also where it has no objects."""
+    """Which row each image stands for at each slot, even where it has no objects."""
 
     def __init__(self, rows: ObjectRows) -> None:
         shape = len(rows.images), len(rows.slots)

@@ -130,7 +130,7 @@ def _units(layer: dict) -> list[tuple[str, dict]]:
 
 
 def _doubt(layer: dict) -> str:
-    """Why sorting is no specialisation yet, in plain words."""
+    """Why sorting is not specialisation yet, in plain words."""
     if beyond_random(layer) is False:
         return 'but an untrained gate sorts them as well'
     if layer.get('swap') is None:

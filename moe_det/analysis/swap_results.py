@@ -15,7 +15,7 @@ from .result import ALPHA, holm
 from .sizes import RelativeSizes
 from .units import Unit
 
-FEWEST_IMAGES = 20  # a standard error from fewer resampled images is no yardstick
+FEWEST_IMAGES = 20  # a standard error from fewer resampled images is too imprecise
 MIN_LOSS = 0.001  # a loss of AP that exists but is smaller than this is not called a function
 
 

@@ -23,7 +23,7 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         type=float,
         default=0.01,
         metavar='X',
-        help='an expert lives if it holds more than this part of the weights (default: %(default)s)',
+        help='an expert is living if it holds more than this share of the weights (default: %(default)s)',
     )
     parser.add_argument(
         '--max-load-ratio', type=float, metavar='X', help='fail too if an expert has more than X times the fair load'

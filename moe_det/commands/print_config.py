@@ -18,7 +18,7 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         nargs='+',
         action='extend',
         metavar='KEY=VALUE',
-        help='change config keys: model.backbone.depth=18 key="[a,b]" key="[(a,b),(c,d)]" (quotes, no blanks)',
+        help='change config keys: model.backbone.depth=18 key="[a,b]" key="[(a,b),(c,d)]" (quotes, no spaces)',
     )
     return parser.parse_args(argv)
 

@@ -61,13 +61,13 @@ def add_run_options(parser: argparse.ArgumentParser, example: str) -> None:
         nargs='+',
         action='extend',
         metavar='KEY=VALUE',
-        help=f'change config keys: {example} key="[a,b]" key="[(a,b),(c,d)]" (quotes, no blanks)',
+        help=f'change config keys: {example} key="[a,b]" key="[(a,b),(c,d)]" (quotes, no spaces)',
     )
     parser.add_argument(
         '--no-data-check',
         dest='data_check',
         action='store_false',
-        help='do not look at annotations and images first',
+        help='skip the check of annotations and images',
     )
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)

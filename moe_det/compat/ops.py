@@ -174,7 +174,7 @@ def _replace_stubs() -> None:
 
 
 def _stub_of(value: object) -> str | None:
-    """Returns the operator that a stub of onedl-mmdetection stands for, None when ``value`` is no such stub."""
+    """Returns the operator that a stub of onedl-mmdetection stands for, None when ``value`` is not such a stub."""
     function = value.__dict__.get('__init__') if isinstance(value, type) else value
     code = function.__code__ if isinstance(function, FunctionType) else None
     for text in code.co_consts if isinstance(code, CodeType) else ():

@@ -21,7 +21,7 @@ SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.ppm', '.pgm', '.tif', '.
 
 
 def folder_problem(path: str) -> str | None:
-    """Says why ``path`` is no folder with ``train`` and ``test`` and no tar file; None when it is one."""
+    """Says why ``path`` is not a folder with ``train`` and ``test`` and no tar file; None when it is one."""
     file = Path(path)
     if file.is_file():
         return None if tarfile.is_tarfile(file) else f'{file.absolute()} is neither a folder nor a tar file'
@@ -154,7 +154,7 @@ def _decode_image(path: str, name: PurePosixPath, stream, image_size: int | None
     except (EOFError, tarfile.TarError):
         raise  # the archive, not the image
     except Exception as error:
-        raise DataError(f'{path}: {name} is no image that can be read: {error}') from error
+        raise DataError(f'{path}: {name} is not a readable image: {error}') from error
     pixels = np.asarray(image)
     return pixels[None] if grayscale else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 

@@ -26,7 +26,7 @@ whatever the scene scale.
 that a gate can tell apart, and classes that are hard to tell apart without knowing the kind.
 
 Each class has a hue of its own, most shapes are plain and stand nearly upright before a quiet background: the set is
-meant to be learnt within minutes, so it says nothing about how well a detector tells shapes apart.
+meant to be learned within minutes, so it says nothing about how well a detector tells shapes apart.
 """
 
 from __future__ import annotations

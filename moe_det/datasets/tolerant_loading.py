@@ -21,7 +21,7 @@ MOST_IN_A_ROW = 50  # damaged images one after the other: then it is not single 
 class TolerantLoader:
     """Reads an image with mmcv's ``LoadImageFromFile`` and writes down what it cannot read.
 
-    A truncated image counts as unreadable also where the decoder makes something of it. Every image that cannot be read
+    A truncated image counts as unreadable even where the decoder makes something of it. Every image that cannot be read
     becomes a line of the journal, a file of JSON lines, which processes of a data loader share.
 
     Args:

@@ -53,7 +53,7 @@ class AnalysisOptions:
         cfg_options: changes of the config.
         out_dir: folder of the report.
         settings: of the statistics.
-        area_ranges: sides in pixels that part small, medium and large.
+        area_ranges: limits in pixels between small, medium and large sides.
         limit: only the first so many images.
         device: ``'cpu'``, ``'cuda'`` or None for CUDA where there is one.
         groups: key of the json's images that says which of them belong together, such as ``'video_id'``; None takes

@@ -62,7 +62,7 @@ def show_class_allocation(
         One per layer that decides once per image.
 
     Raises:
-        MoEDetError: the config, the checkpoint or the data cannot be used, or the model is no image classifier.
+        MoEDetError: the config, the checkpoint or the data cannot be used, or the model is not an image classifier.
     """
     cfg = load_config(config, cfg_options, data_root)
     model = load_trained_model(cfg, checkpoint, device)

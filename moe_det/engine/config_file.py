@@ -143,7 +143,7 @@ def parse_options(options: Mapping | Iterable[str] | None) -> dict:
         options: ``key=value`` texts in mmengine's notation, a dict that is taken as it is, or None.
 
     Raises:
-        MoEConfigError: an entry is no ``key=value`` or has unbalanced brackets.
+        MoEConfigError: an entry is not ``key=value`` or has unbalanced brackets.
     """
     if options is None or isinstance(options, Mapping):
         return dict(options or {})

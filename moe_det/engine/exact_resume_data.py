@@ -73,7 +73,7 @@ def _skips_by_itself(loop: IterBasedTrainLoop) -> bool:
 
 
 class EndlessBatches:
-    """Stands in the place of mmengine's endless iterator of an iteration-based loop.
+    """Stands instead of mmengine's endless iterator of an iteration-based loop.
 
     Args:
         loader: a data loader with placed batches.

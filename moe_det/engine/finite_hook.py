@@ -201,11 +201,11 @@ class FiniteHook(Hook):
     # -- validation and test -----------------------------------------------------------------------------------
 
     def before_val(self, runner) -> None:
-        """Watches the gates also where nothing is trained."""
+        """Watches the gates even where nothing is trained."""
         self._watch(runner)
 
     def before_test(self, runner) -> None:
-        """Watches the gates also where nothing is trained."""
+        """Watches the gates even where nothing is trained."""
         self._watch(runner)
 
     def _watch(self, runner) -> None:

@@ -63,7 +63,7 @@ def config_classes(where: str, dataset: Mapping, kind: type) -> tuple[str, ...] 
     """Returns the class names of a data set's config; None where it has none.
 
     Raises:
-        DataError: they are no list of different texts.
+        DataError: they are not a list of different texts.
     """
     classes = (dataset.get('metainfo') or {}).get('classes', kind.METAINFO.get('classes'))
     if isinstance(classes, str):

@@ -194,7 +194,7 @@ class TestBatches:
     ``len()`` is the number of batches.
 
     Attributes:
-        dataset: the whole test data set, also when there is a limit.
+        dataset: the whole test data set, even when there is a limit.
         metainfo: the data set's ``metainfo`` (``classes``).
         num_images: images that an iteration yields.
     """
@@ -262,7 +262,7 @@ def test_batches(cfg: Config, limit: int | None = None, trained: TrainedLabels |
         See :class:`TestBatches`.
 
     Raises:
-        MoEConfigError: the config has no test set, or ``limit`` is no positive integer.
+        MoEConfigError: the config has no test set, or ``limit`` is not a positive integer.
         DataError: files of the test set are missing or damaged, or give the classes other labels than the model has.
     """
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):

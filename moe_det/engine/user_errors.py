@@ -39,7 +39,7 @@ def user_message(error: BaseException) -> str | None:
         outer, current = current, current.__cause__ or current.__context__
         implicit = outer.__cause__ is None
         if implicit and (outer.__suppress_context__ or current is None or str(current) not in str(outer)):
-            break  # a bug that happened while an error was handled is no wrapper of that error
+            break  # a bug that happened while an error was handled is not a wrapper of that error
     if isinstance(error, KeyError):
         return _unregistered_name(error)
     if isinstance(error, TypeError):

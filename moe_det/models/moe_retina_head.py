@@ -33,7 +33,7 @@ def _refuse_keys_of_other_heads(keys: dict) -> None:
     for key in keys:
         if key not in known:
             raise MoEConfigError(
-                f'bbox_head.{key}: is no key of RetinaHead, which MoERetinaHead extends. Other heads keep their '
+                f'bbox_head.{key}: is not a key of RetinaHead, which MoERetinaHead extends. Other heads keep their '
                 "type and get experts by name: model = dict(type='WithExperts', detector=..., experts=[dict(modules="
                 "'bbox_head.cls_convs.*', type='MoEConv2d')])"
             )

@@ -30,7 +30,7 @@ class AttentiveGate(Gate):
             gate.
 
     Raises:
-        ValueError: h is no positive integer, or the query network has another number of outputs.
+        ValueError: h is not a positive integer, or the query network has another number of outputs.
     """
 
     needs_keys = True
@@ -54,7 +54,7 @@ class AttentiveGate(Gate):
         self.to_key = nn.Linear(key_channels, hidden_channels, bias=False)
 
     def forward(self, feature: Tensor, keys: Tensor) -> Tensor:
-        """Logits in full precision also under autocast.
+        """Logits in full precision even under autocast.
 
         Args:
             feature: (R, C, H, W).

@@ -14,7 +14,7 @@ def checked_number(owner: object, key: str, value: object, minimum: float = 0.0)
     """Returns ``value`` as a float.
 
     Raises:
-        ValueError: it is no finite number or smaller than ``minimum``.
+        ValueError: it is not a finite number or smaller than ``minimum``.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value) or value < minimum:
         raise ValueError(f'{key}={value!r}: expected a number >= {minimum:g}')

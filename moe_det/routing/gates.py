@@ -39,7 +39,7 @@ class Gate(nn.Module):
         self.num_experts = num_experts
 
     def forward(self, feature: Tensor) -> Tensor:
-        """(R, C, H, W) -> (R, E) logits, in full precision also under autocast."""
+        """(R, C, H, W) -> (R, E) logits, in full precision even under autocast."""
         with torch.autocast(feature.device.type, enabled=False):
             return self.logits(feature)
 
@@ -63,7 +63,7 @@ class Gate(nn.Module):
 
 
 def _linear(layer: nn.Linear, pooled: Tensor) -> Tensor:
-    """Applies a linear layer in the precision of its input, also when the model was cast to half."""
+    """Applies a linear layer in the precision of its input, even when the model was cast to half."""
     return F.linear(pooled, layer.weight.to(pooled.dtype), layer.bias.to(pooled.dtype))
 
 

@@ -29,7 +29,7 @@ class Intervention:
     Attributes:
         forced: the only expert for every row, or several that share every row equally. Together they get the weight
             that the row's chosen experts had: 1 where weights sum to 1, else (K = 1) the gate's probability of its own
-            choice, the scale that experts learnt with. With slots they replace the choice in their own slots alone.
+            choice, the scale that experts learned with. With slots they replace the choice in their own slots alone.
         knocked_out: an expert that no row may choose; the next best (of its slot) takes its place and weights are
             renormalised.
         top_k: another number of chosen experts; not with slots.

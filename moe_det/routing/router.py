@@ -79,7 +79,7 @@ class Router(StepBalance):
         self.weighting = weighting if slots == 1 else STRAIGHT_THROUGH
         self.noise_scale = self.temperature = 1.0
         self.training_top_k: int | None = None
-        # the trained K decides how weights are normalised, also when another K is tried at test time
+        # the trained K decides how weights are normalised, even when another K is tried at test time
         self.sums_to_one = top_k > 1 or self.weighting == STRAIGHT_THROUGH
         self._set_constraints([*constraints, *gate.constraints()])
         if noise is None:

@@ -85,7 +85,7 @@ class StepBalance(nn.Module):
     def collect(self) -> dict[str, Tensor]:
         """Computes the constraints' losses over all rows since the last call, and moves their state.
 
-        In a distributed run every process must call it in every step, also when it had no rows. Where several forwards
+        In a distributed run every process must call it in every step, even when it had no rows. Where several forwards
         share an optimizer step (gradient accumulation), the state moves once, in the last one, by the usage of all of
         them; ``step_follows`` tells.
 

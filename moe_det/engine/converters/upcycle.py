@@ -74,7 +74,7 @@ def upcycle(
         out: the checkpoint to write.
         noise: relative standard deviation of the noise; None takes each layer's ``copy_noise``.
         seed: of noise, redrawn channels and gates.
-        allow_missing: write the checkpoint also where something did not fit or the outputs differ.
+        allow_missing: write the checkpoint even where something did not fit or the outputs differ.
         cfg_options: changes of the config.
 
     Raises:

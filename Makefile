@@ -51,8 +51,10 @@ $(ready): pyproject.toml $(constraints) | $(python)
 	@$(python) -c 'import cv2, moe_det; print(f"moe_det {moe_det.__version__} is ready in $(VENV)")'
 	@touch $@
 
-lint: setup  ## ruff: errors, imports, names, quotes, layout
-	@$(VENV)/bin/ruff check --quiet . && $(VENV)/bin/ruff format --check --quiet . && echo 'make lint: clean'
+lint: setup  ## ruff: errors, imports, names, quotes, layout; import-linter: the direction of imports
+	@$(VENV)/bin/ruff check --quiet . && $(VENV)/bin/ruff format --check --quiet .
+	@found=$$($(VENV)/bin/lint-imports --no-cache) || { echo "$$found"; exit 1; }
+	@echo 'make lint: clean'
 
 test: setup lint  ## lint, then all tests on the stack onedl
 	@PYTHONPATH= $(pytest) || { \

@@ -44,7 +44,7 @@ class RunError(Exception):
 
 def threads_of(jobs: int) -> int | None:
     """Threads of each of so many commands that share the cores; None, the command's own choice, for one."""
-    from moe_det.engine.software import cores  # imports torch
+    from moe_det.common.software import cores  # imports torch
 
     return max(1, cores() // jobs) if jobs > 1 else None
 

@@ -20,10 +20,10 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 
-from moe_det.engine import launch
-from moe_det.engine.atomic_file import write_atomically
-from moe_det.engine.software import cores, machine, versions
-from moe_det.models.classifiers.metric import ClassificationMetric
+from moe_det.classification.metric import ClassificationMetric
+from moe_det.common.atomic_file import write_atomically
+from moe_det.common.software import cores, machine, versions
+from moe_det.running import launch
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'classification'
 CONSTRAINT = 'model.moe.constraint'

@@ -95,7 +95,7 @@ def add(record: dict, name: str, run: dict) -> None:
 
 def write(record: dict) -> None:
     """Writes the record, the page and README's table."""
-    from moe_det.engine.software import machine, versions  # imports torch
+    from moe_det.common.software import machine, versions  # imports torch
 
     record |= {
         'format': FORMAT,

@@ -43,7 +43,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status."""
     args = parse_args(argv)
-    from moe_det.engine.user_errors import run_main
+    from moe_det.running.user_errors import run_main
 
     return run_main(lambda: check(args, sys.argv[1:] if argv is None else argv))
 
@@ -55,7 +55,7 @@ def check(args: argparse.Namespace, argv: list[str]) -> int:
     import torch
     from mmengine.logging import MMLogger
 
-    from moe_det.engine.console import say
+    from moe_det.common.console import say
     from moe_det.errors import MoEConfigError
 
     if not torch.cuda.is_available():

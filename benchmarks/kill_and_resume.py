@@ -35,11 +35,12 @@ import torch
 from kill_and_resume_page import summary
 from yapf.yapflib import yapf_api
 
+from moe_det.common import atomic_file
+from moe_det.common.checkpoints import latest_checkpoint
 from moe_det.datasets.shapes import ShapesSettings, make_shapes
-from moe_det.engine import atomic_file, launch  # noqa: F401  launch: imported once for all forks
-from moe_det.engine.checkpoints import latest_checkpoint
-from moe_det.engine.resume_point import check_resumable
 from moe_det.errors import CheckpointError
+from moe_det.robustness.resume_point import check_resumable
+from moe_det.running import launch  # noqa: F401  launch: imported once for all forks
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = Path(__file__).parent / 'records' / 'kill_and_resume.json'
@@ -277,7 +278,7 @@ def main(argv: list[str] | None = None) -> int:
         if (earlier['seed'], earlier['iterations'], earlier['versions']) == wanted:
             record = earlier
     command = shlex.join(['python', 'benchmarks/kill_and_resume.py', *(sys.argv[1:] if argv is None else argv)])
-    from moe_det.engine.software import machine
+    from moe_det.common.software import machine
 
     record |= dict(command=command, machine=machine(), versions=versions, date=date.today().isoformat())
 

@@ -55,7 +55,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0, 1 on a busy machine, 2 after an error of the user's."""
     args = parse_args(argv)
-    from moe_det.engine.user_errors import run_main
+    from moe_det.running.user_errors import run_main
 
     return run_main(lambda: measure(args, sys.argv[1:] if argv is None else argv))
 
@@ -67,8 +67,8 @@ def measure(args: argparse.Namespace, argv: list[str]) -> int:
     from benchmarks.speed import page, record
     from benchmarks.speed.plan import Plan, quick_or_full
     from benchmarks.speed.sections import Measurement
-    from moe_det.engine.console import say, warn
-    from moe_det.engine.software import cores
+    from moe_det.common.console import say, warn
+    from moe_det.common.software import cores
     from moe_det.errors import MoEConfigError
 
     if args.page:

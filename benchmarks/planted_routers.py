@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.planted.page import page  # noqa: E402
 from benchmarks.planted.study import FULL, QUICK, Case, Plan, all_cases, measure, planted_strengths  # noqa: E402
-from moe_det.engine.software import cores, processor  # noqa: E402
+from moe_det.common.software import cores, processor  # noqa: E402
 from moe_det.errors import DataError  # noqa: E402
 
 RECORD = ROOT / 'benchmarks' / 'records' / 'planted_routers.json'

@@ -142,7 +142,7 @@ def write(record: dict, args: argparse.Namespace) -> None:
     """Writes the record and the page."""
     from real.page import page  # imported by run() before hours of training
 
-    from moe_det.engine.software import machine, versions
+    from moe_det.common.software import machine, versions
 
     record |= {
         'format': FORMAT,
@@ -163,7 +163,7 @@ def write(record: dict, args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0, 2 after an error of the user's, 130 after Ctrl-C."""
     args = parse_args(argv)
-    from moe_det.engine.user_errors import run_main
+    from moe_det.running.user_errors import run_main
 
     return run_main(lambda: run(args))
 

@@ -55,7 +55,7 @@ def recorded(record: Path) -> dict[tuple, dict]:
 
 def write(runs: dict[tuple, dict], record: Path, page_file: Path) -> None:
     """Writes record and page."""
-    from moe_det.engine.atomic_file import write_atomically
+    from moe_det.common.atomic_file import write_atomically
 
     ordered = [runs[key] for key in sorted(runs)]
     write_atomically(record, json.dumps({'runs': ordered}, indent=1) + '\n')
@@ -161,7 +161,7 @@ def work(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0, 2 after an error of the user's, 130 after Ctrl-C."""
     args = parse_args(argv)
-    from moe_det.engine.user_errors import run_main
+    from moe_det.running.user_errors import run_main
 
     return run_main(lambda: work(args))
 

@@ -129,7 +129,7 @@ def run(dataset: str, setting: str, seed: int, args: argparse.Namespace) -> dict
     threads = threads_of(args.jobs)
     seconds = call([*command, '--resume', *shared], folder / 'train.log', threads)
     error, gates = tested(setting, config, folder / f'epoch_{args.epochs}.pth', shared, folder, threads)
-    from moe_det.engine.software import machine, versions  # imports torch
+    from moe_det.common.software import machine, versions  # imports torch
 
     found = begun(dataset, setting, seed, args)
     found |= {

@@ -154,9 +154,9 @@ def multiply_adds_over_dense(name: str) -> dict[str, float]:
     """
     from mmengine.registry import init_default_scope
 
-    from moe_det.engine.dense_counterpart import dense_counterpart
-    from moe_det.engine.launch import load_config
-    from moe_det.engine.part_costs import WHOLE, model_cost
+    from moe_det.common.dense_counterpart import dense_counterpart
+    from moe_det.cost.part_costs import WHOLE, model_cost
+    from moe_det.running.launch import load_config
 
     kind, options = settings()[name]
     cfg = load_config(str(CONFIGS[kind]), [f'{key}={value}' for key, value in options.items()])
@@ -259,7 +259,7 @@ def write(record: dict) -> None:
     """Writes the record and the page."""
     from specialization_page import page  # beside this script
 
-    from moe_det.engine.software import machine  # imports torch
+    from moe_det.common.software import machine  # imports torch
 
     record |= {
         'machine': machine(),

@@ -11,8 +11,8 @@ import torch
 from mmdet.registry import MODELS
 from torch import nn
 
-from moe_det.engine.launch import load_config
 from moe_det.routing import find_routers
+from moe_det.running.launch import load_config
 
 
 def moe_config(dense: Path, name: str = 'moe', **moe) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moe_det.datasets.cifar100_groups import CIFAR100_GROUPS
+from moe_det.classification.cifar100_groups import CIFAR100_GROUPS
 
 CIFAR10_CLASSES = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
 CIFAR100_CLASSES = tuple(sorted(name for members in CIFAR100_GROUPS.values() for name in members))

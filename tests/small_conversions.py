@@ -10,8 +10,8 @@ from mmengine.runner import load_checkpoint
 from small_models import RETINANET, batch, build, config, shrink, spread_weights
 from torch import Tensor, nn
 
-from moe_det.engine.converters.files import config_text
-from moe_det.engine.launch import load_config
+from moe_det.converters.files import config_text
+from moe_det.running.launch import load_config
 
 IMPORTS = dict(imports=['moe_det'], allow_failed_imports=False)
 HOOKS = [dict(type='MoEHook')]

@@ -22,9 +22,9 @@ from torch import nn
 from torch.distributed.nn.functional import all_reduce
 from torch.utils.data import Dataset
 
-from moe_det.engine.moe_hook import MoEHook
-from moe_det.engine.ranks import prepare_ranks
+from moe_det.hooks.moe_hook import MoEHook
 from moe_det.routing import Router, find_routers
+from moe_det.running.ranks import prepare_ranks
 
 IMAGES, BATCH, EPOCHS = 8, 4, 2
 STEPS = EPOCHS * IMAGES // BATCH

@@ -109,7 +109,7 @@ def test_settings_of_the_paper(variant, data):
     ],
 )
 def test_documented_variants_are_options(options, stage, experts, residual):
-    from moe_det.engine.launch import load_config
+    from moe_det.running.launch import load_config
 
     model = small(load_config(CONFIGS / 'resnet18_moe_soft_cifar100.py', options))
     (path,) = find_routers(model)

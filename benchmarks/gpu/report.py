@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from moe_det.engine.console import say
+from moe_det.common.console import say
 
 LONGEST_ERROR = 2000  # characters
 

@@ -129,8 +129,8 @@ def cost_of(name: str) -> dict[str, float]:
     """Multiply-adds for one image, in head and model, over those of the dense start; parameters likewise."""
     from mmengine.registry import init_default_scope
 
-    from moe_det.engine.launch import load_config
-    from moe_det.engine.part_costs import WHOLE, model_cost
+    from moe_det.cost.part_costs import WHOLE, model_cost
+    from moe_det.running.launch import load_config
 
     costs = []
     for of in (name, 'dense'):

@@ -45,7 +45,7 @@ def _runs_of(name: str, args: Namespace) -> dict[str, Callable[[], None]]:
     from mmengine.registry import init_default_scope
     from mmengine.runner import Runner
 
-    from moe_det.engine.launch import load_config
+    from moe_det.running.launch import load_config
 
     config, options = changes_of(name)
     cfg = load_config(str(config), [f'{key}={value}' for key, value in options.items()])

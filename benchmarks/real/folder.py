@@ -9,7 +9,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe_det.engine.coco_file import CocoFile, read_coco, read_json
+from moe_det.dataset_check.coco_file import CocoFile, read_coco, read_json
 from moe_det.errors import DataError
 
 LAYOUT = 'annotations/instances_train2017.json, annotations/instances_val2017.json, train2017/ and val2017/'

@@ -97,7 +97,7 @@ class Plan:
         """The setting's config with the folder and the weights of this machine."""
         from mmengine.config import Config
 
-        from moe_det.engine.config_edit import set_data_root
+        from moe_det.common.config_edit import set_data_root
 
         file, changes = self.changes_of(setting)
         if setting == START:  # what goes on from it gets the weights with its checkpoint
@@ -261,7 +261,7 @@ def measure(setting: str, seed: int, plan: Plan) -> dict:
 
 def cost_of(setting: str, backbone: str, classes: int) -> dict[str, float]:
     """Multiply-adds for one image, in head and model, over those of the dense detector; parameters likewise."""
-    from moe_det.engine.part_costs import WHOLE
+    from moe_det.cost.part_costs import WHOLE
 
     own, dense = (_costs(of, backbone, classes) for of in (setting, START))
     return {
@@ -277,7 +277,7 @@ def _costs(setting: str, backbone: str, classes: int) -> dict:
     from mmengine.config import Config
     from mmengine.registry import init_default_scope
 
-    from moe_det.engine.part_costs import model_cost
+    from moe_det.cost.part_costs import model_cost
 
     from . import networks  # noqa: F401  registers them
 

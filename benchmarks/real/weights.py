@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from moe_det.engine.checkpoints import check_checkpoint
-from moe_det.engine.trained_model import read_checkpoint, state_of
+from moe_det.common.checkpoints import check_checkpoint, read_checkpoint, state_of
 from moe_det.errors import CheckpointError
 
 WHERE = '--weights'

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from moe_det.engine.launch import load_config
-from moe_det.engine.model_cost import parameter_counts
-from moe_det.engine.part_costs import WHOLE, model_cost
+from moe_det.cost.model_cost import parameter_counts
+from moe_det.cost.part_costs import WHOLE, model_cost
+from moe_det.running.launch import load_config
 
 from . import detectors
 from .clock import ratio, summary

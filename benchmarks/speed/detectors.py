@@ -14,10 +14,9 @@ from mmengine.logging import MMLogger
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from moe_det.engine.launch import load_config
 from moe_det.routing import find_routers
-from moe_det.routing.experts import ExpertGroup
-from moe_det.routing.shared_copies import fold_common
+from moe_det.routing.experts import ExpertGroup, fold_common
+from moe_det.running.launch import load_config
 
 from .clock import Mark
 from .layers import plant_routing

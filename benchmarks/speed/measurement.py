@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moe_det.engine.console import say
+from moe_det.common.console import say
 
 from .clock import interleave
 from .record import Record

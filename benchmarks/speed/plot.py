@@ -7,8 +7,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from moe_det.analysis.figures.palette import size_colour, size_marker
-from moe_det.analysis.figures.style import PAPER, Wording, drawing, new_figure
+from moe_det.figures.palette import size_colour, size_marker
+from moe_det.figures.style import PAPER, Wording, drawing, new_figure
 
 from .layers import DENSE_EXPERT, OURS
 

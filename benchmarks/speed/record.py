@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from moe_det.engine.software import cores, processor
+from moe_det.common.software import cores, processor
 from moe_det.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]

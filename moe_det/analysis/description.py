@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .sizes import size_names
+
 if TYPE_CHECKING:
     from .result import SpecializationResult
-
-
-def size_names(num_sizes: int) -> list[str]:
-    """Names of the size bins: COCO's for three."""
-    return ['small', 'medium', 'large'] if num_sizes == 3 else [f'size {index}' for index in range(num_sizes)]
 
 
 def describe(result: SpecializationResult) -> str:

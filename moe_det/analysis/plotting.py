@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .description import size_names
+from .sizes import size_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -100,3 +100,8 @@ def relative_sizes(
         below = np.searchsorted(bin_of, np.arange(quantiles - 1), side='right')
         limits[row] = np.where(below > 0, distinct[np.maximum(below - 1, 0)], 0.0)
     return RelativeSizes(bins, names, limits)
+
+
+def size_names(num_sizes: int) -> list[str]:
+    """Names of the size bins: COCO's for three."""
+    return ['small', 'medium', 'large'] if num_sizes == 3 else [f'size {index}' for index in range(num_sizes)]

@@ -1,3 +1,1 @@
-"""What runs a model: hooks, and the functions behind the command-line tools."""
-
-from .. import registry as _registry  # noqa: F401 - first, or a module would be registered half imported
+"""Old import paths; see :mod:`moe_det.moved`."""

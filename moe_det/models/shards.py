@@ -30,7 +30,7 @@ from ..routing.rows import RowLayout
 from .merged_shards import MergedShards, merges
 
 if TYPE_CHECKING:
-    from .head_branch import BranchShape
+    from .branch_shape import BranchShape
 
 Combination = tuple[int, ...]  # the experts of a row, one of each shard
 
@@ -122,7 +122,7 @@ class ShardGroup(ExpertGroup):
         if routing is not None or not self._merges:
             return super().forward(rows, routing, layout, plan)
         (block,) = self._merged([tuple(range(len(self)))]).values()
-        return self._with_shared([block(x) for x in rows], rows)
+        return self.with_shared([block(x) for x in rows], rows)
 
     @property
     def slices(self) -> int:
@@ -140,11 +140,11 @@ class ShardGroup(ExpertGroup):
             for key in combinations
         }
 
-    def _run_sorted(
+    def run_sorted(
         self, rows: Sequence[Tensor], routing: Routing, layout: RowLayout, plan: Sequence[LevelPlan]
     ) -> list[Tensor]:
         if not (self._merges and self._one_copy_each(routing, plan)):
-            return super()._run_sorted(rows, routing, layout, plan)
+            return super().run_sorted(rows, routing, layout, plan)
         by_level = by_combination(plan, tuple(range(0, len(self), self.copies)), rows[0].device)
         if layout.unit == 'image':
             plan, by_level = [plan[0]] * len(rows), by_level * len(rows)

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..routing.experts import keep_outputs
 from ..routing.gates import global_average
 from ..routing.intervention import intervene
 from ..routing.records import RoutingRecord, RoutingRecorder
@@ -19,6 +18,7 @@ from ..routing.rows import RowLayout
 from .assignment import cannot_assign, positive_anchors
 from .conditions import NATURAL, Condition
 from .findings import NO_ROW, Findings, LayerFindings
+from .kept_outputs import keep_outputs
 from .losses import cannot_compute_losses, image_losses
 from .places import Places, RowTable, Truth, centres
 from .provenance import ProvenanceRecorder, cannot_follow, locations

@@ -8,11 +8,11 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from ..analysis.ground_truth import GroundTruth
+from ..common.share import ALONE, Share
 from ..errors import DataError
 from .findings import Findings, join
 from .places import Truth
@@ -77,24 +77,6 @@ def truths_of(ground_truth: GroundTruth, images: Sequence[int]) -> list[Truth]:
         at = objects.of_image(image)
         found.append(Truth(at, objects.boxes[at], objects.categories[at]))
     return found
-
-
-@dataclass(frozen=True)
-class Share:
-    """A process's part of work that several processes do through a common folder.
-
-    Attributes:
-        rank: number of this process.
-        processes: how many there are.
-        wait: returns when every process has called it.
-    """
-
-    rank: int = 0
-    processes: int = 1
-    wait: Callable[[], None] = lambda: None
-
-
-ALONE = Share()
 
 
 class Batches(Protocol):

@@ -13,7 +13,7 @@ from .class_mixtures import (
 from .constraint import Constraint
 from .dispatch import LevelPlan, mix_all, plan_dispatch, run_dense, run_sorted, touch_idle
 from .distillation import DistilledGate, finish_distillation, train_gates_alone
-from .experts import ExpertGroup, copy_dense_to_experts
+from .experts import ExpertGroup, copy_dense_to_experts, fold_common
 from .gates import ConvGAPGate, GAPLinearGate, Gate, TwoConvGAPGate
 from .hard_constraints import (
     HardConstraint,
@@ -29,7 +29,6 @@ from .routing import Routing, Usage
 from .rows import RowLayout, join_patches, rows_of, split_patches
 from .samples import RowSamples
 from .selection import select
-from .shared_copies import fold_common
 from .similarity import SampleSimilarityConstraint
 from .soft_constraints import (
     EntropyConstraint,

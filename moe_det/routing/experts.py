@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, MoEConfigError
 from .dense_copies import DenseCopy, copy_dense_to_experts
-from .dispatch import LevelPlan, Mixture, mix_all, mix_chosen, run_dense, run_sorted, touch_idle
+from .dispatch import LevelPlan, Mixture, mix_all, run_dense, run_sorted, touch_idle
 from .gates import global_average
 from .mixtures import mix_linear
 from .routing import Routing
@@ -23,7 +22,7 @@ from .shared_copies import SummedExperts, common_parts, fit_stored_form, fold_gr
 if TYPE_CHECKING:
     from .router import Router
 
-__all__ = ['DISPATCH_MODES', 'DenseCopy', 'ExpertGroup', 'copy_dense_to_experts', 'keep_outputs']
+__all__ = ['DISPATCH_MODES', 'DenseCopy', 'ExpertGroup', 'copy_dense_to_experts', 'fold_common']
 
 DISPATCH_MODES = ('sorted', 'dense')
 
@@ -62,7 +61,6 @@ class ExpertGroup(nn.Module):
         self.dispatch = dispatch
         self.frozen_for_distillation = False
         self.dense_copy: DenseCopy | None = None  # set by copy_dense_to_experts
-        self._kept: dict[int, tuple[Tensor, Tensor | None]] | None = None  # see keep_outputs
 
     pool = staticmethod(global_average)  # (R, C, ...) features of an expert -> (R, C) key of an attentive gate
 
@@ -163,13 +161,11 @@ class ExpertGroup(nn.Module):
         if routing is None:
             experts = self.runnable()
             outputs = [functools.reduce(torch.add, [expert(x) for expert in experts]) for x in rows]
-        elif self._kept is not None:
-            outputs = self._mix_kept(rows, routing, layout)
         elif self.dispatch == 'dense':
-            outputs = self._run_dense(rows, routing, layout)
+            outputs = self.run_dense(rows, routing, layout)
         else:
-            outputs = self._run_sorted(rows, routing, layout, plan)
-        return self._with_shared(outputs, rows)
+            outputs = self.run_sorted(rows, routing, layout, plan)
+        return self.with_shared(outputs, rows)
 
     def run_and_route(
         self, rows: Sequence[Tensor], router: Router, gate_rows: Sequence[Tensor], layout: RowLayout
@@ -188,20 +184,17 @@ class ExpertGroup(nn.Module):
         Returns:
             L tensors (R_l, C', h'_l, w'_l).
         """
-        outputs, keys = zip(*(self._run_all(x, level, with_keys=True) for level, x in enumerate(rows)), strict=True)
+        outputs, keys = zip(*(self.run_all(x, level, with_keys=True) for level, x in enumerate(rows)), strict=True)
         routing = router(gate_rows, layout, keys)
         first, mixed = 0, []
         for of_level in outputs:
             mixed.append(mix_all(of_level, routing, first, self.mixture))
             if layout.unit != 'image':
                 first += of_level.shape[0]
-        return self._with_shared(mixed, rows)
+        return self.with_shared(mixed, rows)
 
-    def _run_all(self, rows: Tensor, level: int, with_keys: bool = False) -> tuple[Tensor, Tensor | None]:
+    def run_all(self, rows: Tensor, level: int, with_keys: bool = False) -> tuple[Tensor, Tensor | None]:
         """Outputs of every expert on every row, (R_l, E, C', H', W'), and an attentive gate's keys, (R_l, E, C'')."""
-        kept = self._kept
-        if kept is not None and level in kept and not (with_keys and kept[level][1] is None):
-            return kept[level]
         outputs, keys = [], []
         for expert in self.runnable():
             if with_keys and getattr(expert, 'gives_features', False):
@@ -210,26 +203,15 @@ class ExpertGroup(nn.Module):
                 output = features = expert(rows)
             outputs.append(output)
             keys.append(self.pool(features) if with_keys else None)
-        both = torch.stack(outputs, dim=1), torch.stack(keys, dim=1) if with_keys else None
-        if kept is not None:
-            kept[level] = both
-        return both
+        return torch.stack(outputs, dim=1), torch.stack(keys, dim=1) if with_keys else None
 
-    def _mix_kept(self, rows: Sequence[Tensor], routing: Routing, layout: RowLayout) -> list[Tensor]:
-        first, mixed = 0, []
-        for level, x in enumerate(rows):
-            outputs, _ = self._run_all(x, level)
-            mixed.append(mix_chosen(outputs, routing, first, self.mixture))
-            if layout.unit != 'image':
-                first += x.shape[0]
-        return mixed
-
-    def _with_shared(self, outputs: list[Tensor], rows: Sequence[Tensor]) -> list[Tensor]:
+    def with_shared(self, outputs: list[Tensor], rows: Sequence[Tensor]) -> list[Tensor]:
+        """Adds what the shared expert gives, where there is one, to the outputs of each level."""
         if self.shared is None:
             return outputs
         return [y + self.shared(x) for y, x in zip(outputs, rows, strict=True)]
 
-    def _run_sorted(
+    def run_sorted(
         self, rows: Sequence[Tensor], routing: Routing, layout: RowLayout, plan: Sequence[LevelPlan]
     ) -> list[Tensor]:
         plans = [plan[0]] * len(rows) if layout.unit == 'image' else plan
@@ -248,7 +230,7 @@ class ExpertGroup(nn.Module):
             idle += [common for i, common in enumerate(self.common) if i not in slots]
         return [*outputs[:-1], touch_idle(outputs[-1], idle)]
 
-    def _run_dense(self, rows: Sequence[Tensor], routing: Routing, layout: RowLayout) -> list[Tensor]:
+    def run_dense(self, rows: Sequence[Tensor], routing: Routing, layout: RowLayout) -> list[Tensor]:
         experts = self.runnable()
         first, outputs = 0, []
         for x in rows:
@@ -271,20 +253,13 @@ class ExpertGroup(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-@contextmanager
-def keep_outputs(groups: Sequence[ExpertGroup]) -> Iterator[None]:
-    """Runs every expert once: inside, later calls of the groups mix what their experts gave the first time.
+def fold_common(model: nn.Module) -> nn.Module:
+    """Makes the experts of every group with a common part plain ones, in place; outputs stay the same.
 
-    For evaluating one batch under many routings: E experts run once instead of K for each routing. Inside, every call
-    of a group must bring the same rows; sizes are not compared. Needs room for E outputs.
-
-    Args:
-        groups: groups whose rows no routing changes.
+    Returns:
+        The model.
     """
-    for group in groups:
-        group._kept = {}
-    try:
-        yield
-    finally:
-        for group in groups:
-            group._kept = None
+    for module in model.modules():
+        if isinstance(module, ExpertGroup):
+            module.fold_common()
+    return model

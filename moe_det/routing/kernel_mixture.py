@@ -69,7 +69,7 @@ class KernelMixture(ExpertGroup):
         outputs = [self._run(x, of_level) for x, of_level in zip(rows, merged, strict=True)]
         if self.training and not any(counts):
             outputs[-1] = touch_idle(outputs[-1], [*self.experts, *(self.common or ())])
-        return self._with_shared(outputs, rows)
+        return self.with_shared(outputs, rows)
 
     def _stacked(self) -> dict[str, Tensor]:
         """Name of a weight -> (E, ...) of all experts."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,6 @@ from .calls import Call, CollectedBeforeBackward
 from .constraint import Constraint
 from .distributed import in_backward
 from .gates import Gate
-from .intervention import Intervention
 from .noise import LearnedNoise
 from .routing import Routing
 from .rows import RowLayout
@@ -19,6 +19,9 @@ from .samples import TEACHER, RowSamples
 from .selection import SOFTMAX, STRAIGHT_THROUGH, check_weighting, select
 from .step_balance import StepBalance
 from .stored_router import check_stored_router
+
+if TYPE_CHECKING:
+    from .intervention import Intervention
 
 MAX_PENDING_CALLS = 256  # far more than the levels of one step
 

@@ -99,20 +99,6 @@ def fold_group(group: ExpertGroup) -> None:
     group.common = None
 
 
-def fold_common(model: nn.Module) -> nn.Module:
-    """Makes the experts of every group with a common part plain ones, in place; outputs stay the same.
-
-    Returns:
-        The model.
-    """
-    from .experts import ExpertGroup
-
-    for module in model.modules():
-        if isinstance(module, ExpertGroup):
-            module.fold_common()
-    return model
-
-
 def fit_stored_form(state_dict: dict[str, Tensor], prefix: str, group: ExpertGroup) -> None:
     """Rewrites a checkpoint in place to the form that the group has: with a common part, or plain.
 

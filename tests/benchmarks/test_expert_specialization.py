@@ -17,8 +17,8 @@ from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 from small_images import write_mnist
 
-from moe_det.engine.launch import load_config
 from moe_det.routing.router import Router
+from moe_det.running.launch import load_config
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / 'benchmarks'
 MODULES = (

@@ -15,7 +15,7 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 
-from tests.analysis.report_example import make_example
+from tests.report.report_example import make_example
 from tests.small_models import mmdet_scope
 
 ROOT = Path(__file__).resolve().parents[2]

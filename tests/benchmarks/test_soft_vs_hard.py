@@ -177,7 +177,7 @@ def test_layers_and_data_sets_are_kept_apart(benchmark):
 
 
 def test_options_scale_the_schedule_and_fit_the_configs(benchmark):
-    from moe_det.engine.launch import load_config
+    from moe_det.running.launch import load_config
 
     words = '--data-root /somewhere/here --epochs 30 --limit-train 500 --limit-test 100 --width 8 --num-experts 4'
     args = benchmark.parse_args(words.split())

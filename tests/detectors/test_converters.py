@@ -10,15 +10,15 @@ from small_conversions import IMPORTS, model_of
 from small_families import family
 from small_models import batch, predictions_of, spread_weights
 
-from moe_det.engine.converters.densify import densify
-from moe_det.engine.converters.files import config_text
-from moe_det.engine.converters.places import FFN, expert_places, keys_of, moe_keys
-from moe_det.engine.converters.prune import prune_experts
-from moe_det.engine.converters.upcycle import upcycle
-from moe_det.engine.launch import load_config
-from moe_det.engine.part_costs import model_cost
+from moe_det.converters.densify import densify
+from moe_det.converters.files import config_text
+from moe_det.converters.places import FFN, expert_places, keys_of, moe_keys
+from moe_det.converters.prune import prune_experts
+from moe_det.converters.upcycle import upcycle
+from moe_det.cost.part_costs import model_cost
 from moe_det.routing.intervention import Intervention, intervene
 from moe_det.routing.router import find_routers
+from moe_det.running.launch import load_config
 
 DETR = 'detr/detr_r50_8xb2-150e_coco.py'
 COPIES = {'modules': 'decoder.layers.*.ffn', 'type': 'MoEFFN', 'num_experts': 3, 'top_k': 2}

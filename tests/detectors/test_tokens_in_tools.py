@@ -9,9 +9,9 @@ from small_families import family
 from small_models import build
 from torch import nn
 
-from moe_det.engine.expert_size_hook import ExpertSizeHook
-from moe_det.engine.layer_description import layer_infos
 from moe_det.errors import MoEConfigError
+from moe_det.hooks.expert_size_hook import ExpertSizeHook
+from moe_det.probing.layer_description import layer_infos
 from moe_det.routing.router import find_routers
 
 FFNS = {'modules': '**.layers.*.ffn', 'type': 'MoEFFN', 'num_experts': 3, 'top_k': 1}

@@ -20,9 +20,9 @@ from small_models import (
 )
 from torch import nn
 
+from moe_det.common.dense_counterpart import dense_counterpart
 from moe_det.detectors.patterns import grouped, path_matches
 from moe_det.detectors.with_experts import put_experts
-from moe_det.engine.dense_counterpart import dense_counterpart
 from moe_det.errors import MoEConfigError
 from moe_det.layers import MoEBlock, MoEConv2d, MoEFFN
 from moe_det.routing.collection import attach_collection

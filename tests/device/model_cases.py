@@ -10,8 +10,8 @@ from device.watch import Watch
 from small_models import batch, build, detector, losses_of, predictions_of
 from torch import Tensor, nn
 
-from moe_det.datasets.augmentation import BatchAugmentation
-from moe_det.models.classifiers.mixture import MixtureClassifier
+from moe_det.classification.augmentation import BatchAugmentation
+from moe_det.classification.mixture import MixtureClassifier
 from moe_det.routing.collection import attach_collection
 
 KL = dict(type='KLConstraint', weight=0.25)

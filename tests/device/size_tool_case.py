@@ -64,7 +64,7 @@ def analyse(folder: Path, device: str) -> dict:
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
     places = ['--data-root', str(folder / 'data'), '--out-dir', str(folder / 'report')]
-    with mock.patch('moe_det.engine.size_specialization.write_report'):  # a page of these numbers, slow to draw
+    with mock.patch('moe_det.studies.size_specialization.write_report'):  # a page of these numbers, slow to draw
         status = tool.main([str(config), str(weights), *places, '--device', device, '--no-figures', *FEW])
     assert status == 0, status
     return json.loads((folder / 'report' / 'size_specialization.json').read_text())

@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 TIME = 600  # seconds, of a machine that is busy with other things
 
 COPY = 'moe_det/routing/dispatch.py copy_to_host: copy to the host'
-FLAGS = 'moe_det/engine/finite_hook.py _check: value'
+FLAGS = 'moe_det/robustness/finite_hook.py _check: value'
 # torchvision's NMS for mmcv's, which waits too, once per image
 NMS = {'moe_det/compat/kernels.py nms: value': 2}
 RUNS_EVERY_EXPERT = ('every expert', 'attentive', 'distilled')

@@ -15,10 +15,10 @@ from moe_det.errors import MoEConfigError, UncollectedConstraintError
 from moe_det.layers import MoEFFN
 from moe_det.layers import moe_ffn as module_under_test
 from moe_det.routing import dispatch
+from moe_det.routing.experts import fold_common
 from moe_det.routing.intervention import Intervention, intervene
 from moe_det.routing.records import RoutingRecorder
 from moe_det.routing.router import find_routers
-from moe_det.routing.shared_copies import fold_common
 
 TOP2 = {'num_experts': 4, 'top_k': 2}
 STRAIGHT = {'num_experts': 4, 'top_k': 1, 'weighting': 'straight_through'}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmcv.cnn.bricks.transformer import FFN
 
-from moe_det.engine.converters.onnx_export import OPSET, routing_operators
+from moe_det.converters.onnx_export import OPSET, routing_operators
 from moe_det.layers import MoEFFN
 
 pytest.importorskip('onnx', reason='the export needs the package onnx')

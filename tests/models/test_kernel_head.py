@@ -8,7 +8,7 @@ from small_models import head, pyramid, spread_weights
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from moe_det.engine.model_cost import experts_in_words
+from moe_det.cost.model_cost import experts_in_words
 from moe_det.routing.intervention import Intervention, intervene
 
 GN = dict(norm_cfg=dict(type='GN', num_groups=4))

@@ -10,7 +10,7 @@ from small_models import spread_weights
 from torch import nn
 
 from moe_det.models import merged_shards
-from moe_det.models.head_branch import BranchShape
+from moe_det.models.branch_shape import BranchShape
 from moe_det.models.merged_shards import MergedShards, merges
 from moe_det.models.shards import ShardExpert
 

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from moe_det.errors import CheckpointError
 from moe_det.models.shards import by_combination
-from moe_det.routing.experts import keep_outputs
+from moe_det.probing.kept_outputs import keep_outputs
 from moe_det.routing.intervention import Intervention, intervene
 
 GN, BN = dict(norm_cfg=dict(type='GN', num_groups=4)), dict(norm_cfg=dict(type='BN'))

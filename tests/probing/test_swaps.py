@@ -10,8 +10,8 @@ import pytest
 import torch
 from small_models import batch, detector, objects, spread_weights
 
-from moe_det.engine.layer_description import layer_infos
 from moe_det.probing.conditions import Condition, all_swapped, levels_shifted, routed, swapped
+from moe_det.probing.layer_description import layer_infos
 from moe_det.probing.places import Truth
 from moe_det.probing.probe import Probe
 from moe_det.probing.swaps import LEVEL_DRAWS, expert_sets, swap_conditions, swap_donors

@@ -17,9 +17,9 @@ from small_checkpoints import moe_config
 from small_cifar import CIFAR10_CLASSES, CIFAR100_CLASSES, write_cifar10, write_cifar100
 from small_models import spread_weights
 
-from moe_det.engine import launch
-from moe_det.engine.launch import load_config
 from moe_det.routing import find_routers
+from moe_det.running import launch
+from moe_det.running.launch import load_config
 
 SWEEP = 'analysis_tools/sweep_top_k.py'
 ALLOCATION = 'analysis_tools/class_allocation.py'

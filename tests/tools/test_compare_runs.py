@@ -10,9 +10,10 @@ import pytest
 import torch
 from small_checkpoints import checkpoint, moe_config
 
-from moe_det.engine import launch, run_results
-from moe_det.engine.run_results import STORED_SUFFIX, parse_run
 from moe_det.errors import CheckpointError, MoEConfigError
+from moe_det.running import launch
+from moe_det.studies import run_results
+from moe_det.studies.run_results import STORED_SUFFIX, parse_run
 
 TOOL = 'analysis_tools/compare_runs.py'
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from small_checkpoints import checkpoint, moe_config, plant_logits
 
-from moe_det.engine.launch import load_config
-from moe_det.engine.trained_model import load_trained_model
 from moe_det.routing import find_routers
+from moe_det.running.launch import load_config
+from moe_det.running.trained_model import load_trained_model
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools' / 'model_converters'
 

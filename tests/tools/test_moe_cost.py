@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from small_checkpoints import moe_config
 
-from moe_det.engine.moe_cost import cost_markdown
-from moe_det.engine.part_costs import ModelCost, PartCost
+from moe_det.cost.moe_cost import cost_markdown
+from moe_det.cost.part_costs import ModelCost, PartCost
 
 TOOL = 'analysis_tools/moe_cost.py'
 SCRIPT = Path(__file__).resolve().parents[2] / 'tools' / TOOL

@@ -10,9 +10,9 @@ import pytest
 import torch
 from small_checkpoints import checkpoint, moe_config, plant_logits, plant_varied
 
-from moe_det.engine.launch import load_config
-from moe_det.engine.trained_model import load_trained_model, test_batches
 from moe_det.routing import RoutingRecorder, find_routers
+from moe_det.running.launch import load_config
+from moe_det.running.trained_model import load_trained_model, test_batches
 
 TOOL = 'analysis_tools/router_health.py'
 
@@ -158,8 +158,8 @@ def test_mistakes_are_status_2(health, tool, capsys, tiny_config, tiny_coco):
 @pytest.mark.parametrize(
     ('script', 'function', 'arguments'),
     [
-        (TOOL, 'moe_det.engine.health_check.check_health', ['a.py', 'a.pth']),
-        ('misc/check_dataset.py', 'moe_det.engine.check_dataset.check_dataset', ['a.json']),
+        (TOOL, 'moe_det.studies.health_check.check_health', ['a.py', 'a.pth']),
+        ('misc/check_dataset.py', 'moe_det.dataset_check.thorough.check_dataset', ['a.json']),
     ],
 )
 @pytest.mark.parametrize('error', [ZeroDivisionError('of ours'), SystemExit('of a library'), SystemExit(1)])

@@ -6,9 +6,9 @@ import pytest
 import torch
 from small_checkpoints import checkpoint, plant_logits
 
-from moe_det.engine.launch import load_config
-from moe_det.engine.trained_model import load_trained_model
 from moe_det.routing import find_routers
+from moe_det.running.launch import load_config
+from moe_det.running.trained_model import load_trained_model
 
 # of shard 0 every row chooses copy 1, of shard 1 copy 2
 LOGITS = (0.0, 4.0, 0.5, 1.0, 0.0, 2.0)

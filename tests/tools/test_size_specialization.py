@@ -18,7 +18,7 @@ from small_checkpoints import checkpoint, plant_varied
 from small_models import spread_weights
 
 from moe_det.datasets.shapes import ShapesSettings, make_shapes
-from moe_det.engine.launch import load_config
+from moe_det.running.launch import load_config
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 TOOL = 'analysis_tools/size_specialization.py'
@@ -77,7 +77,7 @@ def analyse(tool, capsys, shapes, shapes_config, tmp_path, monkeypatch):
 
     def run(*options: str, seeds=(0,), data=shapes, make=plant, figures=False):
         if not figures:  # they take longer than everything else together
-            monkeypatch.setattr('moe_det.engine.size_specialization.write_figures', lambda *args: {})
+            monkeypatch.setattr('moe_det.studies.size_specialization.write_figures', lambda *args: {})
         weights = [str(checkpoint(shapes_config, tmp_path / f'{seed}.pth', make, seed)) for seed in seeds]
         capsys.readouterr()
         common = ['--data-root', str(data), '--device', 'cpu', '--out-dir', 'report', '--area-ranges', '16', '48']
@@ -233,7 +233,7 @@ def test_seeds_are_compared(analyse):
 
 
 def test_equal_weights_are_not_several_seeds(analyse, tmp_path, monkeypatch):
-    import moe_det.engine.size_specialization as engine
+    import moe_det.studies.size_specialization as engine
 
     monkeypatch.setattr(engine, 'analyse_checkpoint', lambda *args: pytest.fail('analysed'))
     status, _, err, results = analyse(seeds=(0, 0))
@@ -350,7 +350,7 @@ def test_an_out_dir_that_cannot_be_written_and_an_unknown_layer(analyse, tmp_pat
 @pytest.mark.parametrize(
     'options, words',
     [
-        (['--permutations', '5'], '--permutations 5: expected at least'),
+        (['--permutations', '5'], '--permutations: expected an integer >= 100, got 5'),
         (['--area-ranges', '96', '32'], 'the smaller first'),
         (['--limit', '0'], '--limit 0'),
     ],

@@ -62,10 +62,10 @@ def test_a_missing_stack_is_one_line(start, monkeypatch, capsys):
 
     class Absent:
         def find_spec(self, name, path=None, target=None):
-            if name == 'moe_det.engine.user_errors':
+            if name == 'moe_det.running.user_errors':
                 raise StackError('neither mmdet is installed')
 
-    monkeypatch.delitem(sys.modules, 'moe_det.engine.user_errors', raising=False)
+    monkeypatch.delitem(sys.modules, 'moe_det.running.user_errors', raising=False)
     monkeypatch.setattr(sys, 'meta_path', [Absent(), *sys.meta_path])
     assert start.run('os:getcwd') == 2
     assert capsys.readouterr().err == 'error: neither mmdet is installed\n'

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_det.engine import launch
+from moe_det.running import launch
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 

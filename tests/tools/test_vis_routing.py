@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from small_checkpoints import checkpoint, moe_config, plant_varied
 
-from moe_det.engine import image_routing
-from moe_det.engine.image_routing import route_image
-from moe_det.engine.launch import load_config
-from moe_det.engine.trained_model import load_trained_model, test_batches
 from moe_det.routing import RoutingRecorder
+from moe_det.running.launch import load_config
+from moe_det.running.trained_model import load_trained_model, test_batches
+from moe_det.studies import image_routing
+from moe_det.studies.image_routing import route_image
 
 TOOL = 'analysis_tools/vis_routing.py'
 

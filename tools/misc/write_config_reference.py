@@ -104,18 +104,18 @@ def page() -> str:
     """The whole page."""
     import moe_det  # noqa: F401
     from moe_det.detectors import WithExperts
-    from moe_det.engine.amp import CPUAmpOptimWrapper
-    from moe_det.engine.auxiliary_loss_hook import AuxiliaryLossHook
-    from moe_det.engine.bad_images_hook import SkipBadImagesHook
-    from moe_det.engine.exact_resume_hook import ExactResumeHook
-    from moe_det.engine.expert_size_hook import ExpertSizeHook
-    from moe_det.engine.finite_hook import FiniteHook
-    from moe_det.engine.moe_hook import MoEHook
-    from moe_det.engine.schedule_hook import MoEScheduleHook
+    from moe_det.hooks.auxiliary_loss_hook import AuxiliaryLossHook
+    from moe_det.hooks.expert_size_hook import ExpertSizeHook
+    from moe_det.hooks.moe_hook import MoEHook
+    from moe_det.hooks.schedule_hook import MoEScheduleHook
     from moe_det.layers import MoEBlock, MoEConv2d, MoEFFN, MoESettings
     from moe_det.models import FrozenFPN, MoEResNet, MoERetinaHead
     from moe_det.registry import CONSTRAINTS, GATES
+    from moe_det.robustness.bad_images_hook import SkipBadImagesHook
+    from moe_det.robustness.exact_resume_hook import ExactResumeHook
+    from moe_det.robustness.finite_hook import FiniteHook
     from moe_det.routing import HardConstraint
+    from moe_det.running.amp import CPUAmpOptimWrapper
 
     parts = [HEADER, '## Keys of every MoE layer\n', settings_table(MoESettings)]
     parts += ["\n## `bbox_head=dict(type='MoERetinaHead', moe=dict(...))`\n", summary(inspect.getdoc(MoERetinaHead))]
@@ -163,15 +163,15 @@ def page() -> str:
 
 def classification() -> list[str]:
     """Sections on the image classifiers, their data and their metric."""
-    from moe_det.datasets.augmentation import BatchAugmentation
-    from moe_det.datasets.classification import ClassificationDataset
-    from moe_det.datasets.epoch_sampler import EpochSampler
-    from moe_det.engine.classification_hook import ClassificationHook
-    from moe_det.models.classifiers.metric import ClassificationMetric
-    from moe_det.models.classifiers.mixture import MixtureClassifier
-    from moe_det.models.classifiers.networks import SmallConvNet
-    from moe_det.models.classifiers.preprocessor import ClassificationPreprocessor
-    from moe_det.models.classifiers.resnet_classifier import ResNetClassifier
+    from moe_det.classification.augmentation import BatchAugmentation
+    from moe_det.classification.dataset import ClassificationDataset
+    from moe_det.classification.epoch_sampler import EpochSampler
+    from moe_det.classification.hook import ClassificationHook
+    from moe_det.classification.metric import ClassificationMetric
+    from moe_det.classification.mixture import MixtureClassifier
+    from moe_det.classification.networks import SmallConvNet
+    from moe_det.classification.preprocessor import ClassificationPreprocessor
+    from moe_det.classification.resnet_classifier import ResNetClassifier
     from moe_det.models.small_images import SmallImageResNet
 
     parts = ['\n## Image classification']

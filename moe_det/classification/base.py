@@ -1,0 +1,171 @@
+"""What the image classifiers of both papers share: batches, losses, predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModel
+from torch import Tensor
+
+from ..errors import MoEConfigError
+from ..routing.collection import collect_losses
+from ..routing.intervention import Intervention
+from ..routing.router import Router, find_routers
+from ..routing.routing import Routing
+from .preprocessor import ClassificationPreprocessor
+
+MODES = ('tensor', 'loss', 'predict')
+
+
+class MoEClassifier(BaseModel):
+    """Base of the image classifiers with experts.
+
+    A batch is ``dict(inputs=(N, C, H, W), labels=(N,))``, as
+    :class:`~moe_det.classification.dataset.ClassificationDataset` gives it. A subclass defines :meth:`classify`, and
+    beside it :meth:`task_loss` where its loss is not the cross entropy, and :meth:`classify_with_experts` where its
+    experts are classifiers of their own. It may hold any number of :class:`~moe_det.routing.router.Router`.
+
+    - ``mode='tensor'`` returns the scores (N, K), whose softmax over the classes is the class probabilities.
+    - ``mode='loss'`` returns ``loss_cls`` (or what :meth:`task_loss` gives), the routers' auxiliary losses
+      ``loss_moe_<constraint>``, and ``error``, the share of wrong answers in the batch, which is no loss. The model
+      collects its routers itself, with or without ``MoEHook``.
+    - ``mode='predict'`` returns a list with one dict for the whole batch: ``probs`` (N, K) class probabilities;
+      ``labels`` (N,) or None; ``gates``, by layer, (N, E) gate probabilities (the layers that decide once per image);
+      ``expert_classes``, by layer, (N,) the class that the expert with the largest gate probability predicts, where
+      experts are classifiers. One dict, because a list of 10,000 costs more than the forward pass;
+      :class:`~moe_det.classification.metric.ClassificationMetric` reads it.
+
+    Args:
+        num_classes: K.
+        data_preprocessor: normalises the inputs; None takes ``ClassificationPreprocessor`` without mean and std.
+        test_top_k: number of experts in evaluation, in every layer; None takes the trained one.
+        init_cfg: mmengine's initialisation.
+
+    Raises:
+        MoEConfigError: ``num_classes`` below 2, or ``test_top_k`` below 1.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        data_preprocessor: dict | None = None,
+        test_top_k: int | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(
+            ClassificationPreprocessor() if data_preprocessor is None else data_preprocessor, init_cfg=init_cfg
+        )
+        for key, value, minimum in (('num_classes', num_classes, 2), ('test_top_k', test_top_k, 1)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < minimum):
+                raise MoEConfigError(f'model.{key}={value!r}: expected an integer >= {minimum}')
+        self.num_classes = num_classes
+        self.test_top_k = test_top_k
+
+    # -- what a subclass defines -------------------------------------------------------------------------------
+
+    def classify(self, inputs: Tensor) -> Tensor:
+        """(N, C, H, W) normalised images -> (N, K) scores; their softmax is the class probabilities."""
+        raise NotImplementedError(f'{type(self).__name__} does not define classify()')
+
+    def task_loss(self, inputs: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Losses of the task by name, and the scores (N, K) they were computed from."""
+        scores = self.classify(inputs)
+        return {'loss_cls': F.cross_entropy(scores, labels)}, scores
+
+    def classify_with_experts(self, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scores (N, K) and, by layer, the class (N,) that the expert with the largest gate probability predicts."""
+        return self.classify(inputs), {}
+
+    # -- mmengine's interface ----------------------------------------------------------------------------------
+
+    def forward(
+        self, inputs: Tensor, labels: Tensor | None = None, mode: str = 'tensor'
+    ) -> Tensor | dict[str, Tensor] | list[dict]:
+        """See the class.
+
+        Args:
+            inputs: (N, C, H, W) normalised images.
+            labels: (N,) classes from 0 to K - 1.
+            mode: ``'tensor'``, ``'loss'`` or ``'predict'``.
+
+        Raises:
+            ValueError: an unknown mode, or a loss without labels.
+        """
+        if mode == 'tensor':
+            with self._test_routing():
+                return self.classify(inputs)
+        if mode == 'loss':
+            if labels is None:
+                raise ValueError("mode='loss' needs the labels of the images")
+            return self.loss(inputs, labels)
+        if mode == 'predict':
+            return self.predict(inputs, labels)
+        raise ValueError(f'mode={mode!r}: expected one of {", ".join(MODES)}')
+
+    def loss(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Losses of a batch; see the class."""
+        routers = list(find_routers(self).values())
+        for router in routers:
+            router.collected_by_owner = True  # MoEHook leaves them to this method
+            router.start_step()
+            if self.training:
+                router.supply('inputs', inputs)
+        losses, scores = self.task_loss(inputs, labels)
+        losses = {**losses, **collect_losses(routers)}
+        losses['error'] = (scores.detach().argmax(1) != labels).float().mean()
+        return losses
+
+    def predict(self, inputs: Tensor, labels: Tensor | None = None) -> list[dict]:
+        """Predictions of a batch; see the class."""
+        with self._test_routing(), decisions(self) as gates:
+            scores, expert_classes = self.classify_with_experts(inputs)
+        return [dict(probs=scores.float().softmax(1), labels=labels, gates=dict(gates), expert_classes=expert_classes)]
+
+    @contextmanager
+    def _test_routing(self) -> Iterator[None]:
+        """Applies ``test_top_k`` where nothing else intervenes; interventions act in evaluation alone."""
+        changed: list[Router] = []
+        if self.test_top_k is not None:
+            intervention = Intervention(top_k=self.test_top_k)
+            for name, router in find_routers(self).items():
+                try:
+                    intervention.check(f'model.test_top_k, layer {name}', router.num_experts)
+                except ValueError as error:
+                    raise MoEConfigError(str(error)) from error
+                if router.intervention is None:
+                    router.intervention = intervention
+                    changed.append(router)
+        try:
+            yield
+        finally:
+            for router in changed:
+                router.intervention = None
+
+
+@contextmanager
+def decisions(model: torch.nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Collects the gate probabilities (N, E) of the layers that decide once per image, beside any other recorder.
+
+    Args:
+        model: a model whose routers are called while inside, each once.
+
+    Yields:
+        By layer path, filled as the layers decide.
+    """
+    found: dict[str, Tensor] = {}
+    names = {router: name for name, router in find_routers(model).items()}
+
+    def receive(router: Router, routing: Routing, layout) -> None:
+        if layout.unit != 'patch':
+            found[names[router]] = routing.probs.detach()
+
+    for router in names:
+        router.recorders.append(receive)
+    try:
+        yield found
+    finally:
+        for router in names:
+            router.recorders.remove(receive)

@@ -1,1 +1,0 @@
-"""Turns checkpoints into others: dense to experts and back, fewer experts, ONNX."""

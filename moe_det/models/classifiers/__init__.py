@@ -1,1 +1,0 @@
-"""The image classifiers of the papers."""

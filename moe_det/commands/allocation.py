@@ -16,7 +16,7 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         config='config file of an image classifier with experts',
         checkpoint='checkpoint file or URL',
     )
-    parser.add_argument('--out-dir', metavar='DIR', help='numbers and figures (default: beside the checkpoint)')
+    parser.add_argument('--out-dir', metavar='DIR', help='numbers and figures (default: next to the checkpoint)')
     parser.add_argument(
         '--top', type=whole_number(1), default=5, metavar='N', help='classes per expert (default: %(default)s)'
     )

@@ -46,7 +46,7 @@ def add_changes(parser: argparse.ArgumentParser, data: bool = True, device: bool
         nargs='+',
         action='extend',
         metavar='KEY=VALUE',
-        help='change config keys: model.backbone.depth=18 key="[a,b]" key="[(a,b),(c,d)]" (quotes, no blanks)',
+        help='change config keys: model.backbone.depth=18 key="[a,b]" key="[(a,b),(c,d)]" (quotes, no spaces)',
     )
 
 
@@ -101,7 +101,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         '--no-data-check',
         dest='data_check',
         action='store_false',
-        help='do not look at annotations and images first',
+        help='skip the check of annotations and images',
     )
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)

@@ -14,7 +14,7 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         prog=prog,
         description='Evaluate checkpoints on the test set and print one table: AP by object size, seeds, cost.',
         epilog='Runs with the same NAME are seeds of one setting. A work folder stands for its config and its last '
-        'checkpoint. Results are kept beside the checkpoints (FILE.pth.eval.json) and taken again while checkpoint, '
+        'checkpoint. Results are kept next to the checkpoints (FILE.pth.eval.json) and reused while checkpoint, '
         'config, annotations and package versions are the same.',
     )
     parser.add_argument('runs', nargs='+', metavar='NAME=RUN', help='RUN: WORK_DIR or CONFIG:CHECKPOINT')

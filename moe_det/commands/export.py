@@ -12,7 +12,7 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
     """Parses the command line; nothing heavy is imported before, so that --help and mistakes answer at once."""
     parser = command_parser(
         prog,
-        'Export the dense mode of a network to ONNX, count its experts in the graph and compare the '
+        'Export a network to ONNX with every expert in the graph, count the experts and compare the '
         'outputs in onnxruntime.',
         'The input is the normalised and padded image; boxes are not selected. Needs the package onnx, and '
         'onnxruntime for the comparison.',

@@ -22,7 +22,7 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         type=number(0, 1),
         default=0.01,
         metavar='X',
-        help='an expert lives if it holds more than this part of the weights (default: %(default)s)',
+        help='an expert is living if it holds more than this share of the weights (default: %(default)s)',
     )
     parser.add_argument(
         '--max-load-ratio',
@@ -34,7 +34,7 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         '--min-living',
         type=whole_number(1),
         metavar='N',
-        help='living experts asked for (default: more than a row uses)',
+        help='living experts required (default: more than a row uses)',
     )
     parser.add_argument('--json', dest='json_file', metavar='FILE', help='write the numbers')
     add_changes(parser)

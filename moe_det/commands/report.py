@@ -14,8 +14,8 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
     parser = argparse.ArgumentParser(
         prog=prog,
         description=__doc__,
-        epilog='Writes report.html, size_specialization.json and figures (PNG, SVG). An interrupted run goes on where '
-        'it stopped. Errors are one message; MOE_DET_TRACEBACK=1 in the environment shows where they come from.',
+        epilog='Writes report.html, size_specialization.json and figures (PNG, SVG). An interrupted run continues '
+        'where it stopped. Errors are one message; MOE_DET_TRACEBACK=1 in the environment shows where they come from.',
     )
     parser.add_argument('config', help='config file of a detector with MoE layers')
     parser.add_argument(
@@ -34,14 +34,14 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         type=float,
         default=(32.0, 96.0),
         metavar=('SIDE', 'SIDE'),
-        help='sides in original pixels that part small from medium and medium from large (32 96)',
+        help='limits in original pixels between small, medium and large sides (32 96)',
     )
     parser.add_argument('--limit', type=whole_number(1), metavar='N', help='only the first N images')
     parser.add_argument('--layers', nargs='+', metavar='NAME', help='only these MoE layers (default: all)')
     parser.add_argument(
         '--no-forcing',
         action='store_true',
-        help='no evaluation with forced or missing experts and other numbers of them',
+        help='skip forced and knocked-out experts and other numbers of experts',
     )
     parser.add_argument(
         '--no-figures', action='store_true', help='the page and the numbers, but no PNG and SVG files of the figures'
@@ -51,7 +51,7 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         type=whole_number(0),
         default=4,
         metavar='N',
-        help='how often images exchange their routes in the swap test; 0 leaves it out, and no layer can then be '
+        help='how often images exchange their routes in the swap test; 0 skips it, and no layer can then be '
         'called size-specialised (%(default)s)',
     )
     parser.add_argument(

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 
 def run(work: str | Callable, unexpected: int | None = None, **arguments: object) -> int:
-    """Does the work of a command; what a user can mend ends in one message.
+    """Does the work of a command; errors that a user can fix end in one message.
 
     Args:
         work: a function, or ``'module:function'``, which is imported only now.

@@ -22,12 +22,12 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         '--noise',
         type=number(0),
         metavar='X',
-        help="standard deviation of the noise that tells experts apart, relative to each tensor's own (default: "
+        help="standard deviation of the noise added to the experts, relative to each tensor's own (default: "
         'copy_noise of the config)',
     )
     parser.add_argument('--seed', type=int, default=0, help='of all that is drawn (default: %(default)s)')
     parser.add_argument(
-        '--allow-missing', action='store_true', help='write the checkpoint also where something does not fit'
+        '--allow-missing', action='store_true', help='write the checkpoint even if something does not fit'
     )
     add_changes(parser, data=False, device=False)
     return parser.parse_args(argv)

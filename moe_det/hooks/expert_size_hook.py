@@ -41,8 +41,8 @@ class ExpertSizeHook(Hook):
     - ``moe_size_share/<layer>/<size>/<expert>`` in the visualisation backends: the table's shares. With shards,
       copy c of shard s is expert s * copies + c, and every shard has an equal part of the weights.
 
-    A large gap is no specialisation in size: size and level nearly coincide, and a gate that recognises its level shows
-    one. The command ``moe-det report`` tells them apart.
+    A large gap is not specialisation in size: size and level nearly coincide, and a gate that recognises its level has
+    one too. The command ``moe-det report`` distinguishes the two.
 
     Args:
         ann_file: COCO json of the validation set; None takes the one of ``val_evaluator`` or the data set.

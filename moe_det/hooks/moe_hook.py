@@ -85,7 +85,7 @@ class MoEHook(Hook):
     # -- training ----------------------------------------------------------------------------------------------
 
     def before_train(self, runner) -> None:
-        """Takes the logger's interval where it has none; assumes a step of the optimizer in every iteration."""
+        """Takes the logger's interval by default; assumes an optimizer step in every iteration until told otherwise."""
         if self.interval is None:
             loggers = [hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)]
             self.interval = loggers[0] if loggers else INTERVAL_WITHOUT_LOGGER
@@ -196,7 +196,7 @@ class MoEHook(Hook):
         self.utilisation = {}
         for name, router in self._recorder.routers.items():
             usage = self._recorder.usage.get(name)
-            if usage is None:  # more processes than images: this one takes part in the sums all the same
+            if usage is None:  # more processes than images: this one takes part in the sums nevertheless
                 device = router.experts_and_k.device
                 experts = [torch.zeros(1, router.num_experts, device=device) for _ in range(3)]
                 usage = Usage(*experts, *(torch.zeros(1, device=device) for _ in range(2)))

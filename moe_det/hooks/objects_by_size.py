@@ -43,7 +43,7 @@ def read_objects(path: str) -> dict[Hashable, ImageObjects]:
     """Reads the ground truths of a COCO json by image, crowds left out.
 
     Raises:
-        DataError: the file is no COCO annotation file, has no objects, or an object has no ``area``.
+        DataError: the file is not a COCO annotation file, has no objects, or an object has no ``area``.
     """
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get('annotations'), list):

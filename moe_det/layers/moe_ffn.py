@@ -76,8 +76,8 @@ class MoEFFN(nn.Module):
 
     Each token, which in a decoder is an object query, runs K of E experts (Switch Transformer, arXiv 2101.03961). The
     identity, dropout and layer scale of the FFN act after the mixture. A checkpoint with the FFN fills every expert,
-    plus noise; with ``weighting='straight_through'``, several experts, or shards, the model then computes at first
-    what the dense one does. It comes into a detector with
+    plus noise; with ``weighting='straight_through'``, several experts, or shards, the model then initially computes
+    what the dense one does. Put it into a detector with
     :class:`~moe_det.detectors.with_experts.WithExperts`::
 
         model = dict(type='WithExperts', detector='DINO', experts=[
@@ -91,8 +91,8 @@ class MoEFFN(nn.Module):
             - ``placement``: what an expert replaces: the whole ``ffn`` (default), or one of the ``shards`` that its
               hidden channels are cut into; a row then runs one copy of each shard, at the cost of the FFN.
             - ``shards`` and ``copies``: of ``placement='shards'``, number of slices, which must divide the hidden
-              channels, and of alternatives of each; default 2 and 4. With ``shared_expert`` one slice more, which
-              every row runs. ``num_experts`` and ``top_k`` follow.
+              channels, and of alternatives of each; default 2 and 4. With ``shared_expert`` there is one more slice,
+              which every row runs. ``num_experts`` and ``top_k`` follow.
             - ``width``: factor of an expert's hidden channels, or ``'matched'`` for K experts at the cost of the FFN;
               default 1.
 
@@ -158,7 +158,7 @@ class MoEFFN(nn.Module):
         return hidden // slices
 
     def init_weights(self) -> None:
-        """Initialises the experts as the FFN asks for."""
+        """Initialises the experts as the FFN's ``init_cfg`` says."""
         if self.init_cfg:
             for expert in [*self.expert_group.experts, self.expert_group.shared]:
                 if expert is not None:

@@ -33,7 +33,7 @@ class LayerFindings:
         features: (R, C) spatial mean of the map that the gate sees, fp32; the levels' mean where a row serves all.
         detection_rows: (n,) for a layer that decides once per level of the head's pyramid, the row of each
             detection's anchor; else ``NO_ROW``.
-        positive_rows: (p,) likewise, the row of each positive anchor.
+        positive_rows: (p,) the same for the row of each positive anchor.
         truth_rows: (g,) for any other layer, which decides once per image or patch of it, the row at each ground
             truth's centre; else ``NO_ROW``.
     """

@@ -14,7 +14,7 @@ def checked_number(owner: object, key: str, value: object, minimum: float = 0.0)
     """Returns ``value`` as a float.
 
     Raises:
-        ValueError: it is no finite number or smaller than ``minimum``.
+        ValueError: it is not a finite number or smaller than ``minimum``.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value) or value < minimum:
         raise ValueError(f'{key}={value!r}: expected a number >= {minimum:g}')
@@ -32,7 +32,7 @@ class Constraint(nn.Module):
         key: short name; the loss appears as ``loss_moe_<key>``.
         learned_noise: whether the gate gets learned noise while it trains under this constraint (arXiv 2204.10598:
             soft constraints do, hard ones do not).
-        samples: what the constraint asks to know of each row beside its decision, a kind of
+        samples: what the constraint needs to know about each row besides its decision, a kind of
             :class:`~moe_det.routing.samples.RowSamples`; None for nothing.
         slots: groups of experts of which a row runs one each; the router sets it. All of them get the same total
             weight, so that a balance over all experts is one inside each group.

@@ -28,13 +28,14 @@ class KernelMixture(ExpertGroup):
 
     CondConv (arXiv 1904.04971, equation 1) and Dynamic Convolution (arXiv 1912.03458) do this to a convolution, SMEAR
     (arXiv 2306.03745) to all parameters of an expert, norms and biases included. A row costs one expert, however many
-    are mixed, besides the E multiply-adds for each weight; and every expert in the mixture learns from the row. Where
-    an expert is one convolution without an activation that is the mixture of outputs; elsewhere it is another function.
+    are mixed, plus E multiply-adds per weight, and every expert in the mixture learns from the row. Where an expert is
+    a single convolution without activation, this equals the mixture of outputs; elsewhere it is a different function.
 
-    Arguments as of ExpertGroup. ``mixture`` and ``dispatch`` have no meaning: there is one output, and nothing to sort.
+    Arguments are those of ExpertGroup. ``mixture`` and ``dispatch`` have no meaning: there is one output, and nothing
+    to sort.
 
     Raises:
-        MoEConfigError: experts with running statistics, which are no weights and would be each expert's own.
+        MoEConfigError: experts with running statistics, which are not weights and cannot be mixed.
     """
 
     def __init__(self, *args, **kwargs) -> None:

@@ -40,20 +40,20 @@ class RoutingRecord:
 
 
 class _Recorder:
-    """Attaches to every router of a model, beside other recorders: from start to stop, or as a context manager."""
+    """Attaches to every router of a model, alongside other recorders: from start to stop, or as a context manager."""
 
     def __init__(self, model: nn.Module) -> None:
         self.routers = find_routers(model)
         self._receivers = {name: self._receiver(name) for name in self.routers}
 
     def start(self):
-        """Listens from now on; returns the recorder."""
+        """Starts recording; returns the recorder."""
         for name, router in self.routers.items():
             router.recorders.append(self._receivers[name])
         return self
 
     def stop(self) -> None:
-        """Listens no longer."""
+        """Stops recording."""
         for name, router in self.routers.items():
             if self._receivers[name] in router.recorders:
                 router.recorders.remove(self._receivers[name])
@@ -96,7 +96,7 @@ class RoutingRecorder(_Recorder):
         self.start_batch([])
 
     def start_batch(self, image_ids: Iterable[int]) -> None:
-        """Names the images of the next batch, in order; levels are counted anew."""
+        """Names the images of the next batch, in order; the level count restarts."""
         self._image_ids = torch.as_tensor(list(image_ids), dtype=torch.long)
         self._next_level = dict.fromkeys(self.routers, 0)
 

@@ -82,7 +82,7 @@ class Router(StepBalance):
         self.weighting = weighting if slots == 1 else STRAIGHT_THROUGH
         self.noise_scale = self.temperature = 1.0
         self.training_top_k: int | None = None
-        # the trained K decides how weights are normalised, also when another K is tried at test time
+        # the trained K decides how weights are normalised, even when another K is tried at test time
         self.sums_to_one = top_k > 1 or self.weighting == STRAIGHT_THROUGH
         self._set_constraints([*constraints, *gate.constraints()])
         if noise is None:
@@ -107,7 +107,7 @@ class Router(StepBalance):
         return self.num_experts // self.slots
 
     def __getstate__(self) -> dict:
-        """Copies and pickles without those who listen or intervene."""
+        """Copies and pickles without recorders and intervention."""
         return {**super().__getstate__(), 'recorders': [], 'intervention': None}
 
     # -- decision ----------------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ class Router(StepBalance):
             routing = self._decide_and_keep(logits, rows, layout, keys)
         else:
             routing = self._decide(logits, self._groups(layout, logits.device))[0]
-        # stays 0 with one group: a compiled layer is traced anew for each value
+        # stays 0 with one group: a compiled layer is retraced for each value
         self._call_count = (self._call_count + len(layout.patches)) % self.num_groups
         for recorder in self.recorders:
             recorder(self, routing, layout)

@@ -20,9 +20,9 @@ class StepBalance(nn.Module):
         constraints: by their keys.
         balance_scale: factor of the soft constraints' losses; a schedule sets it.
         collected_by_owner: whether a head adds the losses of its own routers itself.
-        monitored: whether usage is summed in ``recent``, for who reads it.
+        monitored: whether usage is summed in ``recent``, for MoEHook to read.
         recent: usage since it was last read.
-        step_follows: False in a forward that no optimizer step follows, set by who accumulates gradients.
+        step_follows: False in a forward that no optimizer step follows; MoEHook sets it under gradient accumulation.
         waiting: usage of such forwards, for the next update of the constraints.
     """
 
@@ -85,7 +85,7 @@ class StepBalance(nn.Module):
     def collect(self) -> dict[str, Tensor]:
         """Computes the constraints' losses over all rows since the last call, and moves their state.
 
-        In a distributed run every process must call it in every step, also when it had no rows. Where several forwards
+        In a distributed run every process must call it in every step, even when it had no rows. Where several forwards
         share an optimizer step (gradient accumulation), the state moves once, in the last one, by the usage of all of
         them; ``step_follows`` tells.
 

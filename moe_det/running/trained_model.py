@@ -129,7 +129,7 @@ def _fill(model: nn.Module, state: dict[str, torch.Tensor], path: str, config: s
         lines = [line.strip() for line in str(error).splitlines()[1:]]
         raise CheckpointError(f'checkpoint {path} does not match the config {config}: {brief(lines, 2)}') from error
     missing = [key for key in missing if not key.endswith('num_batches_tracked')]
-    # mmdet 2 kept averages beside the weights that were made of them
+    # mmdet 2 kept averages alongside the weights that were made of them
     unexpected = [key for key in unexpected if not key.startswith('ema_')]
     problems = []
     if missing:

@@ -31,7 +31,7 @@ IMAGE = (256, 256)  # height and width for which multiply-adds are counted
 def run_demo(config: str, work_dir: str, data_root: str, train: int, val: int, epochs: int | None = None) -> dict:
     """Makes the data, trains, evaluates, analyses, and prints and writes a summary; keeps whatever is already there.
 
-    The same detector without experts is trained and evaluated beside it, so that the AP of the one can be judged.
+    The same detector without experts is trained and evaluated too, as a baseline for the AP.
 
     Args:
         config: config file to train.
@@ -44,7 +44,7 @@ def run_demo(config: str, work_dir: str, data_root: str, train: int, val: int, e
     Returns:
         The contents of ``summary.json``: ``bbox_mAP`` and its size parts, ``train_seconds``, ``config``,
         ``checkpoint``, ``utilisation`` per layer, ``dense`` with the same of the detector without experts, and
-        ``multiply_adds_over_dense``. The report on size specialisation lies beside it.
+        ``multiply_adds_over_dense``. The report on size specialisation is in the same folder.
 
     Raises:
         MoEDetError: the data cannot be made, or the config does not fit.

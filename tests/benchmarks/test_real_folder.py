@@ -64,7 +64,7 @@ def test_other_annotations_have_another_digest(tmp_path):
 
 
 def test_folders_in_another_layout_are_named(tmp_path):
-    assert 'is no folder' in refused(tmp_path / 'nowhere')
+    assert 'is not a folder' in refused(tmp_path / 'nowhere')
     folder = write(tmp_path / 'pets', content(NAMES, 4), content(NAMES, 3))
     (folder / 'val2017').rename(folder / 'valid')
     text = refused(folder)

@@ -64,7 +64,7 @@ def test_pickles_cannot_run_code(tmp_path):
             return print, ('executed',)
 
     (tmp_path / 'cifar-100-python' / 'train').write_bytes(pickle.dumps({'data': Evil(), 'fine_labels': [0]}))
-    with pytest.raises(DataError, match='print, which is no part of a data set'):
+    with pytest.raises(DataError, match='print, which is not part of a data set'):
         ClassificationDataset('CIFAR100', str(tmp_path), 'train')
 
 
@@ -221,7 +221,7 @@ def test_labels_that_do_not_fit(tmp_path):
         ('empty', 'split train: no image of class ant'),
         ('missing', 'different classes: ant is in one of them alone'),
         ('no test', 'has no folder test; it holds train'),
-        ('damaged', 'train/ant/001.png is no image that can be read'),
+        ('damaged', 'train/ant/001.png is not a readable image'),
     ],
 )
 def test_folders_that_do_not_fit(tmp_path, change, message):

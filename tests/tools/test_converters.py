@@ -47,7 +47,7 @@ def test_least_used_experts_go_and_the_cost_is_shown(tool, tiny_config, tiny_coc
     assert tool('model_converters/prune_experts.py').main(command) == 0
     out = capsys.readouterr().out
     assert 'bbox_head.cls: importance by expert 0: 0.0%, 1: 73.1%, 2: 0.0%, 3: 26.9%' in out
-    assert 'bbox_head.cls: kept the experts 1, 3, numbered anew from 0' in out
+    assert 'bbox_head.cls: kept the experts 1, 3, renumbered from 0' in out
     # experts that no row chose cost nothing
     (line,) = [line for line in out.splitlines() if line.startswith('coco/bbox_mAP ')]
     _, before, after, change = line.split()

@@ -149,6 +149,7 @@ class Watch(Hook):
     def __init__(self, unused_at: int) -> None:
         self.unused_at = unused_at
         self.results: dict = {}
+        self.usage: dict = {}
 
     def before_train(self, runner) -> None:
         model = plain(runner)
@@ -157,13 +158,16 @@ class Watch(Hook):
         self.results['start'] = {name: p.detach().clone() for name, p in model.named_parameters()}
         for name, router in self.routers.items():
 
-            def see(_, routing, layout, name: str = name) -> None:
+            def see(routing, layout, name: str = name) -> None:
                 key = f'{runner.iter} {name}'
-                # of a copy: what a routing computes here, perhaps without gradient, it keeps for the auxiliary loss
-                load = dataclasses.replace(routing).local_usage().load.sum(0)
+                load = routing.local_usage().load.sum(0)
                 self.results['loads'][key] = self.results['loads'].get(key, 0) + load
 
-            router.recorders.append(see)
+            def add(usage, name: str = name) -> None:
+                self.usage[name] = self.usage[name] + usage if name in self.usage else usage
+
+            router.decided.observe(see)
+            router.collected.observe(add)
         self.results.update(loads={}, losses=[], states=[])
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
@@ -178,7 +182,7 @@ class Watch(Hook):
             {
                 f'{name}.{key}': value.clone()
                 for name, router in self.routers.items()
-                for key, value in [*router.constraints.named_buffers(), *vars(router.recent).items()]
+                for key, value in [*router.constraints.named_buffers(), *vars(self.usage[name]).items()]
             }
         )
 

@@ -8,6 +8,7 @@ from mmengine.hooks import EMAHook, Hook
 from small_coco_runs import Count
 from small_detector_runs import BATCH, CONV, EPOCHS, FOUR, IMAGES, SOFT, STEPS, Images, plain, run, trained
 
+from moe_det.hooks.moe_hook import MoEHook
 from moe_det.routing import find_routers
 
 HARD = dict(type='RelativeImportanceConstraint', threshold=0.1)
@@ -54,6 +55,11 @@ def test_a_checkpointed_forward_of_a_detector_counts_once(usual, tmp_path):
     assert found['end']['backbone.layer3.1.conv2.router.noise.draws'].item() == STEPS
 
 
+def hook_of(runner) -> MoEHook:
+    (hook,) = [hook for hook in runner.hooks if isinstance(hook, MoEHook)]
+    return hook
+
+
 class Validations(Hook):
     """States before and after each validation, and how far its weights are from those of the training."""
 
@@ -64,8 +70,8 @@ class Validations(Hook):
 
     def state(self, runner) -> dict:
         state = dict(plain(runner).named_buffers())
-        for name, router in find_routers(plain(runner)).items():
-            state.update({f'{name} {key}': value for key, value in vars(router.recent).items()})
+        for name in find_routers(plain(runner)):
+            state.update({f'{name} {key}': value for key, value in vars(hook_of(runner).recent[name]).items()})
         return {key: value.clone() for key, value in state.items()}
 
     def after_train_epoch(self, runner) -> None:
@@ -107,8 +113,8 @@ def test_the_average_has_no_steps_of_its_own(tmp_path):
     assert averaged.keys() == routers.keys() and len(routers) == 3
     for name, router in routers.items():
         copy = averaged[name]
-        assert not copy._calls and copy.recent is None and copy.waiting is None
+        assert not copy.step.calls and not copy.collected and copy.step.waiting is None
         for key, value in router.named_buffers():  # as they were in the last step
             assert torch.equal(dict(copy.named_buffers())[key], value), f'{name}: {key}'
         assert any((value != 0).any() for key, value in copy.named_buffers() if key.startswith('constraints'))
-    assert routers['bbox_head.cls'].recent.rows.item() == EPOCHS * IMAGES * 5
+    assert hook_of(runner).recent['bbox_head.cls'].rows.item() == EPOCHS * IMAGES * 5

@@ -60,7 +60,7 @@ def test_units_suit_the_model_and_unknown_numbers_are_dashes():
         (['absent.py'], 'config file absent.py does not exist'),
         (['{config}', '--cfg-options', 'model.bbox_head.moe.top_k=9'], 'top_k=9: expected at most num_experts=4'),
         (['{config}', '--cfg-options', 'model=None'], 'the config has no model'),
-        (['{config}', '--shape', '64', '64', '--json', '/nowhere/x.json'], '--json /nowhere/x.json: cannot be written'),
+        (['{config}', '--shape', '64', '64', '--json', '{config}/x.json'], '/x.json: cannot be written'),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(tool, capsys, tiny_config, arguments, words):

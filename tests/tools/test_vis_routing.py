@@ -156,7 +156,7 @@ def test_mistakes_are_one_message_each(tool, capsys, trained, tiny_coco, tmp_pat
     for annotation in content['annotations']:
         del annotation['area']
     (tmp_path / 'val.json').write_text(json.dumps(content))
-    assert "has no 'area'" in fails(image, '--ann-file', 'val.json')
+    assert "'area' is None" in fails(image, '--ann-file', 'val.json')
     (tmp_path / 'val.json').write_text(json.dumps({**content, 'images': []}))
     assert 'no image has the file name 3.png' in fails(image, '--ann-file', 'val.json')
     for wrong in (

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from small_families import family
+from small_models import build
 
 from moe_det.routing import find_routers
-from tests.small_families import family
-from tests.small_models import build
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / 'README.md').read_text(encoding='utf-8')

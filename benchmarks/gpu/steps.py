@@ -6,23 +6,23 @@ import time
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
-
-from benchmarks.speed.clock import Mark, interleave, ratio, summary
-from benchmarks.speed.counters import cuda_memory
-from benchmarks.speed.detectors import (
+from speed.clock import Mark, interleave, ratio, summary
+from speed.counters import cuda_memory
+from speed.detectors import (
     DENSE,
     DETECTORS,
     MATCHED,
     SHARDS,
+    SMALL,
     batch,
     build,
     loss_of,
     make_optimizer,
     with_whole_experts,
 )
-from benchmarks.speed.sections import set_precision
+from speed.sections import set_precision
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from .numbers import waits_by_line
 from .report import Deadline
@@ -31,16 +31,6 @@ KINDS = (DENSE, 'k=1', 'k=2', MATCHED, SHARDS[0])
 PROFILED = (DENSE, 'k=2', SHARDS[0])
 KINDS_SMALL = (DENSE, SHARDS[0])
 SIZE, SMALL_SIZE = (800, 1344), (64, 64)
-# a narrow ResNet-18, for a GPU that is none
-SMALL = {
-    'model.backbone.depth': 18,
-    'model.backbone.base_channels': 8,
-    'model.neck.in_channels': [8, 16, 32, 64],
-    'model.neck.out_channels': 16,
-    'model.bbox_head.in_channels': 16,
-    'model.bbox_head.feat_channels': 16,
-    'model.bbox_head.stacked_convs': 1,
-}
 MOST, SEEN = 20, 3  # rounds of the times, steps under the profiler
 
 

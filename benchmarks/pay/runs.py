@@ -7,13 +7,17 @@ import sys
 from argparse import Namespace
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from command_runs import as_options, call, fingerprint  # of benchmarks/
+from common.page import MEASURES
+from common.runs import as_options, call, cost_over, curve_of, fingerprint
 
 from .settings import CONFIGS, DATA, FORCED, MORE_EPOCHS, MORE_RATE, ROWS, START_EPOCHS, START_RATE, STARTS
 
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
 IMAGE = (128, 128)  # height and width that costs are counted for: the network's input
-MEASURES = {'AP': 'bbox_mAP', 'AP_S': 'bbox_mAP_s', 'AP_M': 'bbox_mAP_m', 'AP_L': 'bbox_mAP_l'}
 
 
 def schedule(epochs: int, rate: float, tests: int) -> dict[str, object]:
@@ -34,6 +38,14 @@ def changes_of(name: str) -> tuple[Path, dict[str, object]]:
         return CONFIGS['dense'], {**STARTS[name].options, **schedule(START_EPOCHS, START_RATE, 4)}
     row = ROWS[name]
     return CONFIGS[row.config], {**row.options, **schedule(MORE_EPOCHS, MORE_RATE, 2)}
+
+
+def config_of(name: str) -> Config:
+    """The config of a start or a row."""
+    from moe_det.running.launch import load_config
+
+    config, options = changes_of(name)
+    return load_config(str(config), [f'{key}={value}' for key, value in options.items()])
 
 
 @cache
@@ -77,17 +89,6 @@ def train(name: str, seed: int, args: Namespace) -> Path:
     return checkpoint
 
 
-def curve_of(checkpoint: Path) -> dict[str, dict[str, float]]:
-    """Average precisions by epoch, from the evaluations during a run; those of a resumed run come from all its logs."""
-    found = {}
-    for scalars in sorted(checkpoint.parent.glob('*/vis_data/scalars.json')):
-        for line in scalars.read_text(encoding='utf-8').splitlines():
-            row = json.loads(line)
-            if 'coco/bbox_mAP' in row:
-                found[str(row['step'])] = {short: row[f'coco/{name}'] for short, name in MEASURES.items()}
-    return found
-
-
 def swap_of(name: str, seed: int, checkpoint: Path, args: Namespace) -> dict[str, dict]:
     """What the size-specialisation tool says of a run's layers: swap test, verdict and use of the experts.
 
@@ -127,21 +128,4 @@ def measure(name: str, seed: int, args: Namespace) -> dict:
 @cache
 def cost_of(name: str) -> dict[str, float]:
     """Multiply-adds for one image, in head and model, over those of the dense start; parameters likewise."""
-    from mmengine.registry import init_default_scope
-
-    from moe_det.cost.part_costs import WHOLE, model_cost
-    from moe_det.running.launch import load_config
-
-    costs = []
-    for of in (name, 'dense'):
-        config, options = changes_of(of)
-        cfg = load_config(str(config), [f'{key}={value}' for key, value in options.items()])
-        init_default_scope(cfg.default_scope)
-        costs.append(model_cost(cfg.model, IMAGE).parts)
-    own, dense = costs
-    parts = {'head': 'bbox_head', 'model': WHOLE}
-    return {
-        'multiply_adds_over_dense': own[WHOLE].active_macs / dense[WHOLE].active_macs,
-        'head_over_dense': own[parts['head']].active_macs / dense[parts['head']].active_macs,
-        'parameters_over_dense': own[WHOLE].params / dense[WHOLE].params,
-    }
+    return cost_over(*(config_of(of).model for of in (name, 'dense')), IMAGE)

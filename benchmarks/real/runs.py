@@ -11,15 +11,15 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from command_runs import call, fingerprint  # of benchmarks/
+from common.page import MEASURES
+from common.runs import call, cost_over, curve_of, fingerprint
 
 from .backbones import Pretrained, config_of
 from .folder import Folder
-from .intervals import MEASURES, packed
+from .intervals import packed
 from .settings import CONFIGS, MORE_RATE, SETTINGS, SIZE, START, START_RATE, more_epochs
 
 RESAMPLES = 200  # of the images
-OF_EPOCH = {'AP': 'bbox_mAP', 'AP_S': 'bbox_mAP_s', 'AP_M': 'bbox_mAP_m', 'AP_L': 'bbox_mAP_l'}
 SPLITS = ('train', 'val', 'test')
 OF_UNIT = ('mi_bits', 'p_value_holm', 'cramers_v')  # of relative size
 
@@ -183,17 +183,6 @@ def resampled(detections: Path, folder: Folder) -> dict:
     }
 
 
-def curve_of(checkpoint: Path) -> dict[str, dict[str, float]]:
-    """Average precisions by epoch, from the evaluations during a run; those of a resumed run come from all its logs."""
-    found = {}
-    for scalars in sorted(checkpoint.parent.glob('*/vis_data/scalars.json')):
-        for line in scalars.read_text(encoding='utf-8').splitlines():
-            row = json.loads(line)
-            if 'coco/bbox_mAP' in row and 'step' in row:
-                found[str(row['step'])] = {short: row[f'coco/{name}'] for short, name in OF_EPOCH.items()}
-    return found
-
-
 def experts_of(setting: str, seed: int, checkpoint: Path, plan: Plan) -> dict:
     """What the size report says of a run: use, verdicts, both units, the swap test, single experts and other k."""
     out_dir = checkpoint.parent / 'report'
@@ -259,30 +248,18 @@ def measure(setting: str, seed: int, plan: Plan) -> dict:
     return run
 
 
+@cache
 def cost_of(setting: str, backbone: str, classes: int) -> dict[str, float]:
     """Multiply-adds for one image, in head and model, over those of the dense detector; parameters likewise."""
-    from moe_det.cost.part_costs import WHOLE
-
-    own, dense = (_costs(of, backbone, classes) for of in (setting, START))
-    return {
-        'multiply_adds_over_dense': own[WHOLE].active_macs / dense[WHOLE].active_macs,
-        'head_over_dense': own['bbox_head'].active_macs / dense['bbox_head'].active_macs,
-        'parameters_over_dense': own[WHOLE].params / dense[WHOLE].params,
-    }
+    return cost_over(*(_model_of(of, backbone, classes) for of in (setting, START)), (SIZE, SIZE))
 
 
-@cache
-def _costs(setting: str, backbone: str, classes: int) -> dict:
-    """Part of the model -> its cost."""
+def _model_of(setting: str, backbone: str, classes: int) -> dict:
     from mmengine.config import Config
-    from mmengine.registry import init_default_scope
-
-    from moe_det.cost.part_costs import model_cost
 
     from . import networks  # noqa: F401  registers them
 
     what = SETTINGS[setting]
     cfg = Config.fromfile(CONFIGS[what.config], import_custom_modules=False)
     cfg.merge_from_dict({**config_of(backbone), 'model.bbox_head.num_classes': classes, **what.options})
-    init_default_scope('mmdet')
-    return model_cost(cfg.model, (SIZE, SIZE)).parts
+    return cfg.model

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 
 import torch
+from common import ROOT
 from torch import nn
 
 from moe_det.cost.model_cost import parameter_counts
@@ -17,7 +18,6 @@ from .clock import ratio, summary
 from .counters import count_operators, count_synchronisations, kept_memory
 from .measurement import PHASES, Sections
 from .profiles import by_kind, largest_differences, profile_in_turn
-from .record import ROOT
 
 
 class DetectorSections(Sections):

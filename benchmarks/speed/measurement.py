@@ -43,7 +43,7 @@ class Sections:
         if self.plan.device.startswith('cuda'):
             gc.collect()
             torch.cuda.empty_cache()
-        self.record.add(section, name, settings, self.made, results)
+        self.record.measured(section, name, settings, self.made, results)
         brief = {key: value['median'] for key, value in results.get('ratios', {}).items()}
         say(f'{section}, {name}: {results.get("error") or brief or "done"}')
 

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
+from real.folder import read_folder
 
 from moe_det.errors import DataError
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / 'benchmarks'))
-
-from real.folder import read_folder  # noqa: E402
 
 
 def content(names: dict[int, str], images: int, without: int | None = None) -> dict:

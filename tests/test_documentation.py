@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
-from small_families import family
-from small_models import build
+from small_models import build, family
 
 from moe_det.routing import find_routers
 

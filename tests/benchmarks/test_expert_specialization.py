@@ -17,7 +17,7 @@ from mixtures import runs as trainings
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
-from small_images import write_mnist
+from small_files import write_mnist
 
 from moe_det.routing.router import Router
 from moe_det.running.launch import load_config

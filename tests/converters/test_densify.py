@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner import load_checkpoint
-from small_conversions import assert_same_outputs, model_of, outputs_of, write_checkpoint, write_config
+from small_files import assert_same_outputs, model_of, outputs_of, write_checkpoint, write_config
 from small_models import RETINANET, assert_same_detections, batch, build, config, predictions_of, shrink
 
 from moe_det.converters.densify import chosen_experts, densify

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_conversions import assert_same_outputs, model_of, write_checkpoint, write_config
+from small_files import assert_same_outputs, model_of, write_checkpoint, write_config
 
 from moe_det.converters.places import expert_places
 from moe_det.converters.prune import config_changes, prune_experts

@@ -9,7 +9,7 @@ import os
 import pytest
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
-from small_trainings import Kill, Killed, train, training
+from small_runs import Kill, Killed, train, training
 
 from moe_det.common.atomic_file import BACKEND
 from moe_det.errors import CheckpointError
@@ -86,7 +86,7 @@ def test_the_previous_checkpoint_is_there_until_the_next_one_is_whole(tmp_path, 
 
 def test_the_best_checkpoint_is_replaced_after_the_next_one_is_whole(tmp_path, monkeypatch):
     values = iter([3.0, 2.0])
-    monkeypatch.setattr('small_trainings.Falling.compute_metrics', lambda self, results: dict(value=next(values)))
+    monkeypatch.setattr('small_runs.Falling.compute_metrics', lambda self, results: dict(value=next(values)))
     seen = []
     put = LocalBackend.put
 
@@ -106,7 +106,7 @@ def test_names_without_a_number(tmp_path, monkeypatch):
     """The new file has the name of the outdated one, and must stay."""
     settings = dict(interval=1, max_keep_ckpts=1, filename_tmpl='latest.pth', save_best='value', rule='greater')
     values = itertools.count()
-    monkeypatch.setattr('small_trainings.Falling.compute_metrics', lambda self, results: dict(value=next(values)))
+    monkeypatch.setattr('small_runs.Falling.compute_metrics', lambda self, results: dict(value=next(values)))
     train(training(tmp_path, 'a', checkpoint=settings))
     assert checkpoints(tmp_path) == {'latest.pth', 'best_value_latest.pth'}
     assert check_resumable((tmp_path / 'last_checkpoint').read_text(), 'test')

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from mmengine.hooks import EMAHook, Hook
-from small_coco_runs import Count
-from small_detector_runs import BATCH, CONV, EPOCHS, FOUR, IMAGES, SOFT, STEPS, Images, plain, run, trained
+from running.detector_runs import BATCH, CONV, COUNTS, EPOCHS, FOUR, IMAGES, SOFT, STEPS, plain, run, trained
+from small_runs import Count, Images
 
 from moe_det.routing import find_routers
 
@@ -85,7 +85,8 @@ class Validations(Hook):
 def test_evaluating_the_moving_average_leaves_the_training_alone(usual, tmp_path, update_buffers):
     watch = Validations()
     average = dict(type='EMAHook', momentum=0.3, update_buffers=update_buffers)
-    loader = dict(batch_size=4, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False), dataset=Images())
+    sampler = dict(type='DefaultSampler', shuffle=False)
+    loader = dict(batch_size=4, num_workers=0, sampler=sampler, dataset=Images(COUNTS))
     validation = dict(
         val_dataloader=dict(loader, collate_fn=dict(type='pseudo_collate')), val_cfg={}, val_evaluator=[Count()]
     )

@@ -11,7 +11,7 @@ import torch
 from mmdet.apis import DetInferencer
 from mmengine.dataset import Compose
 from mmengine.registry import DefaultScope
-from small_conversions import model_of, write_checkpoint, write_config
+from small_files import model_of, write_checkpoint, write_config
 
 from moe_det.converters.densify import densify
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_checkpoints import checkpoint, moe_config
+from small_files import checkpoint, moe_config
 
 from moe_det.analysis.ground_truth import GroundTruth
 from moe_det.dataset_check.dataset_paths import annotation_file

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_coco_runs import damage, write_images
-from small_detector_runs import CASES, STEPS, UNUSED, UNUSED_AT, evaluated, trained
+from running.detector_runs import CASES, STEPS, UNUSED, UNUSED_AT, evaluated, trained
+from small_files import damage, write_images
 from small_models import detector
 
 WORKER = Path(__file__).with_name('two_rank_worker.py')

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_checkpoints import checkpoint, moe_config
+from small_files import checkpoint, moe_config
 
 from moe_det.errors import CheckpointError, MoEConfigError
 from moe_det.running import launch

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_checkpoints import checkpoint, moe_config, plant_logits
+from small_files import checkpoint, moe_config, plant_logits
 
 from moe_det.routing import find_routers
 from moe_det.running.launch import load_config

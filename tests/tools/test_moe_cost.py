@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_checkpoints import moe_config
+from small_files import moe_config
 
 from moe_det.cost.moe_cost import cost_markdown
 from moe_det.cost.part_costs import ModelCost, PartCost

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_checkpoints import checkpoint, moe_config, plant_logits, plant_varied
+from small_files import checkpoint, moe_config, plant_logits, plant_varied
 
 from moe_det.routing import RoutingRecorder, find_routers
 from moe_det.running.launch import load_config

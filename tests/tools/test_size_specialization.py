@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.runner import Runner
-from small_checkpoints import checkpoint, plant_varied
+from small_files import checkpoint, plant_varied
 from small_models import spread_weights
 
 from moe_det.datasets.shapes import ShapesSettings, make_shapes

@@ -158,7 +158,7 @@ def test_test_time_augmentation_scores_both_views(tool, tiny_config, tiny_coco):
 def test_a_checkpoint_that_does_not_fit_is_no_test(tool, capsys, tiny_config, tiny_coco, tta):
     """mmengine would leave random weights in place, and report their AP."""
     import torch
-    from small_checkpoints import checkpoint, moe_config
+    from small_files import checkpoint, moe_config
 
     dense = checkpoint(tiny_config, Path('dense.pth').absolute())
     moe = moe_config(tiny_config)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_checkpoints import checkpoint, moe_config, plant_varied
+from small_files import checkpoint, moe_config, plant_varied
 
 from moe_det.routing import RoutingRecorder
 from moe_det.running.launch import load_config

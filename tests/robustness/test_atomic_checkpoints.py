@@ -17,15 +17,8 @@ from moe_det.robustness import atomic_checkpoints
 from moe_det.robustness.atomic_checkpoints import save_safely
 from moe_det.robustness.resume_point import check_resumable
 
+pytestmark = pytest.mark.usefixtures('quick_checkpoints')
 EVERY = dict(by_epoch=False, interval=1)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """No sync, and no `git` and `gcc` started for each run."""
-    monkeypatch.setattr(os, 'fsync', lambda handle: None)
-    monkeypatch.setattr('mmengine.runner.runner.get_git_hash', lambda: '')
-    monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)
 
 
 def checkpoints(folder) -> set[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -27,17 +25,10 @@ from torch.utils.data import DataLoader
 
 from moe_det.errors import CheckpointError
 
+pytestmark = pytest.mark.usefixtures('quick_checkpoints')
 INFINITE = dict(type='InfiniteSampler', shuffle=True)
 EVERY_ITERATION = dict(by_epoch=False, interval=1)
 END_OF_EPOCH, IN_EPOCH, LAST_OF_EPOCH = ('after_train_epoch', 10), ('after_train_iter', 12), ('after_train_iter', 9)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Hundreds of checkpoints: no sync (tested elsewhere), and no `git` and `gcc` started for each."""
-    monkeypatch.setattr(os, 'fsync', lambda handle: None)
-    monkeypatch.setattr('mmengine.runner.runner.get_git_hash', lambda: '')
-    monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)
 
 
 def assert_resumes_exactly(folder, *kills: tuple, hooks: tuple = (), **changes) -> Runner:

@@ -6,6 +6,7 @@ One process trains on whole batches, one of two processes on its part of them.
 from __future__ import annotations
 
 import dataclasses
+import socket
 from pathlib import Path
 
 import torch
@@ -285,3 +286,17 @@ def evaluated(folder: Path, name: str, rank: int = 0, num_ranks: int = 1) -> dic
 def plain(runner: Runner) -> nn.Module:
     """The detector without its data-parallel wrapper."""
     return getattr(runner.model, 'module', runner.model)
+
+
+def assert_close(actual: dict, expected: dict, **tolerance) -> None:
+    """Tensors by name are the same."""
+    assert actual.keys() == expected.keys() and expected
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, msg=lambda m, name=name: f'{name}: {m}', **tolerance)
+
+
+def free_port() -> str:
+    """A port for processes that share a training."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return str(probe.getsockname()[1])

@@ -133,3 +133,9 @@ def tiny_config(tmp_path) -> Path:
 def tool():
     """Imports a script: ``tool('train.py').main([...])`` returns its exit status."""
     return load_tool
+
+
+@pytest.fixture
+def in_tmp_path(tmp_path, monkeypatch) -> None:
+    """The test's own folder is the current one."""
+    monkeypatch.chdir(tmp_path)

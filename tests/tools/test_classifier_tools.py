@@ -21,17 +21,13 @@ from moe_det.routing import find_routers
 from moe_det.running import launch
 from moe_det.running.launch import load_config
 
+pytestmark = pytest.mark.usefixtures('in_tmp_path')  # runs write into the current folder
 SWEEP = 'analysis_tools/sweep_top_k.py'
 ALLOCATION = 'analysis_tools/class_allocation.py'
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'classification'
 SMALL = ['model.backbone.base_channels=8']
 LAYER = 'backbone.layer4'
 CIFAR100_NAMES = sorted(name for members in CIFAR100_GROUPS.values() for name in members)
-
-
-@pytest.fixture(autouse=True)
-def quiet_place(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope='module')

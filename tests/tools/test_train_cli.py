@@ -13,13 +13,8 @@ import pytest
 
 from moe_det.running import launch
 
+pytestmark = pytest.mark.usefixtures('in_tmp_path')  # runs write into the current folder
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
-
-
-@pytest.fixture(autouse=True)
-def quiet_place(tmp_path, monkeypatch):
-    """Runs write into the current folder."""
-    monkeypatch.chdir(tmp_path)
 
 
 def run(script: str, *arguments: str, **settings) -> subprocess.CompletedProcess:

@@ -18,7 +18,7 @@ from pathlib import Path
 from common import RECORDS, RESULTS, ROOT
 from common.options import add_runs, parser_of
 from common.record import origin, read, write
-from common.runs import as_options, call, cost_over, curve_of, fingerprint, finished, threads_of
+from common.runs import call, cost_over, curve_of, fingerprint, finished, report, threads_of, train
 from shapes.page import page
 
 RECORD = RECORDS / 'specialization_on_shapes.json'
@@ -110,18 +110,12 @@ def folder_of(name: str, args: argparse.Namespace) -> Path:
     return Path(args.work_dir) / name / fingerprint_of(name, args.epochs)
 
 
-def train(name: str, seed: int, args: argparse.Namespace) -> Path:
+def trained(name: str, seed: int, args: argparse.Namespace) -> Path:
     """Trains one run unless it is finished; returns its checkpoint."""
     kind, options = settings()[name]
-    work_dir = folder_of(name, args) / f'seed_{seed}'
-    checkpoint = work_dir / f'epoch_{args.epochs}.pth'
-    if checkpoint.is_file():
-        return checkpoint
-    print(f'{name}, seed {seed}: training', flush=True)
-    command = [sys.executable, 'tools/train.py', str(CONFIGS[kind]), '--work-dir', str(work_dir), '--seed', str(seed)]
-    command += ['--data-root', args.data_root, *as_options({**options, **schedule(args.epochs)})]
-    call(command, work_dir / 'train.log', args.threads)
-    return checkpoint
+    checkpoint = folder_of(name, args) / f'seed_{seed}' / f'epoch_{args.epochs}.pth'
+    options = {**options, **schedule(args.epochs)}
+    return train(name, CONFIGS[kind], seed, checkpoint, ['--data-root', args.data_root], options, args.threads)
 
 
 def analyse(name: str, seeds: list[int], checkpoints: list[Path], args: argparse.Namespace) -> list[dict]:
@@ -134,10 +128,8 @@ def analyse(name: str, seeds: list[int], checkpoints: list[Path], args: argparse
     done = out_dir / 'seeds.json'
     if not analysed(out_dir, seeds):
         print(f'{name}: analysis of {len(checkpoints)} seeds', flush=True)
-        command = [sys.executable, 'tools/analysis_tools/size_specialization.py', str(CONFIGS[kind])]
-        command += [*map(str, checkpoints), '--data-root', args.data_root, '--out-dir', str(out_dir)]
-        command += ['--no-figures', '--no-forcing']
-        call([*command, *as_options(options)], out_dir / 'analysis.log', args.threads)
+        arguments = ['--data-root', args.data_root, '--no-forcing']
+        report(CONFIGS[kind], checkpoints, out_dir, arguments, options, args.threads)
         done.write_text(json.dumps({'format': FORMAT, 'seeds': seeds}), encoding='utf-8')
     results = [out_dir if i == 0 else out_dir / f'seed_{i + 1}' for i in range(len(checkpoints))]
     return [json.loads((folder / 'size_specialization.json').read_text(encoding='utf-8')) for folder in results]
@@ -226,7 +218,7 @@ def measure(name: str, old: dict | None, args: argparse.Namespace) -> tuple[dict
     """Trains and analyses one setting, beside the seeds of its ``old`` record; returns its record and the versions."""
     kept = [run['seed'] for run in old['runs']] if old else []
     seeds = sorted({*args.seeds, *kept})
-    checkpoints = [train(name, seed, args) for seed in seeds]
+    checkpoints = [trained(name, seed, args) for seed in seeds]
     if name == 'dense':
         curves = [curve_of(checkpoint) for checkpoint in checkpoints]
         runs = [{'ap': curve[max(curve, key=int)], 'layers': {}} for curve in curves]

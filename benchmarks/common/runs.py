@@ -75,6 +75,53 @@ def as_options(options: dict[str, object]) -> list[str]:
     return ['--cfg-options', *(f'{key}={value}' for key, value in options.items())] if options else []
 
 
+def train(
+    name: str,
+    config: Path,
+    seed: int,
+    checkpoint: Path,
+    arguments: list[str],
+    options: dict[str, object],
+    threads: int | None = None,
+) -> Path:
+    """Trains a run unless it is finished; goes on with one that was interrupted.
+
+    Args:
+        name: for the user.
+        config: of the run.
+        seed: of the run.
+        checkpoint: what it ends with, in its work folder.
+        arguments: of tools/train.py.
+        options: changed keys of the config.
+        threads: of the command; None leaves it to the command.
+
+    Returns:
+        The checkpoint.
+    """
+    if checkpoint.is_file():
+        return checkpoint
+    print(f'{name}, seed {seed}: training', flush=True)
+    folder = checkpoint.parent
+    command = [sys.executable, 'tools/train.py', str(config), '--work-dir', str(folder), '--seed', str(seed)]
+    resume = ['--resume'] if (folder / 'last_checkpoint').is_file() else []
+    call([*command, *arguments, *resume, *as_options(options)], folder / 'train.log', threads)
+    return checkpoint
+
+
+def report(
+    config: Path,
+    checkpoints: Iterable[Path],
+    out_dir: Path,
+    arguments: list[str],
+    options: dict[str, object],
+    threads: int | None = None,
+) -> None:
+    """Writes a report on size specialisation, without figures, beside its log."""
+    command = [sys.executable, 'tools/analysis_tools/size_specialization.py', str(config), *map(str, checkpoints)]
+    command += ['--out-dir', str(out_dir), '--no-figures', *arguments]
+    call([*command, *as_options(options)], out_dir.with_name(f'{out_dir.name}.log'), threads)
+
+
 def curve_of(checkpoint: Path) -> dict[str, dict[str, float]]:
     """Average precisions by epoch, from the evaluations during a run; those of a resumed run come from all its logs."""
     found = {}

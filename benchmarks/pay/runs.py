@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from argparse import Namespace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common import runs
 from common.page import MEASURES
-from common.runs import as_options, call, cost_over, curve_of, fingerprint
+from common.runs import cost_over, curve_of, fingerprint
 
 from .settings import CONFIGS, DATA, FORCED, MORE_EPOCHS, MORE_RATE, ROWS, START_EPOCHS, START_RATE, STARTS
 
@@ -75,18 +75,10 @@ def train(name: str, seed: int, args: Namespace) -> Path:
         The run's checkpoint.
     """
     checkpoint = checkpoint_of(name, seed, args)
-    if checkpoint.is_file():
-        return checkpoint
     config, options = changes_of(name)
-    if name not in STARTS:
+    if name not in STARTS and not checkpoint.is_file():
         options = {**options, 'load_from': train(ROWS[name].start, seed, args).resolve()}
-    print(f'{name}, seed {seed}: training', flush=True)
-    command = [sys.executable, 'tools/train.py', str(config), '--work-dir', str(checkpoint.parent)]
-    command += ['--seed', str(seed), '--data-root', args.data_root]
-    if (checkpoint.parent / 'last_checkpoint').is_file():
-        command.append('--resume')
-    call([*command, *as_options(options)], checkpoint.parent / 'train.log', args.threads)
-    return checkpoint
+    return runs.train(name, config, seed, checkpoint, ['--data-root', args.data_root], options, args.threads)
 
 
 def swap_of(name: str, seed: int, checkpoint: Path, args: Namespace) -> dict[str, dict]:
@@ -99,10 +91,8 @@ def swap_of(name: str, seed: int, checkpoint: Path, args: Namespace) -> dict[str
     if not results.is_file():
         print(f'{name}, seed {seed}: swap test', flush=True)
         config, options = changes_of(name)
-        command = [sys.executable, 'tools/analysis_tools/size_specialization.py', str(config), str(checkpoint)]
-        command += ['--data-root', args.data_root, '--out-dir', str(out_dir), '--no-figures']
-        command += [] if name == FORCED else ['--no-forcing']
-        call([*command, *as_options(options)], checkpoint.parent / 'analysis.log', args.threads)
+        arguments = ['--data-root', args.data_root, *([] if name == FORCED else ['--no-forcing'])]
+        runs.report(config, [checkpoint], out_dir, arguments, options, args.threads)
     found = {}
     content = json.loads(results.read_text(encoding='utf-8'))
     for layer in content['layers']:

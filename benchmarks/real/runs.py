@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from common import runs
 from common.page import MEASURES
 from common.runs import call, cost_over, curve_of, fingerprint
 
@@ -123,19 +124,12 @@ def train(setting: str, seed: int, plan: Plan) -> Path:
     Returns:
         The run's checkpoint.
     """
-    place = plan.place_of(setting) / f'seed_{seed}'
-    checkpoint = place / f'epoch_{plan.epochs_of(setting)}.pth'
-    if checkpoint.is_file():
-        return checkpoint
-    command = [sys.executable, 'tools/train.py', str(plan.config_file(setting)), '--work-dir', str(place)]
-    command += ['--seed', str(seed)]
-    if setting != START:
-        command += ['--cfg-options', f'load_from={train(START, seed, plan)}']
-    if (place / 'last_checkpoint').is_file():
-        command.append('--resume')
-    print(f'{plan.folder.name}, {setting}, seed {seed}: training', flush=True)
-    call(command, place / 'train.log', plan.threads)
-    return checkpoint
+    checkpoint = plan.place_of(setting) / f'seed_{seed}' / f'epoch_{plan.epochs_of(setting)}.pth'
+    arguments = []
+    if setting != START and not checkpoint.is_file():
+        arguments = ['--cfg-options', f'load_from={train(START, seed, plan)}']
+    name = f'{plan.folder.name}, {setting}'
+    return runs.train(name, plan.config_file(setting), seed, checkpoint, arguments, {}, plan.threads)
 
 
 def precision_of(setting: str, seed: int, checkpoint: Path, plan: Plan) -> dict:
@@ -189,11 +183,8 @@ def experts_of(setting: str, seed: int, checkpoint: Path, plan: Plan) -> dict:
     results = out_dir / 'size_specialization.json'
     if not results.is_file():
         print(f'{plan.folder.name}, {setting}, seed {seed}: report', flush=True)
-        command = [sys.executable, 'tools/analysis_tools/size_specialization.py', str(plan.config_file(setting))]
-        command += [str(checkpoint), '--out-dir', str(out_dir), '--no-figures']
-        if not SETTINGS[setting].forced:
-            command.append('--no-forcing')
-        call(command, checkpoint.parent / 'report.log', plan.threads)
+        arguments = [] if SETTINGS[setting].forced else ['--no-forcing']
+        runs.report(plan.config_file(setting), [checkpoint], out_dir, arguments, {}, plan.threads)
     return summary_of(json.loads(results.read_text(encoding='utf-8')))
 
 

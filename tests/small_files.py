@@ -8,7 +8,7 @@ import json
 import pickle
 import struct
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +115,30 @@ def write_folder(root: Path, classes=('cat', 'ant'), train: int = 3, test: int =
 # -- images in COCO's format ------------------------------------------------------------------------------------------
 
 
+def coco_content(
+    objects: Iterable[tuple], images: Iterable[object], names: dict, size: tuple[int, int], suffix: str = 'png'
+) -> dict:
+    """What an annotation file holds.
+
+    Args:
+        objects: of each the image's id, the category's id, the box [x, y, width, height], and its area where that is
+            not the box's.
+        images: their ids, after which their files are named.
+        names: id of a category -> its name.
+        size: width and height of all images.
+        suffix: of the files.
+    """
+    annotations = [
+        dict(id=n, image_id=image, category_id=category, bbox=list(box), area=(area or [box[2] * box[3]])[0], iscrowd=0)
+        for n, (image, category, box, *area) in enumerate(objects, start=1)
+    ]
+    return dict(
+        images=[dict(id=i, file_name=f'{i}.{suffix}', width=size[0], height=size[1]) for i in images],
+        annotations=annotations,
+        categories=[dict(id=ident, name=name) for ident, name in names.items()],
+    )
+
+
 def damage(folder: Path) -> list[str]:
     """Damages images 2, 3, 5 and 6 of a folder in four ways; returns their paths."""
     paths = [folder / 'images' / f'{number}.jpg' for number in (2, 3, 5, 6)]
@@ -128,12 +152,10 @@ def damage(folder: Path) -> list[str]:
 def write_images(folder: Path, count: int = 10) -> Path:
     """Writes ``count`` images, whose grey value is ten times their id, with one object each."""
     (folder / 'images').mkdir(parents=True)
-    images, annotations = [], []
     for number in range(count):
         Image.new('RGB', (SIDE, SIDE), (10 * number,) * 3).save(folder / 'images' / f'{number}.jpg')
-        images.append(dict(id=number, file_name=f'{number}.jpg', width=SIDE, height=SIDE))
-        annotations.append(dict(id=number, image_id=number, category_id=1, bbox=[4, 4, 9, 9], area=81, iscrowd=0))
-    content = dict(images=images, annotations=annotations, categories=[dict(id=1, name='thing')])
+    objects = [(number, 1, [4, 4, 9, 9]) for number in range(count)]
+    content = coco_content(objects, range(count), {1: 'thing'}, (SIDE, SIDE), 'jpg')
     (folder / 'all.json').write_text(json.dumps(content))
     return folder
 
@@ -151,18 +173,15 @@ def write_noise(folder: Path, count: int) -> list[Path]:
 
 def boxes_as_truth(results: list, paths: list[Path], file: Path) -> None:
     """Writes some of a detector's own detections as the annotations of its images."""
-    annotations = []
+    objects = []
     rng = np.random.default_rng(0)
     for number, found in enumerate(results):
         for i in rng.permutation(len(found.scores))[:4].tolist():
             x1, y1, x2, y2 = found.bboxes[i].tolist()
-            box = {'bbox': [x1, y1, x2 - x1, y2 - y1], 'area': (x2 - x1) * (y2 - y1), 'iscrowd': 0}
-            entry = {'id': len(annotations), 'image_id': number, 'category_id': int(found.labels[i]) + 1, **box}
-            annotations.append(entry)
-    images = [{'id': i, 'file_name': path.name, 'width': 64, 'height': 64} for i, path in enumerate(paths)]
-    categories = [{'id': i + 1, 'name': name} for i, name in enumerate(DETR_NAMES)]
+            objects.append((number, int(found.labels[i]) + 1, [x1, y1, x2 - x1, y2 - y1]))
     file.parent.mkdir(parents=True)
-    file.write_text(json.dumps({'images': images, 'annotations': annotations, 'categories': categories}))
+    content = coco_content(objects, range(len(paths)), dict(enumerate(DETR_NAMES, start=1)), (64, 64))
+    file.write_text(json.dumps(content))
 
 
 # -- configs with experts beside a config without, and checkpoints whose gates are planted ---------------------------

@@ -24,6 +24,7 @@ from real.page import page
 from real.runs import Plan, cost_of, resampled, summary_of
 from real.settings import BASELINE, HEAD_ONLY, SETTINGS, SIZE, START
 from report.report_example import make_example
+from small_files import coco_content
 from small_models import mmdet_scope
 
 CLASSES = ('a fish', "angler's catch", 'crab')
@@ -94,18 +95,9 @@ def test_rows_tell_images_weights_and_schedules_apart(plan):
 def write_truth(path: Path) -> Folder:
     """Four images, each with a small and a large object; ids that are no positions."""
     boxes = ([10, 10, 20, 20], [100, 100, 120, 150])
-    images = [{'id': 10 + i, 'file_name': f'{i}.jpg', 'width': 300, 'height': 300} for i in range(4)]
-    annotations = [
-        {'id': 2 * i + k, 'image_id': 10 + i, 'category_id': 1 + k, 'bbox': box, 'area': box[2] * box[3], 'iscrowd': 0}
-        for i in range(4)
-        for k, box in enumerate(boxes)
-    ]
+    objects = [(10 + i, 1 + k, box) for i in range(4) for k, box in enumerate(boxes)]
+    content = coco_content(objects, range(10, 14), dict(enumerate(CLASSES, start=1)), (300, 300))
     (path / 'annotations').mkdir(parents=True)
-    content = {
-        'images': images,
-        'annotations': annotations,
-        'categories': [{'id': i, 'name': CLASSES[i - 1]} for i in (1, 2, 3)],
-    }
     (path / 'annotations' / 'instances_val2017.json').write_text(json.dumps(content))
     return folder(path)
 

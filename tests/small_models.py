@@ -138,6 +138,29 @@ def config(text: str) -> Config:
     return copy.deepcopy(_parsed(text))
 
 
+@functools.cache
+def _read(path: Path) -> Config:
+    return Config.fromfile(path)
+
+
+def config_file(path: Path) -> Config:
+    """A config from its file."""
+    return copy.deepcopy(_read(path))
+
+
+def _leaves(value: object, path: str = '') -> dict[str, object]:
+    """Dotted path of every leaf -> its value."""
+    if isinstance(value, dict) and value:
+        return {k: v for key, item in value.items() for k, v in _leaves(item, f'{path}.{key}'.lstrip('.')).items()}
+    return {path: value}
+
+
+def config_differences(first: Config, second: Config) -> set[str]:
+    """Paths at which two configs differ."""
+    a, b = _leaves(first.to_dict()), _leaves(second.to_dict())
+    return {path for path in a.keys() | b.keys() if path not in a or path not in b or a[path] != b[path]}
+
+
 def shrink(cfg: Config, base_channels: int = 8, channels: int = 16) -> Config:
     """Makes a detector's config small in place: few channels, no download, every detection kept."""
     model = cfg.model

@@ -49,6 +49,7 @@ SMALL = {
     'model.bbox_head.feat_channels': 16,
     'model.bbox_head.stacked_convs': 1,
 }
+HALF = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 LEVELS, ACTIVE = 5, 4
 OBJECTS = 8  # per image; COCO has 7.3
 
@@ -95,10 +96,10 @@ def batch(model: nn.Module, images: int, size: tuple[int, int], training: bool) 
 
 
 def precision_context(precision: str, device: str) -> Callable[[], contextlib.AbstractContextManager]:
-    """Autocast for ``'bf16'``, nothing for ``'fp32'`` and ``'tf32'``."""
-    if precision != 'bf16':
+    """Autocast for ``'bf16'`` and ``'fp16'``, nothing for ``'fp32'`` and ``'tf32'``."""
+    if precision not in HALF:
         return contextlib.nullcontext
-    return lambda: torch.autocast(device.partition(':')[0], dtype=torch.bfloat16)
+    return lambda: torch.autocast(device.partition(':')[0], dtype=HALF[precision])
 
 
 def make_optimizer(model: nn.Module, **kind: bool) -> torch.optim.Optimizer:
@@ -120,16 +121,18 @@ def loss_of(model: nn.Module, data: dict) -> Tensor:
 
 
 def train_step(model: nn.Module, data: dict, precision: str, device: str) -> Callable[[Mark], None]:
-    """Forward with losses, backward, optimizer; each is a phase."""
+    """Forward with losses, backward, optimizer; each is a phase. In fp16 with a loss scale."""
     optimizer, context = make_optimizer(model), precision_context(precision, device)
+    scaler = torch.amp.GradScaler(device.partition(':')[0], enabled=precision == 'fp16')
 
     def step(mark: Mark) -> None:
         with context():
             loss = loss_of(model, data)
         mark('forward')
-        loss.backward()
+        scaler.scale(loss).backward()
         mark('backward')
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad(set_to_none=True)
         mark('optimizer')
 

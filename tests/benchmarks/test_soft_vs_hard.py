@@ -193,7 +193,7 @@ def test_a_recorded_run_is_not_run_again_unless_its_config_has_changed(tmp_path,
         started.append((setting, seed))
         return benchmark.begun(dataset, setting, seed, args) | RUNS[0]
 
-    monkeypatch.setattr('run', run)
+    monkeypatch.setattr(benchmark, 'run', run)
     kept = RUNS[0] | {'fingerprint': benchmark.fingerprint_of(RUNS[0])}
     other = RUNS[1] | {'fingerprint': 'of another day'}
     assert benchmark.fingerprint_of(RUNS[2]) != kept['fingerprint'] != benchmark.fingerprint_of(RUNS[0] | {'stage': 3})

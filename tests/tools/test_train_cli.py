@@ -23,23 +23,6 @@ def run(script: str, *arguments: str, **settings) -> subprocess.CompletedProcess
     )
 
 
-@pytest.mark.parametrize('script', ['train.py', 'test.py', 'misc/print_config.py'])
-def test_help_answers_without_any_heavy_import(script):
-    probe = (
-        'import runpy, sys\n'
-        "sys.argv = ['x', '--help']\n"
-        'try:\n'
-        f"    runpy.run_path({str(TOOLS / script)!r}, run_name='__main__')\n"
-        'except SystemExit as end:\n'
-        "    sys.exit(end.code or 'torch' in sys.modules)\n"
-    )
-    done = subprocess.run([sys.executable, '-c', probe], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert '--cfg-options' in done.stdout
-    if 'misc' not in script:
-        assert all(flag in done.stdout for flag in ('--data-root', '--seed', '--work-dir', '--launcher'))
-
-
 @pytest.mark.parametrize(
     ('script', 'arguments'),
     [

@@ -95,7 +95,7 @@ class Record(Sections):
 
     def measured(self, case: Case, entry: dict, order: list[Case]) -> None:
         """Adds or replaces a case and writes record and page; cases that are no longer in ``order`` go."""
-        self.add(case.section, case.name, entry)
+        self.sections.setdefault(case.section, {})[case.name] = entry
         old, self.sections = self.sections, {}
         for known in order:
             if known.name in old.get(known.section, {}):

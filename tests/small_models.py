@@ -27,7 +27,6 @@ torch.set_num_threads(1)  # these models are so small that waking a second threa
 REPOSITORY = Path(__file__).resolve().parents[1]
 CLASSES = 3
 CHANNELS = 8
-ANCHORS = 9
 STRIDES = (8, 16, 32, 64, 128)
 RETINANET = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
 

@@ -12,13 +12,12 @@ import mmdet.registry
 import pytest
 from mmengine.config import Config
 from mmengine.registry import Registry
+from small_models import build, family
 
 from moe_det import layers
 from moe_det.commands import COMMANDS
 from moe_det.registry import REGISTERED
 from moe_det.routing import find_routers
-from tests.small_families import family
-from tests.small_models import build
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / 'README.md').read_text(encoding='utf-8')

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from ..errors import DataError
+from .definitions import MISSING
 
 MEASURES = ('AP', 'AP50', 'AP75', 'AP_S', 'AP_M', 'AP_L')
 SHOWN = ('AP', 'AP_S', 'AP_M', 'AP_L')
-MISSING = '–'
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from ..routing.metrics import LIVING_SHARE
+from .random_gates import BEYOND
+from .result import ALPHA, LEVEL, MIN_CRAMERS_V, NOT, NOT_BY_SIZE, SCALE, SIZE, SORTED, UNDETERMINED
+
+MISSING = '–'  # where there is no value
+MINUS = '−'
+
 DEFINITIONS = {
     'size': (
         "small, medium or large (COCO's bins) by the area of the annotation in original pixels (the mask's if there "
@@ -52,7 +59,7 @@ DEFINITIONS = {
     ),
     'V': (
         "Cramér's V between expert and size (inside a level, where information is given the level), corrected for "
-        'bias: 0 none, 1 each expert has its size. Below 0.1 an effect is too small to matter.'
+        f'bias: 0 none, 1 each expert has its size. Below {MIN_CRAMERS_V} an effect is too small to matter.'
     ),
     'p-value': (
         'probability of at least the observed information if routing did not depend on size: from permutations that '
@@ -65,15 +72,15 @@ DEFINITIONS = {
     'random gates': (
         'gates with random weights on the features that the trained gate sees, with the same utilisation of each '
         'expert. Features carry information about scale, so random gates sort by size too. The trained gate sorts '
-        'more than they do if it lies above 95 % of them (training unit, top expert; bits are not corrected for bias '
-        'here, since it is equal for all of these gates).'
+        f'more than they do if it lies above {100 * BEYOND:g} % of them (training unit, top expert; bits are not '
+        'corrected for bias here, since it is equal for all of these gates).'
     ),
     'swap test': (
         "every routing row takes the decision of another image's row at the same level, of an image with a similar "
         'number of objects; several draws are averaged. The loss of average precision is the value of the choice of '
         'expert beyond the level. The swap costs if AP, AP_S, AP_M or AP_L falls by a tenth of a point or more with '
-        'a one-sided p of at most 0.01 (Holm-adjusted over these four), usually with an interval below zero. If none '
-        'falls and one is undefined, this is undecided, and so is the verdict.'
+        f'a one-sided p of at most {ALPHA} (Holm-adjusted over these four), usually with an interval below zero. If '
+        'none falls and one is undefined, this is undecided, and so is the verdict.'
     ),
     'AP of a third': 'average precision of the objects in one third of relative size, others ignored.',
     'routes between levels': (
@@ -99,27 +106,27 @@ DEFINITIONS = {
         '-1 to 1; being better at every size does not count. It does not affect the verdict.'
     ),
     'sorts beyond the level': (
-        'I(E;relative size | level) has a Holm-adjusted p of at most 0.01 and a V of at least 0.1, in the detection '
-        'unit and in the training unit.'
+        f'I(E;relative size | level) has a Holm-adjusted p of at most {ALPHA} and a V of at least {MIN_CRAMERS_V}, in '
+        'the detection unit and in the training unit.'
     ),
-    'size-specialised': 'sorts beyond the level, more than random gates do, and the swap costs average precision.',
-    'size-sorted': (
+    SIZE: 'sorts beyond the level, more than random gates do, and the swap costs average precision.',
+    SORTED: (
         'sorts beyond the level, but it was not shown that the choice matters for the detector, or that random gates '
         'sort less.'
     ),
-    'specialised, not by size': (
+    NOT_BY_SIZE: (
         'the swap costs average precision, but sorting beyond the level, and more than random gates do, was not shown.'
     ),
-    'scale-specialised': (
+    SCALE: (
         'one decision per image, and images of different scale go to different experts (I(E;S) with p of at most '
-        '0.01 and V of at least 0.1); nothing was shown beyond the level.'
+        f'{ALPHA} and V of at least {MIN_CRAMERS_V}); nothing was shown beyond the level.'
     ),
-    'level-specialised': 'the choice of expert depends on the level; nothing was shown beyond it.',
-    'not specialised': 'none of these was shown.',
-    'undetermined': 'the data are insufficient; the reason is given.',
+    LEVEL: 'the choice of expert depends on the level; nothing was shown beyond it.',
+    NOT: 'none of these was shown.',
+    UNDETERMINED: 'the data are insufficient; the reason is given.',
     'load, importance, living': (
         'load: rows that chose an expert, relative to the fair share; importance: its share of all weights; living: '
-        'more than 1 % of the weights.'
+        f'more than {100 * LIVING_SHARE:g} % of the weights.'
     ),
     'H_s, H_u': (
         "entropy in bits of a row's gate probabilities, averaged over rows, and of the mean probabilities; sharp "

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .ground_truth import SIZE_NAMES, GroundTruth
+from .ground_truth import GroundTruth
+from .sizes import SIZE_NAMES
 from .units import Unit
 
 IMAGES_PER_EXPERT = 4

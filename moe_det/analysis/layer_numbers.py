@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..errors import DataError
-from .ground_truth import SIZE_NAMES, WHOLE, GroundTruth
+from .ground_truth import WHOLE, GroundTruth
 from .random_gates import RandomGates
 from .result import SpecializationResult
-from .sizes import RELATIVE_NAMES, RelativeSizes
+from .sizes import RELATIVE_NAMES, SIZE_NAMES, RelativeSizes
 from .units import Unit
 
 

@@ -103,7 +103,6 @@ class SpecializationResult:
         raw: plug-in values: ``mi_bits``, ``mi_given_level_bits``, ``level_mi_bits``, ``cramers_v_given_level``.
         relative_size: the same question about size within the level; None where no areas were given.
         adjusted_p_value: p-value after Holm's correction over layers; None unless :func:`adjust_for_layers` set it.
-        counterfactual: whether forcing experts moves AP_S, AP_M and AP_L as the table says; None while unknown.
         notes: what a reader should know of these data.
     """
 
@@ -132,7 +131,6 @@ class SpecializationResult:
     raw: dict[str, float]
     relative_size: RelativeSize | None = None
     adjusted_p_value: float | None = None
-    counterfactual: bool | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -197,10 +195,6 @@ class SpecializationResult:
         """I(E;S | level) / H(S | level): the part of what the level leaves open that the expert tells."""
         return self.mi_given_level_bits / self.h_size_given_level if self.h_size_given_level > 0 else 0.0
 
-    def with_counterfactual(self, agrees: bool) -> SpecializationResult:
-        """The same, with whether the AP_S, AP_M, AP_L of forced experts agree in sign with the table."""
-        return dataclasses.replace(self, counterfactual=bool(agrees))
-
     def to_dict(self) -> dict:
         """Plain Python values, for JSON."""
         size = self.relative_size
@@ -211,12 +205,6 @@ class SpecializationResult:
             'relative_size': None if size is None else {**_plain(size), 'sorts': size.sorts},
             'share_of_size_given_level': self.share_of_size_given_level,
         }
-
-    def plot(self):
-        """Draws experts by sizes, by levels, and by sizes within each level; returns a matplotlib Figure."""
-        from .plotting import plot_result  # matplotlib takes long to import
-
-        return plot_result(self)
 
     def __str__(self) -> str:
         from .description import describe  # only text: kept apart from the numbers

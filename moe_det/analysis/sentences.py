@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from .definitions import MINUS
 from .inputs import QUERY
 from .random_gates import BEYOND
 from .result import ALPHA, LEVEL, MIN_CRAMERS_V, NOT, NOT_BY_SIZE, SCALE, SIZE, SORTED, UNDETERMINED
 
-MINUS = '−'
 # what is said of levels of a pyramid, which object queries do not have
 _OF_LEVELS = (
     ' even within a pyramid level',

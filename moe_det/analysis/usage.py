@@ -11,6 +11,8 @@ import torch
 from ..routing.metrics import LIVING_SHARE, Utilisation, utilisation
 from ..routing.routing import Usage
 
+FEWEST_ROWS = 20  # fewer may fall on the same experts by chance (two experts, top-1, fair: 2 in a million)
+
 
 def usage_in_slots(usage: Usage, slots: int = 1, living_share: float = LIVING_SHARE) -> Utilisation:
     """Utilisation in which an expert lives by its part of its slot's weights, and entropies are means over the slots.
@@ -39,11 +41,10 @@ def living_by_slot(used: Utilisation, slots: int, living_share: float = LIVING_S
     return [sum(lives[slot * copies : (slot + 1) * copies]) for slot in range(slots)]
 
 
-def collapsed(used: Utilisation, top_k: int, slots: int = 1) -> bool:
-    """Whether no more experts live than a single row uses, although there are more; in one slot at least."""
-    if slots == 1:
-        return used.collapsed(top_k)
-    return len(used.importance_share) > slots and min(living_by_slot(used, slots)) <= 1
+def fewest_living(num_experts: int, top_k: int, slots: int = 1) -> int:
+    """Experts of each slot that live unless it has collapsed: more than a row uses, or two where a row uses all."""
+    copies, chosen = num_experts // slots, top_k // slots
+    return chosen + 1 if chosen < copies else min(copies, 2)
 
 
 def usage_of_rows(weights: np.ndarray, probs: np.ndarray, slots: int = 1) -> dict:

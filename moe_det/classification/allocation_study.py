@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..common.checkpoints import file_sha256
-from ..common.console import say
+from ..common.console import say, write_result
 from ..dataset_check.before_run import check_data
 from ..errors import MoEConfigError
 from ..figures.heat import draw_heat
@@ -20,7 +20,6 @@ from ..figures.style import PAPER, Wording, drawing
 from ..routing.router import find_routers
 from ..running.launch import load_config
 from ..running.trained_model import load_trained_model
-from ..studies.top_k_sweep import write_json
 from .base import MoEClassifier
 from .cifar100_groups import class_groups
 from .class_allocation import (
@@ -76,7 +75,7 @@ def show_class_allocation(
     folder = Path(out_dir) if out_dir is not None else Path(checkpoint).with_suffix('.allocation')
     found = {'config': str(config), 'checkpoint': str(checkpoint), 'sha256': file_sha256(checkpoint)}
     found['layers'] = [allocation.to_dict() for allocation in allocations]
-    write_json(str(folder / JSON_NAME), found)
+    write_result('--out-dir', folder / JSON_NAME, found)
     figures = write_figures(allocations, folder)
     for allocation in allocations:
         say(allocation_text(allocation, top))

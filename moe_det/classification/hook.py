@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from mmengine.hooks import DistSamplerSeedHook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
+from ..common.runner_parts import plain_model
 from ..errors import MoEConfigError
 from .dataset import ClassificationDataset
 from .expert_classes import expert_class_figure, figure_pixels
@@ -64,7 +64,7 @@ def _prepare(runner: Runner, loader: DataLoader, where: str) -> None:
     data = loader.dataset
     if isinstance(data, ClassificationDataset) and loader.num_workers == 0 and data.device.type != 'cpu':
         loader.pin_memory = False  # its batches are on the device, and torch pins memory of the host alone
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = plain_model(runner)
     outputs = getattr(model, 'num_classes', None)
     classes = (getattr(data, 'metainfo', None) or {}).get('classes')
     if outputs is not None and classes is not None and len(classes) != outputs:

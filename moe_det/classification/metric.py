@@ -10,6 +10,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
 from torch import Tensor
 
+from ..checks import is_integer
 from ..errors import DataError, MoEConfigError
 from .decomposition import Decomposition, DecompositionMeter
 from .expert_classes import expert_class_text
@@ -46,7 +47,7 @@ class ClassificationMetric(BaseMetric):
     ) -> None:
         super().__init__(collect_device, prefix)
         for rank in top_errors:
-            if isinstance(rank, bool) or not isinstance(rank, int) or rank < 2:
+            if not is_integer(rank, 2):
                 raise MoEConfigError(f'test_evaluator.top_errors={tuple(top_errors)!r}: expected integers above 1')
         self.top_errors = tuple(top_errors)
         self.decompositions: dict[str, Decomposition] = {}

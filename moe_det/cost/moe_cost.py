@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from ..common.console import say
+from ..common.console import say, write_result
 from ..common.dense_counterpart import dense_counterpart
 from ..errors import MoEConfigError
 from ..running.launch import load_config
@@ -49,11 +47,7 @@ def moe_cost(
     dense, note = _dense_cost(cfg, size, cost)
     content = {'config': str(config), 'image': list(size), **_as_dict(cost), 'dense': dense and _as_dict(dense)}
     content['note'] = note
-    if json_file is not None:
-        try:
-            Path(json_file).write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
-        except OSError as error:
-            raise MoEConfigError(f'--json {json_file}: cannot be written: {error.strerror}') from error
+    write_result('--json', json_file, content)
     say(cost_markdown(cost, dense, note))
 
 

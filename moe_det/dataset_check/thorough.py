@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
 
@@ -11,7 +10,7 @@ from mmengine.registry import init_default_scope
 
 from ..common.config_edit import SPLITS, set_data_root, split_datasets
 from ..common.config_file import merge_options, read_config
-from ..common.console import say, warn
+from ..common.console import say, warn, write_result
 from ..common.software import cores
 from ..errors import DataError, MoEConfigError
 from . import Reading, Report, check_images
@@ -95,7 +94,7 @@ def check_dataset(
     notes = sum(target.report.total(errors=False) for target in targets)
     if json_file:
         files = [target.as_dict() for target in targets]
-        _write(json_file, {'errors': errors, 'notes': notes, 'together': problem, 'files': files})
+        write_result('--json', json_file, {'errors': errors, 'notes': notes, 'together': problem, 'files': files})
         say(f'Full report: {json_file}')
     say(f'{errors:,} errors (training would fail or learn something wrong), {notes:,} notes (mmdet copes with them)')
     return PROBLEMS if errors or (strict and notes) else CLEAN
@@ -197,11 +196,3 @@ def _print(target: _Checked, examples: int) -> None:
             say(f'    {line}' if line.startswith(' ') else f'  {word}: {line}')
     if not target.report.counts:
         say('  clean')
-
-
-def _write(path: str, content: dict) -> None:
-    try:
-        with open(path, 'w', encoding='utf-8') as file:
-            json.dump(content, file, indent=1, allow_nan=False)
-    except OSError as error:
-        raise MoEConfigError(f'--json {path}: cannot be written: {error.strerror}') from error

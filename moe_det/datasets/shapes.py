@@ -32,6 +32,7 @@ meant to be learned within minutes, so it says nothing about how well a detector
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -40,8 +41,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..common.atomic_file import write_atomically
 from ..errors import DataError, MoEConfigError
-from .coco_writer import annotations_of, write_json
+from .coco_writer import annotations_of
 from .shapes_folder import (
     DESCRIPTION,
     SPLITS,
@@ -196,7 +198,7 @@ def _make_all(folder: Path, settings: ShapesSettings, workers: int, progress: Ca
         if pool:
             pool.shutdown(cancel_futures=True)
     for split, content in contents.items():
-        write_json(annotation_file(folder, split), content)
+        write_atomically(annotation_file(folder, split), json.dumps(content))
 
 
 def _coco(settings: ShapesSettings, split: str, annotations: list[dict]) -> dict:

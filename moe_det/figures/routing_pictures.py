@@ -18,8 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 
-from ..analysis.ground_truth import COCO_LIMITS, SIZE_NAMES
-from ..analysis.sizes import size_bins
+from ..analysis.ground_truth import COCO_LIMITS
+from ..analysis.sizes import SIZE_NAMES, size_bins
 from ..analysis.slots import top_experts
 from .palette import size_colour
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Real
 
+from ..analysis.definitions import MINUS, MISSING
+from ..checks import is_number
 from ..errors import DataError
 
 RESULTS_FORMAT = 2
-MISSING = '–'
-MINUS = '−'
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,7 @@ class Number:
 
 def finite(value: object) -> float | int | None:
     """The value if it is a finite number, else None."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        return None
-    return value
+    return value if is_number(value) else None
 
 
 def readable(results: dict) -> dict:

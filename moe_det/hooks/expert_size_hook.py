@@ -7,10 +7,9 @@ from collections.abc import Hashable
 import numpy as np
 from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 
-from ..analysis.ground_truth import SIZE_NAMES
-from ..analysis.sizes import size_bins
+from ..analysis.sizes import SIZE_NAMES, size_bins
+from ..common.runner_parts import plain_model
 from ..dataset_check.dataset_paths import annotation_file
 from ..errors import MoEConfigError
 from ..probing.layer_description import refuse_tokens
@@ -81,7 +80,7 @@ class ExpertSizeHook(Hook):
         self._read(runner)
         if self._recorder is not None:
             self._recorder.stop()  # of a validation that was interrupted
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = plain_model(runner)
         routers = find_routers(model)
         self._slots = {name: router.slots for name, router in routers.items()}
         if not routers:

@@ -6,8 +6,9 @@ from mmcv.cnn import build_norm_layer
 from mmengine.model import kaiming_init
 from torch import Tensor, nn
 
+from ..checks import check_count
 from .moe_layer import MoELayer
-from .settings import MoESettings, check_count, check_expert_norm
+from .settings import MoESettings, check_expert_norm
 
 
 class _BlockExpert(nn.Sequential):

@@ -8,11 +8,12 @@ from mmengine.model import kaiming_init
 from torch import nn
 from torch.nn.modules.utils import _pair
 
+from ..checks import check_count
 from ..errors import MoEConfigError
 from ..routing.rows import HALO
 from .dense_start import start_from_dense
 from .moe_layer import MoELayer
-from .settings import MoESettings, check_count, split_settings
+from .settings import MoESettings, split_settings
 
 
 class NoSingleWeightError(MoEConfigError, AttributeError):

@@ -52,23 +52,12 @@ class FFNExpert(nn.Module):
 
 
 class FFNExperts(ExpertGroup):
-    """Experts of an FFN, on rows (R, C) that are tokens or (R, T, C) that are images.
-
-    Attributes:
-        cut: whether experts are slices of the FFN.
-    """
-
-    cut = False
+    """Experts of an FFN, on rows (R, C) that are tokens or (R, T, C) that are images."""
 
     @staticmethod
     def pool(features: Tensor) -> Tensor:
         """(R, C) or (R, T, C) -> (R, C)."""
         return features if features.dim() == 2 else features.mean(1)
-
-    @property
-    def slices(self) -> int:
-        """The shards, and the shared expert where shards have one."""
-        return self.slots + (self.cut and self.shared is not None)
 
 
 class MoEFFN(nn.Module):
@@ -202,18 +191,5 @@ class MoEFFN(nn.Module):
         pattern = re.compile(re.escape(prefix) + r'(layers\..+)')
         dense = {key: match[1] for key in state_dict if (match := pattern.match(key))}
         experts, label = f'{prefix}expert_group.experts.', prefix.rstrip('.')
-        part = self._part_of if self.cut else None
-        start_from_dense(state_dict, dense, self.expert_group, experts, self.settings, label, part)
+        start_from_dense(state_dict, dense, self.expert_group, experts, self.settings, label, ffn_shard_axis)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def _part_of(self, name: str, tensor: Tensor, expert: int) -> Tensor:
-        """What an expert takes of a dense tensor."""
-        return _slice(name, tensor, expert // self.expert_group.copies, self.expert_group.slices)
-
-
-def _slice(name: str, tensor: Tensor, number: int, slices: int) -> Tensor:
-    """A slice of one of the FFN's tensors; one that cannot be cut stays as it is, and will not fit."""
-    axis = ffn_shard_axis(name)
-    if axis == 'sum':
-        return tensor / slices
-    return tensor if tensor.shape[axis] % slices else tensor.chunk(slices, dim=axis)[number]

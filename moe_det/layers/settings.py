@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from mmdet.registry import MODELS
 from torch import nn
 
+from ..checks import check_choice, check_count, check_flag, is_number
 from ..errors import MoEConfigError, unknown_name
 from ..registry import CONSTRAINTS, EXPERTS, build_named
 from ..routing.dispatch import Mixture
@@ -22,24 +23,6 @@ from .expert_norm import accept_single_values
 from .gates import build_gate
 
 BALANCE_OVER = ('all', 'level')
-
-
-def check_choice(where: str, key: str, value: object, choices: Sequence[str]) -> None:
-    """Raises MoEConfigError unless ``value`` is one of ``choices``."""
-    if value not in choices:
-        raise MoEConfigError(f'{where}.{key}: {unknown_name("value", value, choices)}')
-
-
-def check_count(where: str, key: str, value: object, minimum: int = 1) -> None:
-    """Raises MoEConfigError unless ``value`` is an integer >= ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise MoEConfigError(f'{where}.{key}={value!r}: expected an integer >= {minimum}')
-
-
-def check_flag(where: str, key: str, value: object) -> None:
-    """Raises MoEConfigError unless ``value`` is True or False."""
-    if not isinstance(value, bool):
-        raise MoEConfigError(f'{where}.{key}={value!r}: expected True or False')
 
 
 def check_expert_norm(where: str, norm_cfg: dict | None) -> None:
@@ -154,12 +137,10 @@ class MoESettings:
             check_count(where, 'grid', self.grid, minimum=2)
         elif self.grid is not None:
             raise MoEConfigError(f"{where}.grid={self.grid!r}: only unit='patch' takes a grid, unit is {self.unit!r}")
-        noise = self.copy_noise
-        if isinstance(noise, bool) or not isinstance(noise, (int, float)) or not 0 <= noise < float('inf'):
-            raise MoEConfigError(f'{where}.copy_noise={noise!r}: expected a number >= 0')
-        redraw = self.copy_redraw
-        if isinstance(redraw, bool) or not isinstance(redraw, (int, float)) or not 0 <= redraw < 1:
-            raise MoEConfigError(f'{where}.copy_redraw={redraw!r}: expected a number >= 0 and < 1')
+        if not is_number(self.copy_noise, 0):
+            raise MoEConfigError(f'{where}.copy_noise={self.copy_noise!r}: expected a number >= 0')
+        if not is_number(self.copy_redraw, 0) or self.copy_redraw >= 1:
+            raise MoEConfigError(f'{where}.copy_redraw={self.copy_redraw!r}: expected a number >= 0 and < 1')
         if self.copies_share and self.num_experts == 1:
             raise MoEConfigError(f'{where}.copies_share=True: num_experts=1 leaves no copies that could share')
         check_choice(where, 'mixes', self.mixes, MIXES)

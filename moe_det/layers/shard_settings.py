@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..checks import check_count
 from ..errors import MoEConfigError
 from ..routing.kernel_mixture import OUTPUTS
-from .settings import check_count
 
 OF_SHARDS = {'shards': 2, 'copies': 4}  # default values
 

@@ -6,9 +6,10 @@ from mmdet.models.backbones.resnet import BasicBlock, ResNet
 from mmdet.models.layers import ResLayer
 from torch import nn
 
+from ..checks import check_flag, is_integer
 from ..errors import MoEConfigError, unknown_name
 from ..layers.moe_conv import MoEConv2d
-from ..layers.settings import MoESettings, check_expert_norm, check_flag, split_settings
+from ..layers.settings import MoESettings, check_expert_norm, split_settings
 from ..layers.width import inner_width
 from .resnet_stages import MoEStage, narrow_stage, projection, stage_cost
 from .small_images import keep_resolution
@@ -20,7 +21,7 @@ PAPER_WIDTHS = (25 / 64, 50 / 128, 90 / 256, 180 / 512)
 
 
 def _is_stage(value: object, num_stages: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= num_stages
+    return is_integer(value, 1) and value <= num_stages
 
 
 class MoEResNet(ResNet):

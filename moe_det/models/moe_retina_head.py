@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 
 from mmdet.models.dense_heads import RetinaHead
@@ -19,7 +18,7 @@ from ..routing.experts import ExpertGroup
 from ..routing.kernel_mixture import OUTPUTS
 from ..routing.rows import rows_of
 from .box_sizes import supply_box_sizes
-from .dense_names import dense_name, replaced_keys, shard_of
+from .dense_names import dense_name, replaced_keys, shard_axis
 from .head_branch import BranchShape, Decision, build_branch_experts, experts_in_branch, feature_channels
 from .head_settings import BRANCHES, read_head_settings
 from .head_start import start_experts, start_predictor, without_predictor_overrides
@@ -37,10 +36,6 @@ def _refuse_keys_of_other_heads(keys: dict) -> None:
                 "type and get experts by name: model = dict(type='WithExperts', detector=..., experts=[dict(modules="
                 "'bbox_head.cls_convs.*', type='MoEConv2d')])"
             )
-
-
-def _part_of(group: ExpertGroup, name: str, tensor: Tensor, expert: int) -> Tensor:
-    return shard_of(name, tensor, expert // group.copies, group.slices)
 
 
 class MoERetinaHead(RetinaHead):
@@ -151,7 +146,6 @@ class MoERetinaHead(RetinaHead):
                 )
             if router.gate.freezes_experts:
                 self.branch_experts[name].freeze()
-            router.collected_by_owner = True
             self.routers[name] = router
 
     def init_weights(self) -> None:
@@ -246,7 +240,7 @@ class MoERetinaHead(RetinaHead):
     ) -> dict:
         """RetinaHead's losses and, per router and soft constraint, ``loss_moe_<constraint>_<branch>``."""
         losses = super().loss_by_feat(cls_scores, bbox_preds, batch_gt_instances, *args, **kwargs)
-        asking = [router for router in self.routers.values() if 'box_sizes' in router.asked]
+        asking = [router for router in self.routers.values() if 'box_sizes' in router.constraints.asked]
         if asking:
             grid, strides = self.settings.grid, self.prior_generator.strides
             supply_box_sizes(asking, batch_gt_instances, cls_scores, grid, strides)
@@ -261,8 +255,7 @@ class MoERetinaHead(RetinaHead):
         for branch, group in self.branch_experts.items():
             dense = replaced_keys(state_dict, prefix, branch, self.moe.placement, self.stacked_convs)
             experts, label = f'{prefix}branch_experts.{branch}.experts.', f'{prefix}{branch}'
-            part = functools.partial(_part_of, group) if group.slices > 1 else None
-            start_from_dense(state_dict, dense, group, experts, self.settings, label, part)
+            start_from_dense(state_dict, dense, group, experts, self.settings, label, shard_axis)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def dense_name(self, branch: str, name: str) -> str:

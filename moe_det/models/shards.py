@@ -109,6 +109,7 @@ class ShardGroup(ExpertGroup):
     an intervention gives several copies of a shard), experts run one by one as in any group.
     """
 
+    cut = True
     halo = 2  # pixels of its neighbours that a patch needs: one for each of the two convolutions
 
     def forward(
@@ -123,11 +124,6 @@ class ShardGroup(ExpertGroup):
             return super().forward(rows, routing, layout, plan)
         (block,) = self._merged([tuple(range(len(self)))]).values()
         return self.with_shared([block(x) for x in rows], rows)
-
-    @property
-    def slices(self) -> int:
-        """The shards, and the shared expert where there is one."""
-        return self.slots + (self.shared is not None)
 
     @property
     def _merges(self) -> bool:

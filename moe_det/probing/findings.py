@@ -8,14 +8,16 @@ C channels.
 from __future__ import annotations
 
 import dataclasses
-import os
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-NO_ROW = -1
+from ..analysis.units import NO_ROW
+from ..common.atomic_file import write_atomically
+
 _SEPARATOR = '|'
 _BY_NAME = ('conditions', 'losses')
 
@@ -90,10 +92,9 @@ class Findings:
         for kind in _BY_NAME:
             for name, values in getattr(self, kind).items():
                 arrays[_SEPARATOR.join((kind, name))] = values
-        unfinished = path.with_suffix('.tmp')
-        with open(unfinished, 'wb') as file:
-            np.savez_compressed(file, **arrays)
-        os.replace(unfinished, path)
+        content = io.BytesIO()
+        np.savez_compressed(content, **arrays)
+        write_atomically(path, content.getbuffer())
 
     @staticmethod
     def load(path: Path) -> Findings:

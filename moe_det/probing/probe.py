@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..analysis.units import NO_ROW
 from ..routing.gates import global_average
 from ..routing.intervention import intervene
 from ..routing.records import RoutingRecord, RoutingRecorder
@@ -17,7 +18,7 @@ from ..routing.router import find_routers
 from ..routing.rows import RowLayout
 from .assignment import cannot_assign, positive_anchors
 from .conditions import NATURAL, Condition
-from .findings import NO_ROW, Findings, LayerFindings
+from .findings import Findings, LayerFindings
 from .kept_outputs import keep_outputs
 from .losses import cannot_compute_losses, image_losses
 from .places import Places, RowTable, Truth, centres

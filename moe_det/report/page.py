@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..analysis.result import VERDICTS
+from ..analysis.result import UNDETERMINED, VERDICTS
 from ..figures import captions, charts, palette, question_charts, questions, routing_tables, tables, values
 from ..figures.pictures import Pictures
 from ..figures.style import PAGE, Wording, drawing, inline_svg
@@ -99,7 +99,7 @@ def _render(results: dict, embedder: Embedder) -> str:
 
 
 def _verdict_class(verdict: str | None) -> str:
-    return verdict.replace(',', '').replace(' ', '-') if verdict in VERDICTS else 'undetermined'
+    return verdict.replace(',', '').replace(' ', '-') if verdict in VERDICTS else UNDETERMINED
 
 
 def data_element(number: Number) -> Markup:

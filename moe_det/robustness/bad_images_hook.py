@@ -13,6 +13,7 @@ from mmengine.dist import all_gather_object, get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop
 
+from ..checks import check_count
 from ..errors import MoEConfigError
 from .tolerant_loading import BLANK, REFUSE, SKIP, make_tolerant, too_many
 
@@ -39,8 +40,7 @@ class SkipBadImagesHook(Hook):
     interval = 1000
 
     def __init__(self, max_images: int = 100, evaluation: str = REFUSE) -> None:
-        if isinstance(max_images, bool) or not isinstance(max_images, int) or max_images < 0:
-            raise MoEConfigError(f'SkipBadImagesHook.max_images={max_images!r}: expected an integer >= 0')
+        check_count('SkipBadImagesHook', 'max_images', max_images, minimum=0)
         if evaluation not in (REFUSE, BLANK):
             raise MoEConfigError(f"SkipBadImagesHook.evaluation={evaluation!r}: expected 'error' or 'blank'")
         self.max_images = max_images

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import is_integer
 from .gates import GAPLinearGate, Gate
 
 
@@ -45,7 +46,7 @@ class AttentiveGate(Gate):
         query: Gate | None = None,
     ) -> None:
         super().__init__(in_channels, num_experts)
-        if isinstance(hidden_channels, bool) or not isinstance(hidden_channels, int) or hidden_channels < 1:
+        if not is_integer(hidden_channels, 1):
             raise ValueError(f'hidden_channels={hidden_channels!r}: expected an integer >= 1')
         self.query = GAPLinearGate(in_channels, hidden_channels) if query is None else query
         if self.query.num_experts != hidden_channels:

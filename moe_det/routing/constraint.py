@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import numbers
+from collections.abc import Iterable
 
 from torch import Tensor, nn
 
 from .routing import Routing
-
-
-def checked_number(owner: object, key: str, value: object, minimum: float = 0.0) -> float:
-    """Returns ``value`` as a float.
-
-    Raises:
-        ValueError: it is not a finite number or smaller than ``minimum``.
-    """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value) or value < minimum:
-        raise ValueError(f'{key}={value!r}: expected a number >= {minimum:g}')
-    return float(value)
 
 
 class Constraint(nn.Module):
@@ -65,3 +53,52 @@ class Constraint(nn.Module):
 
     def after_dropping_experts(self) -> None:
         """Makes the state that of a layer which never had the experts that were just dropped from it."""
+
+
+class Constraints(nn.ModuleDict):
+    """The constraints of a router by their keys.
+
+    Args:
+        num_experts: E.
+        num_groups: G.
+        slots: of the router.
+
+    Attributes:
+        asked: what they ask to know of each row; nothing else is computed or kept.
+    """
+
+    def __init__(self, num_experts: int, num_groups: int, slots: int) -> None:
+        super().__init__()
+        self.prepared_for = num_experts, num_groups, slots
+        self.asked: frozenset[str] = frozenset()
+
+    def add(self, constraints: Iterable[Constraint]) -> None:
+        """Adds constraints, and prepares them for the router.
+
+        Raises:
+            ValueError: two of one kind.
+        """
+        num_experts, num_groups, slots = self.prepared_for
+        for constraint in constraints:
+            if constraint.key in self:
+                raise ValueError(f'two constraints of the kind {constraint.key!r}; give each kind once')
+            constraint.slots = slots
+            constraint.prepare(num_experts, num_groups)
+            self[constraint.key] = constraint
+        self.asked = frozenset(c.samples for c in self.values() if c.samples is not None)
+
+    def mask(self, logits: Tensor, groups: Tensor) -> Tensor:
+        """The (R, E) logits that all of them allow."""
+        for constraint in self.values():
+            logits = constraint.mask(logits, groups)
+        return logits
+
+    def losses(self, routing: Routing, factor: float) -> dict[str, Tensor]:
+        """The auxiliary losses by key; ``factor`` is the schedule's."""
+        losses = {key: constraint.loss(routing) for key, constraint in self.items()}
+        return {key: loss * factor if self[key].scheduled else loss for key, loss in losses.items() if loss is not None}
+
+    def move(self, routing: Routing) -> None:
+        """Moves their states by one step."""
+        for constraint in self.values():
+            constraint.update(routing)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..checks import checked_number
 from ..errors import CheckpointError
 from .attention import AttentiveGate
-from .constraint import Constraint, checked_number
+from .constraint import Constraint
 from .distributed import sum_over_ranks
 from .gates import GAPLinearGate, Gate
 from .router import Router
@@ -89,7 +90,7 @@ class DistilledGate(Gate):
             raise ValueError(f'teacher is a {type(self.teacher).__name__}, expected an AttentiveGate')
         if self.student.needs_keys or self.student.freezes_experts:
             raise ValueError(f'student is a {type(self.student).__name__}, expected a plain gate')
-        self.kl_weight = checked_number(self, 'kl_weight', kl_weight)
+        self.kl_weight = checked_number('kl_weight', kl_weight)
         self.teacher.requires_grad_(False)
 
     def train(self, mode: bool = True) -> DistilledGate:

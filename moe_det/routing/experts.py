@@ -62,6 +62,7 @@ class ExpertGroup(nn.Module):
         self.frozen_for_distillation = False
         self.dense_copy: DenseCopy | None = None  # set by copy_dense_to_experts
 
+    cut = False  # whether experts are slices of a dense module, and the shared one is another slice
     pool = staticmethod(global_average)  # (R, C, ...) features of an expert -> (R, C) key of an attentive gate
 
     def __len__(self) -> int:
@@ -78,8 +79,8 @@ class ExpertGroup(nn.Module):
 
     @property
     def slices(self) -> int:
-        """Parts that a dense branch is cut into for its experts; 1 where each takes the place of all of it."""
-        return self.slots
+        """Parts that a dense module is cut into for its experts; 1 where each takes the place of all of it."""
+        return self.slots + (self.cut and self.shared is not None)
 
     # -- common part -------------------------------------------------------------------------------------------
 

@@ -125,7 +125,7 @@ class Intervention:
 
 @contextmanager
 def intervene(model: nn.Module, interventions: Mapping[str, Intervention]) -> Iterator[None]:
-    """Changes the routing of a model's layers while inside.
+    """Changes the routing of a model's layers while inside; the innermost of several changes a layer.
 
     Args:
         model: a model in eval mode.
@@ -143,10 +143,11 @@ def intervene(model: nn.Module, interventions: Mapping[str, Intervention]) -> It
         if layer not in routers:
             raise KeyError(f'no MoE layer {layer!r}; the model has {", ".join(routers) or "none"}')
         intervention.check(layer, routers[layer].num_experts, routers[layer].slots)
+    before = {layer: routers[layer].intervention for layer in interventions}
     try:
         for layer, intervention in interventions.items():
             routers[layer].intervention = intervention
         yield
     finally:
-        for layer in interventions:
-            routers[layer].intervention = None
+        for layer, intervention in before.items():
+            routers[layer].intervention = intervention

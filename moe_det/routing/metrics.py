@@ -32,10 +32,6 @@ class Utilisation:
     batch_entropy: float
     rows: int
 
-    def collapsed(self, top_k: int) -> bool:
-        """Whether no more experts live than a single row uses, although there are more."""
-        return self.living <= top_k < len(self.load_ratio)
-
     def to_dict(self) -> dict:
         """Plain Python values, for JSON."""
         return asdict(self)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .constraint import Constraint, checked_number
+from ..checks import checked_number
+from .constraint import Constraint
 from .distributed import sum_over_ranks
 from .routing import Routing
 
@@ -35,7 +36,7 @@ class SoftConstraint(Constraint):
 
     def __init__(self, weight: float | None = None) -> None:
         super().__init__()
-        self.weight = checked_number(self, 'weight', self.default_weight if weight is None else weight)
+        self.weight = checked_number('weight', self.default_weight if weight is None else weight)
 
     def extra_repr(self) -> str:
         return f'weight={self.weight:g}'

@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import SequentialSampler, Subset
 
+from ..checks import is_integer
 from ..common.checkpoints import brief, check_checkpoint, read_checkpoint, state_of
 from ..dataset_check.before_run import check_data
 from ..dataset_check.trained_labels import TrainedLabels, trained_labels
@@ -217,7 +218,7 @@ def test_batches(cfg: Config, limit: int | None = None, trained: TrainedLabels |
         MoEConfigError: the config has no test set, or ``limit`` is no positive integer.
         DataError: files of the test set are missing or damaged, or give the classes other labels than the model has.
     """
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+    if limit is not None and not is_integer(limit, 1):
         raise MoEConfigError(f'--limit {limit}: expected an integer >= 1')
     if not isinstance(cfg.get('test_dataloader'), Mapping):
         raise MoEConfigError(f'{cfg.filename}: the config has no test_dataloader')

@@ -12,6 +12,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from ..called import command
+from ..common.atomic_file import write_atomically
 from ..common.checkpoints import latest_checkpoint
 from ..common.console import say
 from ..common.dense_counterpart import dense_counterpart, type_name
@@ -100,7 +101,7 @@ def _stored(path: Path, fingerprint: str) -> dict | None:
 
 
 def _store(path: Path, result: dict) -> None:
-    path.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
+    write_atomically(path, json.dumps(result, indent=2) + '\n')
 
 
 @dataclass

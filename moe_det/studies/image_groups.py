@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from ..dataset_check.coco_file import read_json
+from ..analysis.coco_json import read_json
 from ..errors import DataError
 
 

@@ -13,11 +13,12 @@ from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from torch import nn
 
+from ..analysis.coco_json import read_json
+from ..analysis.ground_truth import checked_area
 from ..analysis.patches import patch_cells
 from ..common.config_edit import split_datasets
 from ..common.console import near, say
 from ..dataset_check.before_run import check_data
-from ..dataset_check.coco_file import read_json
 from ..dataset_check.dataset_paths import annotation_file, dataset_class
 from ..dataset_check.labels import config_classes
 from ..errors import DataError, MoEConfigError
@@ -205,15 +206,12 @@ def _annotated(ann_file: str, wanted: str | int | Path, folder: str = '') -> tup
     image = entries[0]
     names = {category['id']: str(category['name']) for category in content.get('categories', [])}
     objects = [a for a in content['annotations'] if a['image_id'] == image['id'] and not a.get('iscrowd')]
-    for annotation in objects:
-        if not isinstance(annotation.get('area'), (int, float)):
-            raise DataError(
-                f"{ann_file}: annotation {annotation.get('id')} has no 'area', which decides about the size"
-            )
     boxes = np.array([a['bbox'] for a in objects], dtype=float).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     labels = [names.get(a['category_id'], str(a['category_id'])) for a in objects]
-    return os.path.join(folder, image['file_name']), Boxes(boxes, np.array([a['area'] for a in objects], float), labels)
+    return os.path.join(folder, image['file_name']), Boxes(
+        boxes, np.array([checked_area(ann_file, a) for a in objects]), labels
+    )
 
 
 def _named(images: list[dict], path: Path) -> list[dict]:

@@ -21,7 +21,7 @@ from ..analysis.comparison import RunResult, compare, comparison_dict, compariso
 from ..analysis.ground_truth import GroundTruth
 from ..common.checkpoints import check_checkpoint, file_sha256, latest_checkpoint, read_checkpoint
 from ..common.config_edit import is_remote
-from ..common.console import say, warn
+from ..common.console import say, warn, write_result
 from ..cost.model_cost import count_macs, experts_in_words, parameter_counts
 from ..dataset_check.dataset_paths import annotation_file
 from ..errors import DataError, MoEConfigError
@@ -113,17 +113,8 @@ def compare_runs(
             warn(f'{row.name}: two of the checkpoints were trained with the same seed ({", ".join(map(str, seeds))})')
     text = comparison_markdown(rows)
     for path in out:
-        as_json = json.dumps(comparison_dict(rows), indent=2)
-        _write(Path(path), as_json if path.endswith('.json') else text)
+        write_result('--out', path, comparison_dict(rows) if path.endswith('.json') else text)
     say(f'\n{text}')
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + '\n', encoding='utf-8')
-    except OSError as error:
-        raise MoEConfigError(f'--out {path}: cannot be written: {error.strerror}') from error
 
 
 def evaluate_run(spec: RunSpec, cfg: Config, device: str | None = None, fresh: bool = False) -> RunResult:

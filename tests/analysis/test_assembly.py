@@ -11,7 +11,8 @@ from moe_det.analysis.assembly import conclude, layer_results
 from moe_det.analysis.ground_truth import GroundTruth
 from moe_det.analysis.inputs import Analysed, LayerInfo, Settings
 from moe_det.analysis.swap_results import Donors
-from moe_det.probing.findings import NO_ROW, Findings, LayerFindings
+from moe_det.analysis.units import NO_ROW
+from moe_det.probing.findings import Findings, LayerFindings
 
 IMAGES, LEVELS, EXPERTS = 60, 3, 2
 SETTINGS = Settings(permutations=199, bootstrap=0, swaps=0, random_gates=40)

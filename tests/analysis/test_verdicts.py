@@ -60,12 +60,6 @@ def test_size_within_the_level_carries_the_verdict_where_it_was_measured():
     assert dataclasses.replace(RESULT, relative_size=dataclasses.replace(size, cramers_v=0.05)).sorts is False
 
 
-def test_forced_experts_do_not_decide():
-    assert RESULT.counterfactual is None
-    for agrees in (True, False):
-        assert RESULT.with_counterfactual(agrees).verdict == 'size-sorted'
-
-
 # -- with the detector ------------------------------------------------------------------------------------------------
 
 SORTS = dataclasses.replace(RESULT, mi_p_value=None)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_images import CIFAR100_NAMES, write_cifar100, write_folder, write_mnist
+from small_files import CIFAR100_NAMES, write_cifar100, write_folder, write_mnist
 
 from moe_det.classification import image_folder
 from moe_det.classification.dataset import ClassificationDataset, whole_batch
@@ -35,7 +35,7 @@ def test_cifar100_in_its_original_format(tmp_path, as_archive):
         image = data.images[7].numpy()
         assert image[1, 2, 3] == pixels[7, 1024 + 2 * 32 + 3] and image[2, 0, 31] == pixels[7, 2048 + 31]
         assert np.array_equal(data.images.flatten(1).numpy(), pixels) and data.labels.tolist() == list(labels)
-        assert data.metainfo['classes'] == tuple(CIFAR100_NAMES)
+        assert data.metainfo['classes'] == CIFAR100_NAMES
 
 
 def test_cifar10_in_its_original_format(tmp_path):

@@ -7,11 +7,11 @@ import copy
 import pytest
 import torch
 from mmengine.runner.checkpoint import load_checkpoint
-from small_families import family
 from small_models import (
     assert_same_detections,
     batch,
     build,
+    family,
     initialise,
     log_lines,
     losses_of,

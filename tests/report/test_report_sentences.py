@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 
 import pytest
+from report.report_example import make_example
+from report.report_example_layer import CASES, TOO_FEW
 
 from moe_det.analysis.definitions import DEFINITIONS
 from moe_det.analysis.result import VERDICTS
 from moe_det.analysis.sentences import layer_sentence, plain_sentence
-from tests.report.report_example import make_example
-from tests.report.report_example_layer import CASES, TOO_FEW
 
 
 def _layer(verdict: str, **changed) -> dict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_checkpoints import checkpoint, plant_logits
+from small_files import checkpoint, plant_logits
 
 from moe_det.routing import find_routers
 from moe_det.running.launch import load_config

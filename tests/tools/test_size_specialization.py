@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 from mmengine.runner import Runner
-from small_checkpoints import checkpoint, plant_varied
+from small_files import checkpoint, plant_varied
 from small_models import spread_weights
 
 from moe_det.datasets.shapes import ShapesSettings, make_shapes
 from moe_det.running.launch import load_config
 
+pytestmark = pytest.mark.usefixtures('in_tmp_path')  # runs write into the current folder
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 TOOL = 'analysis_tools/size_specialization.py'
 # the shapes' six classes, and every box kept, so that an untrained detector matches some objects
@@ -35,11 +36,6 @@ test_dataloader = dict(batch_size=4, dataset=dict(metainfo=classes, ann_file='an
                                                   data_prefix=dict(img='val2017/')))
 test_evaluator = dict(ann_file='data/tiny/annotations/instances_val2017.json')
 """
-
-
-@pytest.fixture(autouse=True)
-def quiet_place(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope='module')

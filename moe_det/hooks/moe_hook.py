@@ -214,7 +214,7 @@ class MoEHook(Hook):
         self.utilisation = {}
         for name, router in self._routers.items():
             usage = self._recorder.usage.get(name)
-            if usage is None:  # more processes than images: this one takes part in the sums all the same
+            if usage is None:  # more processes than images: this one takes part in the sums nevertheless
                 zero = torch.zeros(router.num_groups, router.num_experts, device=router.experts_and_k.device)
                 usage = Usage(*(zero.clone() for _ in range(3)), *(zero[:, 0].clone() for _ in range(2)))
             for sums in vars(usage).values():

@@ -49,7 +49,8 @@ class MoESettings:
             ``ZLossConstraint``, ``SampleSimilarityConstraint``. Hard: ``RelativeImportanceConstraint``,
             ``MeanImportanceConstraint``, ``SelectionBiasConstraint``.
         unit: what one decision covers: ``level`` (an image at a level), ``image`` (one decision for all levels)
-            or ``patch`` (a cell of a grid laid over each level). A ``MoEFFN`` has ``token`` (default) and ``image``.
+            or ``patch`` (a cell of a grid laid over each level). A ``MoEFFN`` has ``token`` (default), ``window`` (of
+            Swin) and ``image``, a ``MoELinear`` has ``roi``, a region of interest.
         grid: cells per axis for ``unit='patch'``, >= 2; not allowed for other units. An expert sees as much around its
             patch as its convolution reaches, so that the result equals that on the whole map; an expert of several
             convolutions sees one pixel (shards two) and treats everything beyond as padding.

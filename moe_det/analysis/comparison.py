@@ -94,8 +94,8 @@ def compare(results: Sequence[RunResult]) -> list[Row]:
     """Groups results by name, in the order of their first appearance.
 
     Raises:
-        DataError: results that are no fair comparison: other test images, one checkpoint twice, or models of different
-            size under one name.
+        DataError: results that cannot be compared fairly: other test images, one checkpoint twice, or models of
+            different size under one name.
     """
     by_name: dict[str, list[RunResult]] = {}
     for result in results:
@@ -120,7 +120,7 @@ def compare(results: Sequence[RunResult]) -> list[Row]:
 
 
 def refuse_equal(checkpoints: Sequence[tuple[str, str]], where: str = '') -> None:
-    """Refuses checkpoints of which one is given twice: a copy is no other training.
+    """Refuses checkpoints of which one is given twice: a copy is not another training.
 
     Args:
         checkpoints: path and digest of each.

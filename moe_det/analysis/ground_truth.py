@@ -5,7 +5,7 @@ data sets drop it. Crowds have no size. Everything that COCO defines is left to 
 faster-coco-eval where the same evaluation is run under many routings.
 
 Ids of images, annotations and categories may be anything that json can hold. Both libraries, and tables of floats,
-are at home with small integers alone, so everything here is counted by position and ids are kept beside.
+only handle small integers reliably, so everything here is counted by position and ids are kept separately.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class GroundTruth:
         image_ids: ids of the images to look at, each once; their order numbers the images. None takes all.
         category_ids: ids of the categories to look at; their order numbers the categories and must be that of the
             detector's labels. None takes all in the order of the file.
-        limits: sides in pixels that part small from medium and medium from large; areas are their squares.
+        limits: limits in pixels between small, medium and large sides; areas are their squares.
 
     Attributes:
         image_ids: id of each image.
@@ -126,7 +126,7 @@ class GroundTruth:
         """Positions of images, by their ids.
 
         Raises:
-            KeyError: an image that this ground truth was not asked for.
+            KeyError: an image that this ground truth does not hold.
         """
         return [self._position_of[image_id] for image_id in image_ids]
 

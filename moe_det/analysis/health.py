@@ -20,7 +20,8 @@ class HealthLimits:
     """What counts as healthy.
 
     Attributes:
-        living_share: an expert lives if it holds more than this part of the weights, a copy of a shard of the shard's.
+        living_share: an expert is living if it holds more than this share of the weights, a copy of a shard of the
+            shard's.
         max_load_ratio: largest load ratio that an expert may have (1.0 is the fair share); None sets no limit.
         min_living: least number of living experts, in every shard where there are shards; None asks for more than a
             single row uses.

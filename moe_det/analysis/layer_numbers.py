@@ -117,7 +117,7 @@ def _interval(interval: tuple[float, float] | None) -> list[float] | None:
 
 
 def unit_numbers(result: SpecializationResult | str, unit: Unit) -> dict:
-    """Likewise, or why there is no measurement."""
+    """Numbers of one unit, or why there is no measurement."""
     return {'unavailable': result} if isinstance(result, str) else result_numbers(result, unit)
 
 

@@ -22,7 +22,7 @@ VERDICTS = (SIZE, SORTED, NOT_BY_SIZE, SCALE, LEVEL, NOT, UNDETERMINED)
 
 
 def _beyond_chance(p_value: float | None, adjusted: float | None, bits: float, null_99: float, v: float) -> bool | None:
-    """Whether a dependence is significant and large enough to speak of; None where there is no p-value."""
+    """Whether a dependence is significant and large enough to matter; None where there is no p-value."""
     if p_value is None:
         return None
     return (p_value if adjusted is None else adjusted) <= ALPHA and bits > null_99 and v >= MIN_CRAMERS_V
@@ -43,7 +43,7 @@ class RelativeSize:
         cramers_v: effect size from 0 to 1, corrected for chance.
         ceiling_bits: entropy of the size within the level: the most that ``mi_bits`` can be.
         expert_by_size: (E, Q) objects (sums of mass and weight), the lowest quantile first.
-        expert_by_size_by_level: (E, Q, L) likewise.
+        expert_by_size_by_level: (E, Q, L) the same by level.
         limits: (L, Q - 1) largest area in pixels of each quantile but the last.
         raw: plug-in values: ``mi_bits``, ``cramers_v``.
         adjusted_p_value: p-value after Holm's correction over layers; None unless :func:`adjust_for_layers` set it.
@@ -92,8 +92,8 @@ class SpecializationResult:
         level_cramers_v: effect size of the level, from 0 to 1, corrected for chance.
         h_size_given_level: H(S | level): the most that I(E;S | level) can be.
         expert_by_size: (E, S) objects (sums of mass and weight).
-        expert_by_level: (E, L) likewise.
-        expert_by_size_by_level: (E, S, L) likewise.
+        expert_by_level: (E, L) the same by level.
+        expert_by_size_by_level: (E, S, L) the same by size and level.
         levels: names of the L levels, as given.
         num_objects: entries measured.
         num_images: distinct images among them.

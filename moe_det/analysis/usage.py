@@ -1,4 +1,4 @@
-"""Utilisation of experts, also where they lie in slots: shards, of each of which every row runs one copy."""
+"""Utilisation of experts, even where they lie in slots: shards, of each of which every row runs one copy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def usage_in_slots(usage: Usage, slots: int = 1, living_share: float = LIVING_SH
     Args:
         usage: sums over rows; probabilities of a row sum to 1 over the experts of all slots.
         slots: G.
-        living_share: an expert lives if it holds more than this part of the weights of its slot.
+        living_share: an expert is living if it holds more than this share of the weights of its slot.
 
     Raises:
         ValueError: there were no rows.

@@ -51,7 +51,7 @@ def show_class_allocation(
         config: the config of a classifier.
         checkpoint: its weights.
         out_dir: folder of ``class_allocation.json`` and the figures; None takes one named after the checkpoint,
-            beside it.
+            next to it.
         top: classes listed per expert.
         data_root: folder that replaces the config's data folder.
         device: see :func:`.trained_model.analysis_device`.
@@ -61,7 +61,7 @@ def show_class_allocation(
         One per layer that decides once per image.
 
     Raises:
-        MoEDetError: the config, the checkpoint or the data cannot be used, or the model is no image classifier.
+        MoEDetError: the config, the checkpoint or the data cannot be used, or the model is not an image classifier.
     """
     cfg = load_config(config, cfg_options, data_root)
     model = load_trained_model(cfg, checkpoint, device)

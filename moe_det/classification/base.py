@@ -27,12 +27,12 @@ class MoEClassifier(BaseModel):
 
     A batch is ``dict(inputs=(N, C, H, W), labels=(N,))``, as
     :class:`~moe_det.classification.dataset.ClassificationDataset` gives it. A subclass defines :meth:`classify`, and
-    beside it :meth:`task_loss` where its loss is not the cross entropy, and :meth:`classify_with_experts` where its
+    also :meth:`task_loss` where its loss is not the cross entropy, and :meth:`classify_with_experts` where its
     experts are classifiers of their own. It may hold any number of :class:`~moe_det.routing.router.Router`.
 
     - ``mode='tensor'`` returns the scores (N, K), whose softmax over the classes is the class probabilities.
     - ``mode='loss'`` returns ``loss_cls`` (or what :meth:`task_loss` gives), the routers' auxiliary losses
-      ``loss_moe_<constraint>``, and ``error``, the share of wrong answers in the batch, which is no loss. The model
+      ``loss_moe_<constraint>``, and ``error``, the share of wrong answers in the batch, which is not a loss. The model
       collects its routers itself, with or without ``MoEHook``.
     - ``mode='predict'`` returns a list with one dict for the whole batch: ``probs`` (N, K) class probabilities;
       ``labels`` (N,) or None; ``gates``, by layer, (N, E) gate probabilities (the layers that decide once per image);

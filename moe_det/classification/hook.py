@@ -1,4 +1,4 @@
-"""What a run of a classifier needs beside mmengine's hooks."""
+"""What a run of a classifier needs in addition to mmengine's hooks."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class ClassificationHook(DistSamplerSeedHook):
     """Gives the sampler the run's seed and epoch, checks that data and model have the same classes, draws a figure.
 
     After a test the table of samples by expert and class of ``ClassificationMetric`` goes to the visualisation backends
-    as the picture ``experts_and_classes_<layer>``. The hook stands in the place of mmengine's sampler hook,
+    as the picture ``experts_and_classes_<layer>``. The hook replaces mmengine's sampler hook,
     ``default_hooks=dict(sampler_seed=...)``. Without a seed in the config mmengine draws one and keeps it in the
-    checkpoint; a resumed run then goes on in the order of the first.
+    checkpoint; a resumed run then continues in the order of the first.
     """
 
     def before_train(self, runner: Runner) -> None:

@@ -36,7 +36,7 @@ def prune_experts(
 ) -> list[str]:
     """Drops experts from a checkpoint and shows what that costs; the function behind ``prune_experts.py``.
 
-    With an expert go its row of the gate and of the learned noise and its entry of the constraints' state. The
+    An expert's rows of the gate and of the learned noise and its entry of the constraints' state go with it. The
     routing of rows that did not choose it stays as it was, with weights over the experts that are left. Every shard
     keeps equally many copies.
 
@@ -47,7 +47,7 @@ def prune_experts(
         drop: ``['cls=0', 'cls=3', 'reg=1,2']``.
         keep: number of experts that every layer keeps, of shards the copies of each: those of most importance on the
             validation images.
-        limit: the first so many validation images; None takes all.
+        limit: only the first N validation images; None takes all.
         evaluate: test before and after.
         data_root: folder that replaces the config's data folder.
         device: for the importance; see :func:`.trained_model.analysis_device`.
@@ -80,7 +80,7 @@ def prune_experts(
     options = [f'model.{key}={value}' for key, value in changes.items()]
     save_model(out, pruned.state_dict(), pruned_cfg, read_checkpoint(path), path, {'tool': 'prune', 'kept': kept})
     for label, experts in kept.items():
-        say(f'{label}: kept the experts {", ".join(map(str, experts))}, numbered anew from 0')
+        say(f'{label}: kept the experts {", ".join(map(str, experts))}, renumbered from 0')
     if evaluate:
         say('testing before and after')
         before, after = test_metrics(cfg, path), test_metrics(pruned_cfg, out)

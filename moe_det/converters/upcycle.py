@@ -63,7 +63,7 @@ def upcycle(
     """Makes a checkpoint for a config with experts from one without; the function behind ``upcycle.py``.
 
     Every expert starts as a copy of the dense part that it replaces (sparse upcycling, arXiv 2212.05055), with noise
-    that tells the experts apart. Before the noise (and before ``copy_redraw``) the model computes what the dense one
+    that makes the experts differ. Before the noise (and before ``copy_redraw``) the model computes what the dense one
     computes, because weights of equal experts sum to 1, as do the outputs of a part's shards; this is checked on an
     image of noise.
 
@@ -72,8 +72,8 @@ def upcycle(
         checkpoint: file or URL of the dense model.
         out: the checkpoint to write.
         noise: relative standard deviation of the noise; None takes each layer's ``copy_noise``.
-        seed: of noise, channels that are drawn anew and gates.
-        allow_missing: write the checkpoint also where something did not fit or the outputs differ.
+        seed: of noise, redrawn channels and gates.
+        allow_missing: write the checkpoint even where something did not fit or the outputs differ.
         cfg_options: changes of the config.
 
     Raises:
@@ -109,7 +109,7 @@ def upcycle(
     if problems and not allow_missing:
         raise CheckpointError(
             f'checkpoint {path} does not fit the config {config}: {brief(problems, 2)}; nothing was written '
-            '(--allow-missing writes it all the same)'
+            '(--allow-missing writes it anyway)'
         )
     notes = {'tool': 'upcycle', 'noise': 'copy_noise' if noise is None else noise, 'seed': seed}
     save_model(out, model.state_dict(), cfg, content, path, notes)
@@ -126,7 +126,7 @@ def fill_experts(
         model: the model.
         dense: the dense model's state dict.
         noise: relative noise, a function of the weights that the model had; None takes each layer's ``copy_noise``.
-        redraw: share of channels that is drawn anew; None takes each layer's ``copy_redraw``.
+        redraw: share of channels that is redrawn; None takes each layer's ``copy_redraw``.
 
     Returns:
         What became of the tensors.

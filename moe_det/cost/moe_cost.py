@@ -1,4 +1,4 @@
-"""What a config costs, beside the same model without experts: the function behind moe_cost.py."""
+"""What a config costs, compared with the same model without experts: the function behind moe_cost.py."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def moe_cost(
         config: a config file, or ``mmdet::...`` for one of mmdet's own.
         shape: height and width of the image; by default 800 and 1280 for detectors, the images' own for classifiers.
         cfg_options: changes of the config.
-        json_file: file for all numbers, besides.
+        json_file: also write all numbers to this file.
 
     Raises:
         MoEConfigError: the config has no model, the shape does not suit it, or the file cannot be written.

@@ -26,7 +26,7 @@ class CocoFile:
         categories: the names of its categories, in its order.
         category_ids: their ids.
         usable: annotations of each category that mmdet keeps, in the same order.
-        crowds: those among them that are crowds, which are neither learnt nor scored.
+        crowds: those among them that are crowds, which are neither learned nor scored.
         images: its images that have a file name.
         report: what is wrong with its entries.
     """
@@ -54,7 +54,7 @@ def read_coco(path: str, annotations_required: bool = True, keep: int | None = 5
         CocoFile: the counts, names and problems that later checks need; the parsed file itself is released.
 
     Raises:
-        DataError: the file is no COCO annotation file; names the list that is wrong and what was expected.
+        DataError: the file is not a COCO annotation file; names the list that is wrong and what was expected.
     """
     content = read_json(path)
     if not isinstance(content, dict):

@@ -1,4 +1,4 @@
-"""Lines for the user to paste: into a config that names other classes than the data, or into Python to mend a file."""
+"""Lines for the user to paste: into a config that names other classes than the data, or into Python to fix a file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def file_lines(path: str, ids: Sequence, names: Sequence[str], renamed: Mapping[
     Args:
         path: the file, which the lines replace.
         ids: its category ids.
-        names: the categories that it shall have.
+        names: the categories that it should have.
         renamed: categories that only have another name in it: old name to new.
     """
     new = 'name' if any(isinstance(ident, str) for ident in ids) else f'{1 + max([0, *map(int, ids)])} + n'

@@ -96,7 +96,7 @@ def check_dataset(
         files = [target.as_dict() for target in targets]
         write_result('--json', json_file, {'errors': errors, 'notes': notes, 'together': problem, 'files': files})
         say(f'Full report: {json_file}')
-    say(f'{errors:,} errors (training would fail or learn nonsense), {notes:,} notes (mmdet copes with them)')
+    say(f'{errors:,} errors (training would fail or learn something wrong), {notes:,} notes (mmdet copes with them)')
     return PROBLEMS if errors or (strict and notes) else CLEAN
 
 
@@ -142,7 +142,7 @@ def _of_config(source: str, cfg: Config) -> list[_Checked]:
 
 
 def _compare(cfg: Config, targets: list[_Checked]) -> str | None:
-    """Returns what would stop train.py or test.py though every file is right for itself: labels, metrics, classes."""
+    """Returns what would stop train.py or test.py although every file is valid by itself: labels, metrics, classes."""
     known = {os.path.realpath(target.annotations): target.file for target in targets if target.file is not None}
 
     def read(where: str, path: str) -> CocoFile:

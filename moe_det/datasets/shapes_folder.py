@@ -103,7 +103,7 @@ def _names(folder: Path) -> set[str]:
 
 
 def _read(path: Path) -> dict:
-    """Content of a json file; empty if there is none or it is no json object."""
+    """Content of a json file; empty if there is none or it is not a json object."""
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError):

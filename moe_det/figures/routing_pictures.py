@@ -23,7 +23,7 @@ from ..analysis.sizes import SIZE_NAMES, size_bins
 from ..analysis.slots import top_experts
 from .palette import size_colour
 
-# hues that no size's box has; the expert's number is always printed beside them
+# hues that no size's box has; the expert's number is always printed next to them
 EXPERT_COLOURS = ('#e6a700', '#7b3fb0', '#00a9b5', '#d81b60', '#6d8b00', '#5d4037', '#8fa3b0', '#283593')
 TINT = 0.42
 SMALLEST_TINT = 0.12  # of a row whose best expert has next to no weight

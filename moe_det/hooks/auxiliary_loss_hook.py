@@ -17,7 +17,7 @@ class AuxiliaryLossHook(Hook):
     """Drops the soft constraints' losses after a part of the training, an option of arXiv 2204.10598 that is off there.
 
     The experts can then specialise without being pulled towards balance. The losses stay in the log, as 0; learned gate
-    noise goes on. Beside ``MoEHook``, with ``iterations`` where training is counted in them (``IterBasedTrainLoop``)::
+    noise continues. Use it together with ``MoEHook``; in an ``IterBasedTrainLoop`` give ``iterations``::
 
         custom_hooks = [dict(type='MoEHook'), dict(type='AuxiliaryLossHook', epochs=100)]
 
@@ -26,7 +26,7 @@ class AuxiliaryLossHook(Hook):
         iterations: training iterations with auxiliary losses, instead of ``epochs``.
 
     Raises:
-        MoEConfigError: not exactly one of the two is given, it is no such number, or (when training starts) no layer
+        MoEConfigError: not exactly one of the two is given, it is not such a number, or (when training starts) no layer
             has a soft constraint, or ``epochs`` are given to a training that counts none.
     """
 
@@ -52,7 +52,7 @@ class AuxiliaryLossHook(Hook):
             )
         model = plain_model(runner)
         constraints = [c for router in find_routers(model).values() for c in router.constraints.values()]
-        # a distilled gate learns from its own loss: that one is no constraint on the experts' use
+        # a distilled gate learns from its own loss: that one is not a constraint on the experts' use
         soft = [c for c in constraints if isinstance(c, SoftConstraint) and not isinstance(c, DistillationConstraint)]
         if not soft:
             raise MoEConfigError(

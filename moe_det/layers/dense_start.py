@@ -29,7 +29,7 @@ def start_from_dense(
         dense: key of a dense tensor in it -> name of the tensor inside an expert; without any, nothing happens.
         group: the experts.
         prefix: of the experts in the state dict, ending in ``experts.``.
-        settings: how copies are told apart.
+        settings: noise and redrawn channels, which make the copies differ.
         label: what has the experts, for the log.
         shard_axis: name of a tensor -> the axis along which shards of it lie side by side, or ``'sum'``.
     """
@@ -49,7 +49,7 @@ def start_from_dense(
     problems = copy_dense_to_experts(state_dict, dense, group, prefix, noise, redraw, part)
     words = f'{len(group)} experts' if group.slots == 1 else f'{group.slots} shards of {group.copies} copies'
     words += ' and a shared one' if group.slices > group.slots else ''
-    redrawn = f' and {redraw:.0%} of the channels drawn anew' if redraw else ''
+    redrawn = f' and {redraw:.0%} of the channels redrawn' if redraw else ''
     note = f'; not copied: {problems[0]}' + (', ...' if len(problems) > 1 else '') if problems else ''
     print_log(
         f'{label}: {len(dense) - len(problems)} of {len(dense)} dense tensors copied into {words} with relative noise '

@@ -23,7 +23,7 @@ class NoSingleWeightError(MoEConfigError, AttributeError):
 class MoEConv2d(MoELayer):
     """E convolutions of which each routing row runs K (arXiv 2204.10598, single-conv variant).
 
-    Takes the arguments of :class:`torch.nn.Conv2d` and, beside them, the keys of
+    Takes the arguments of :class:`torch.nn.Conv2d` and the keys of
     :class:`~moe_det.layers.settings.MoESettings`. A checkpoint with a plain convolution in its place fills every
     expert, plus noise::
 

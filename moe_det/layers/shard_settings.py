@@ -1,4 +1,4 @@
-"""Keys of experts that are slices of a dense part: ``shards`` of them, of each so many ``copies``."""
+"""Keys of experts that are slices of a dense part: the number of ``shards`` and of ``copies`` of each."""
 
 from __future__ import annotations
 

@@ -27,12 +27,12 @@ WHERE = 'bbox_head.moe'  # in messages
 
 
 def _refuse_keys_of_other_heads(keys: dict) -> None:
-    """Raises MoEConfigError for a key that RetinaHead has not, as when the config is one of FCOS."""
+    """Raises MoEConfigError for a key that RetinaHead does not have, for example in a config of FCOS."""
     known = {name for cls in RetinaHead.__mro__ for name in inspect.signature(cls.__init__).parameters}
     for key in keys:
         if key not in known:
             raise MoEConfigError(
-                f'bbox_head.{key}: is no key of RetinaHead, which MoERetinaHead extends. Other heads keep their '
+                f'bbox_head.{key}: is not a key of RetinaHead, which MoERetinaHead extends. Other heads keep their '
                 "type and get experts by name: model = dict(type='WithExperts', detector=..., experts=[dict(modules="
                 "'bbox_head.cls_convs.*', type='MoEConv2d')])"
             )
@@ -42,11 +42,10 @@ class MoERetinaHead(RetinaHead):
     """RetinaHead whose class branch, box branch or both are mixtures of experts (arXiv 2204.10598).
 
     One gate decision per routing row is made on the pyramid's maps, for all levels before the first convolution; an
-    attentive gate decides when the experts' towers have run.
-    Class experts are mixed as probabilities and returned as logits, box experts are mixed as deltas; shards add up to
-    the logits and deltas themselves, at the cost of the dense head and with its outputs at the start. The head adds
-    its own auxiliary losses to the losses it returns. A checkpoint of a plain RetinaNet fills every expert of the
-    same shape, plus noise::
+    attentive gate decides when the experts' towers have run. Class experts are mixed as probabilities and returned as
+    logits, box experts are mixed as deltas. The outputs of shards are summed to the logits and deltas themselves, at
+    the cost of the dense head and with its initial outputs. The head adds its own auxiliary losses to the losses it
+    returns. A checkpoint of a plain RetinaNet fills every expert of the same shape, plus noise::
 
         bbox_head=dict(type='MoERetinaHead', moe=dict(
             num_experts=4, top_k=2, constraint=dict(type='KLConstraint', weight=0.25)))
@@ -61,7 +60,7 @@ class MoERetinaHead(RetinaHead):
               by channels; a row then runs one copy of each shard, with weight 1.
             - ``shards`` and ``copies``: of ``placement='shards'``, number of slices G, which must divide the channels
               and the norm's groups, and of alternatives of each; default 2 and 4. ``num_experts`` and ``top_k`` follow.
-              With ``shared_expert`` one slice more, which every row runs: then G + 1 must divide them.
+              With ``shared_expert`` there is one more slice, which every row runs; G + 1 must then divide them.
             - ``class_mixture``: whether whole class branches are mixed as ``probabilities`` (default) or ``logits``.
             - ``width``: factor of an expert's inner channels, or ``'matched'`` for K experts at the cost of one
               dense branch; default 1.

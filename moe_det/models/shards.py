@@ -2,8 +2,8 @@
 
 The channels of the last convolution, its norm and activation, and with them the input channels of the predictor, are
 cut into G *shards*; each has R *copies*. A routing row runs one copy of every shard, whose outputs add up to what the
-uncut branch would give: it costs the dense branch, whatever R is. Expert number e is copy e % R of shard e // R.
-A shared expert is one slice more, which every row runs (shared experts of DeepSeekMoE, arXiv 2401.06066).
+uncut branch would give: it costs as much as the dense branch, whatever R is. Expert number e is copy e % R of shard e
+// R. A shared expert is one slice more, which every row runs (shared experts of DeepSeekMoE, arXiv 2401.06066).
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class RowsByCombination:
     Attributes:
         counts: combination of copies -> rows that chose it, in the order in which they follow each other.
         order: (R_l,) row of each sorted one; None where nothing is rearranged.
-        places: (R_l,) sorted position of each row; None likewise.
+        places: (R_l,) sorted position of each row; None as for ``order``.
     """
 
     counts: dict[Combination, int]

@@ -103,7 +103,7 @@ def _verdict_class(verdict: str | None) -> str:
 
 
 def data_element(number: Number) -> Markup:
-    """A number as HTML: ``<data>`` carries the exact value beside the printed one."""
+    """A number as HTML: ``<data>`` carries the exact value next to the printed one."""
     if number.value is None:
         text = number.text or values.MISSING
         return Markup('<span class="none" title="{}">{}</span>').format(number.why or 'not available', text)
@@ -154,7 +154,7 @@ def _inline(figure: object, prefix: str, label: str = '') -> Markup | None:
 
 
 def _favourites(entry: dict, most: int, results: dict, embedder: Embedder) -> dict:
-    """An expert's favourites with their pictures embedded."""
+    """An expert's top-activating images and objects with their pictures embedded."""
     order = {size['name']: i for i, size in enumerate(results['sizes'])}
     shown = {'expert': entry['expert'], 'images': [], 'objects': [], 'left_out': 0}
     for kind in ('images', 'objects'):

@@ -1,8 +1,8 @@
 """mmengine's CheckpointHook made safe against kills and full disks, in place, in any config.
 
 A subclass alone would serve only those who name it in ``default_hooks``; replacing mmengine's file backend for all
-files would change programs that import moe_det for something else. So the hook that a run has gets a class in front of
-its own, and a backend of ours for its local files.
+files would change programs that import moe_det for something else. So the run's own hook gets a class in front of its
+own, and our backend for its local files.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class _SafeSaving(CheckpointHook):
     """What differs: first the new file, then the note of it, then the deletion of the outdated ones."""
 
     def before_train(self, runner) -> None:
-        """Also deletes what a killed run had not come to delete."""
+        """Also deletes what a killed run did not get to delete."""
         super().before_train(runner)
         info = runner.message_hub.runtime_info
         if runner.iter == 0:
@@ -100,7 +100,7 @@ class _SafeSaving(CheckpointHook):
         self._delete(path for path in outdated if path != self.last_ckpt)  # a filename_tmpl without a number
 
     def _note_step(self, runner, step: int) -> list[str]:
-        """Counts the step among the kept ones and returns the files that are none of them any more."""
+        """Counts the step among the kept ones and returns the files that are no longer among them."""
         if self.max_keep_ckpts <= 0 or (self.keep_ckpt_ids and self.keep_ckpt_ids[-1] == step):
             return []
         steps = [kept for kept in self.keep_ckpt_ids if kept != step] + [step]
@@ -140,5 +140,5 @@ def _readable_failure(path: str) -> Iterator[None]:
     except OSError as error:
         raise CheckpointError(
             f'{path}: cannot be saved: {error.strerror or error}. The checkpoints saved before are untouched: make '
-            'room (or mend the disk) and run the same command with --resume'
+            'room (or fix the disk) and run the same command with --resume'
         ) from error

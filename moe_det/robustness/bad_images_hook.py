@@ -26,8 +26,8 @@ class SkipBadImagesHook(Hook):
 
     Another image, drawn at random, takes the place of a skipped one. Each file is named once in the log with the
     reason, the end of an epoch gives the totals over all processes, and ``bad_images.jsonl`` in the work folder
-    (``bad_images.rank1.jsonl``, ... of other processes) lists every skip, also of the run that this one resumes.
-    Works with data loaders of any number of workers.
+    (``bad_images.rank1.jsonl``, ... of other processes) lists every skip, including those of the run that this one
+    resumes. Works with data loaders of any number of workers.
 
     Args:
         max_images: different files of the run that may be unreadable; one more is an error that names them. Processes
@@ -61,7 +61,7 @@ class SkipBadImagesHook(Hook):
         self._read = os.path.getsize(self._journal) if os.path.exists(self._journal) else 0
 
     def before_train(self, runner) -> None:
-        """Makes the training data tolerant; a run that resumes goes on with the journal, another one starts it anew."""
+        """Makes the training data tolerant; a resumed run continues the journal, a new run starts a new one."""
         self._find_journal(runner)
         if runner.iter:
             self._read = 0

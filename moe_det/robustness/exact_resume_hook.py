@@ -1,4 +1,4 @@
-"""A killed and resumed run gives bit for bit what the run gives that was left alone."""
+"""A killed and resumed run is bit-identical to an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ class ExactResumeHook(Hook):
     - **Random numbers.** Each iteration, and each sample's augmentation, draws from a stream of its own: a function of
       the run's seed and the place (iteration; epoch and position of the sample). So a resumed run, another number of
       data workers, or a validation in between changes nothing.
-    - **Data order.** Resuming within an epoch goes on with the next batch; what was done is skipped without loading it.
-      A seed that mmengine drew because the config has none is kept for the sampler too.
-    - **What else a checkpoint lacks**: gradients when it falls between the steps of gradient accumulation; a validation
-      that was due after the checkpoint and that the kill prevented is done first.
-    - **Files.** Checkpoints and ``last_checkpoint`` are written beside their place, synced and renamed, and older
-      checkpoints are deleted after that. A full disk is one message, and the old checkpoint stays.
+    - **Data order.** Resuming within an epoch continues with the next batch; earlier batches are skipped without
+      loading them. A seed that mmengine drew because the config has none is kept for the sampler too.
+    - **Other missing state**: gradients, when a checkpoint falls between the steps of gradient accumulation. A
+      validation that was due after the checkpoint and that the kill prevented is run first.
+    - **Files.** Checkpoints and ``last_checkpoint`` are written to a temporary file, synced and renamed, and older
+      checkpoints are deleted after that. A full disk gives one message, and the old checkpoint stays.
     - **Resuming by itself** (``resume=True`` without ``load_from``) takes the newest good checkpoint of the work folder
       when the last one is truncated or missing, and says so. Checkpoints of other models are refused.
 
     On GPUs two runs are equal only with ``randomness=dict(seed=..., deterministic=True)``. State that a transform or a
-    hook keeps for itself is not in a checkpoint: mmdet's ``CachedMosaic`` and mmengine's ``EarlyStoppingHook`` start
-    afresh.
+    hook keeps for itself is not in a checkpoint: mmdet's ``CachedMosaic`` and mmengine's ``EarlyStoppingHook``
+    restart.
     """
 
     priority = 'VERY_HIGH'  # the streams are set before other hooks draw

@@ -17,10 +17,10 @@ class AttentiveGate(Gate):
 
     A query network turns the row into a hidden vector g of h values, q = W_q g; the key of expert i is W_k h_i, with
     h_i the spatial mean of its last features (a head's expert: of its tower; other experts: of their output). W_q and
-    W_k have no bias, W_k is shared by the experts. There are no values beside the experts' outputs. Every expert runs
-    on every row, also when ``top_k`` mixes fewer of them; :class:`~moe_det.routing.distillation.DistilledGate` fits
-    a plain gate to it, which runs K. The gradient reaches an expert through its key as well as its output. An expert
-    with NaN features spoils every decision, as its key is part of them.
+    W_k have no bias, W_k is shared by the experts. The only values are the experts' outputs. Every expert runs
+    on every row, even when ``top_k`` mixes fewer of them; :class:`~moe_det.routing.distillation.DistilledGate` fits
+    a plain gate to it, which runs K. The gradient reaches an expert through its key as well as its output. NaN
+    features of one expert make all routing weights NaN, because every row attends to that expert's key.
 
     Args:
         in_channels: C.
@@ -31,7 +31,7 @@ class AttentiveGate(Gate):
             gate.
 
     Raises:
-        ValueError: h is no positive integer, or the query network has another number of outputs.
+        ValueError: h is not a positive integer, or the query network has another number of outputs.
     """
 
     needs_keys = True
@@ -55,7 +55,7 @@ class AttentiveGate(Gate):
         self.to_key = nn.Linear(key_channels, hidden_channels, bias=False)
 
     def forward(self, feature: Tensor, keys: Tensor) -> Tensor:
-        """Logits in full precision also under autocast.
+        """Logits in full precision even under autocast.
 
         Args:
             feature: (R, C, H, W).

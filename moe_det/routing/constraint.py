@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
 
@@ -20,7 +20,7 @@ class Constraint(nn.Module):
         key: short name; the loss appears as ``loss_moe_<key>``.
         learned_noise: whether the gate gets learned noise while it trains under this constraint (arXiv 2204.10598:
             soft constraints do, hard ones do not).
-        samples: what the constraint asks to know of each row beside its decision, a kind of
+        samples: what the constraint needs to know about each row besides its decision, a kind of
             :class:`~moe_det.routing.samples.RowSamples`; None for nothing.
         slots: groups of experts of which a row runs one each; the router sets it. All of them get the same total
             weight, so that a balance over all experts is one inside each group.
@@ -35,6 +35,10 @@ class Constraint(nn.Module):
 
     def prepare(self, num_experts: int, num_groups: int) -> None:
         """Allocates state for E experts and G balance groups; called once, when the router is built."""
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> Constraint:
+        """Leaves the constraint as it is: initialisers visit every module, and take ``weight`` for a tensor."""
+        return self
 
     def mask(self, logits: Tensor, groups: Tensor) -> Tensor:
         """Returns the (R, E) logits that the choice is made from; -inf forbids an expert."""

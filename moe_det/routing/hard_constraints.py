@@ -1,6 +1,6 @@
 """Hard constraints: over-used experts are forbidden or made less likely; no auxiliary loss, no gate noise.
 
-State is kept per balance group in persistent buffers, so that a resumed run goes on where it stopped. It moves once
+State is kept per balance group in persistent buffers, so that a resumed run continues where it stopped. It moves once
 per training step, from the importance or load summed over all rows of the step and all processes.
 """
 

@@ -1,6 +1,6 @@
-"""Interventions: another choice of experts than the gate's, to see what an expert does.
+"""Interventions: overriding the gate's choice of experts, to see what an expert does.
 
-Utilisation and specialisation are observed; only what happens when the routing is changed tells what an expert causes.
+Utilisation and specialisation are observations; only changing the routing shows what an expert causes.
 Interventions act in eval mode alone, so that a forgotten one cannot reach training.
 """
 
@@ -29,9 +29,9 @@ class Intervention:
     Attributes:
         forced: the only expert for every row, or several that share every row equally. Together they get the weight
             that the row's chosen experts had: 1 where weights sum to 1, else (K = 1) the gate's probability of its own
-            choice, the scale that experts learnt with. With slots they replace the choice in their own slots alone.
+            choice, the scale that experts learned with. With slots they replace the choice in their own slots alone.
         knocked_out: an expert that no row may choose; the next best (of its slot) takes its place and weights are
-            normalised anew.
+            renormalised.
         top_k: another number of chosen experts; not with slots.
         routes: decisions to replay instead of the gate's; none of the others can be given with them.
     """

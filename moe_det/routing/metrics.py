@@ -9,7 +9,7 @@ import torch
 
 from .routing import Usage
 
-LIVING_SHARE = 0.01  # an expert lives if it holds more than 1 % of the weights (arXiv 2204.10598)
+LIVING_SHARE = 0.01  # an expert is living if it holds more than 1 % of the weights (arXiv 2204.10598)
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ class RoutingRecord:
         probs: (R, E) gate probabilities.
         image_ids: (R,) id of each row's image, as given to :meth:`RoutingRecorder.start_batch`.
         levels: (R,) level of each row; 0 when the decision holds for all levels.
-        patches: (R,) position of the patch inside its map, row by row; 0 without patches.
-        unit: ``'level'``, ``'image'`` or ``'patch'``.
+        patches: (R,) position of the patch inside its map, row by row, or of a token or region in its image; else 0.
+        unit: as the layer's ``unit``.
         map_sizes: (H, W) of the map of each level, by level number.
     """
 
@@ -52,7 +52,7 @@ class Recorder:
         self._handles: list[RemovableHandle] = []
 
     def start(self):
-        """Listens from now on; returns the recorder."""
+        """Starts recording; returns the recorder."""
         for name, router in self.routers.items():
             self._handles.append(router.decided.observe(functools.partial(self.receive, name)))
         return self
@@ -92,7 +92,7 @@ class RoutingRecorder(Recorder):
         self.start_batch([])
 
     def start_batch(self, image_ids: Iterable[int]) -> None:
-        """Names the images of the next batch, in order; levels are counted anew."""
+        """Names the images of the next batch, in order; the level count restarts."""
         self._image_ids = torch.as_tensor(list(image_ids), dtype=torch.long)
         self._next_level = dict.fromkeys(self.routers, 0)
 
@@ -105,8 +105,7 @@ class RoutingRecorder(Recorder):
         levels = layout.levels() - layout.first_level + first
         self._next_level[layer] = first + len(layout.level_rows)
         map_sizes = {first + i: size for i, size in enumerate(layout.map_sizes)}
-        per_level = layout.patches if layout.unit != 'image' else (1,)
-        patches = torch.cat([torch.arange(p).repeat(layout.num_images) for p in per_level])
+        patches = layout.numbers()
         weights = routing.dense(routing.weights, 0.0).detach().cpu()
         probs = routing.probs.detach().cpu()
         ids = self._image_ids[images]

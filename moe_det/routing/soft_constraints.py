@@ -59,7 +59,7 @@ class ImportanceConstraint(SoftConstraint):
     Args:
         weight: factor of the loss, >= 0.
         dense: sum the probabilities of all experts, as arXiv 2302.14703 does, instead of the weights of the chosen
-            ones; the two are the same where every expert is mixed.
+            ones; the two agree where every expert is mixed.
     """
 
     key = 'importance'
@@ -131,7 +131,7 @@ class EntropyConstraint(SoftConstraint):
 class ZLossConstraint(SoftConstraint):
     """Mean over rows of (log sum_i exp h_i)^2: keeps gate logits small. Source: ST-MoE, arXiv 2202.08906, eq. 5.
 
-    It says nothing about balance; use it beside another constraint.
+    It does not balance the experts; combine it with another constraint.
     """
 
     key = 'z'

@@ -52,7 +52,7 @@ def load_trained_model(
 ) -> nn.Module:
     """Builds the model of a config and fills it from a checkpoint, which must fit it exactly.
 
-    A run of mmengine only warns of weights that are missing and goes on with random ones; every number measured on
+    mmengine only warns about missing weights and continues with random ones; every number measured on
     such a model would be wrong, so here it is an error.
 
     Args:
@@ -130,7 +130,7 @@ def _fill(model: nn.Module, state: dict[str, torch.Tensor], path: str, config: s
         lines = [line.strip() for line in str(error).splitlines()[1:]]
         raise CheckpointError(f'checkpoint {path} does not match the config {config}: {brief(lines, 2)}') from error
     missing = [key for key in missing if not key.endswith('num_batches_tracked')]
-    # mmdet 2 kept averages beside the weights that were made of them
+    # mmdet 2 kept averages alongside the weights that were made of them
     unexpected = [key for key in unexpected if not key.startswith('ema_')]
     problems = []
     if missing:
@@ -206,7 +206,7 @@ def test_batches(cfg: Config, limit: int | None = None, trained: TrainedLabels |
 
     Args:
         cfg: as :func:`moe_det.running.launch.load_config` reads it.
-        limit: the first so many images of the data set; None takes all.
+        limit: only the first N images of the data set; None takes all.
         trained: the labels of the checkpoint, which are compared with the test set's; a model from
             :func:`load_trained_model` has them as ``trained_labels``.
 

@@ -33,35 +33,35 @@ from ..errors import MoEConfigError, MoEDetError
 from ..figures.values import RESULTS_FORMAT
 from ..probing.conditions import NATURAL, conditions_of
 from ..probing.findings import Findings
-from ..probing.layer_description import conditioned_on, layer_infos, pyramid_levels
+from ..probing.layer_description import layer_infos, pyramid_levels
 from ..probing.probe import Probe
 from ..probing.run import PartStore, probe_images
 from ..probing.swaps import swap_conditions, swap_donors
 from ..routing.router import find_routers
 from ..running.launch import Options
 from ..running.trained_model import TestBatches, load_trained_model, test_batches
+from .detection_table import write_detections
 from .image_groups import image_groups
-from .query_table import QUERIES_NAME, write_queries
 from .size_pictures import add_pictures
 
 
 @dataclass(frozen=True)
 class AnalysisOptions:
-    """What the tool is asked for.
+    """Options of the size report.
 
     Attributes:
         data_root: folder that replaces the one of the config's data sets.
         cfg_options: changes of the config.
         out_dir: folder of the report.
         settings: of the statistics.
-        area_ranges: sides in pixels that part small, medium and large.
-        limit: only the first so many images.
+        area_ranges: limits in pixels between small, medium and large sides.
+        limit: only the first N images.
         device: ``'cpu'``, ``'cuda'`` or None for CUDA where there is one.
         groups: key of the json's images that says which of them belong together, such as ``'video_id'``; None takes
             images as independent.
         force: evaluate forced, knocked out and other numbers of experts.
         layers: look at these layers only; None takes all.
-        figures: write the figures as files beside the page as well.
+        figures: also write the figures as files next to the page.
         launcher: ``'pytorch'`` when torchrun has started several processes that share the images; else ``'none'``.
         command: the command line, for the record.
     """
@@ -197,7 +197,7 @@ def analyse_checkpoint(
         },
         'sizes': sizes,
         'relative_sizes': None if relative is None else relative_table(relative),
-        'conditioned_on': conditioned_on(probe),
+        'conditioned_on': probe.following.conditioned_on,
         'levels': pyramid_levels(model, findings),
         'ap': {'natural': precisions[NATURAL], 'top_k': _sweep(model, precisions)},
         'swap': None if routes is None else swap_results(routes, 'all', analysed.donors),
@@ -206,7 +206,7 @@ def analyse_checkpoint(
         'seeds': None,
         'notes': _notes(probe, infos, model),
     }
-    write_queries(folder / QUERIES_NAME, findings, matches, ground_truth, infos)
+    write_detections(folder, findings, matches, ground_truth, infos)
     add_pictures(results, folder, findings, matches, ground_truth, [item['img_path'] for item in items])
     return results, by_layer
 

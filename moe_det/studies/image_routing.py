@@ -106,7 +106,7 @@ def route_image(
         cfg: its config.
         path: the image file.
         score_thr: least score of the detections that are kept.
-        truths: ground truth to draw beside them.
+        truths: ground truth to draw as well.
     """
     # read as the test pipeline reads it, which turns pictures as their EXIF data says
     pixels = mmcv.imread(path)
@@ -162,7 +162,7 @@ def _detections(result, score_thr: float, model: nn.Module, cfg: Config) -> Boxe
         f'{classes[label] if label < len(classes) else label} {score:.2f}'
         for label, score in zip(kept.labels.tolist(), kept.scores.tolist(), strict=True)
     ]
-    # COCO takes the box's area for detections, also where ground truths have masks
+    # COCO takes the box's area for detections, even where ground truths have masks
     areas = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
     return Boxes(corners, areas, labels)
 

@@ -73,7 +73,7 @@ def parse_run(text: str) -> RunSpec:
             raise MoEConfigError(f'{text}: no training has saved a checkpoint there (no file last_checkpoint)')
         return RunSpec(name.strip(), str(configs[0]), checkpoint)
     if match is None:
-        raise MoEConfigError(f'{text}: there is no folder {where}; expected NAME=WORK_DIR or NAME=CONFIG:CHECKPOINT')
+        raise MoEConfigError(f'{text}: there is not a folder {where}; expected NAME=WORK_DIR or NAME=CONFIG:CHECKPOINT')
     return RunSpec(name.strip(), match['config'], check_checkpoint(match['checkpoint'], text))
 
 
@@ -97,7 +97,7 @@ def compare_runs(
         cfg_options: changes of every config.
 
     Raises:
-        MoEDetError: a run cannot be found or evaluated, or the runs are no fair comparison.
+        MoEDetError: a run cannot be found or evaluated, or the runs cannot be compared fairly.
     """
     specs = [parse_run(text) for text in runs]
     configs = [load_config(spec.config, cfg_options, data_root) for spec in specs]
@@ -118,7 +118,7 @@ def compare_runs(
 
 
 def evaluate_run(spec: RunSpec, cfg: Config, device: str | None = None, fresh: bool = False) -> RunResult:
-    """Evaluates a checkpoint on the test set, or takes the result stored beside it if nothing has changed since.
+    """Evaluates a checkpoint on the test set, or reuses the result stored next to it if nothing has changed since.
 
     Args:
         spec: the run.
@@ -204,7 +204,7 @@ def _first_image(batches: TestBatches) -> dict:
 def _average_precision(model: nn.Module, batches: TestBatches, annotations: str) -> dict[str, float | None]:
     category_ids = getattr(batches.dataset, 'cat_ids', None)
     if not category_ids:
-        raise DataError('the test set is no CocoDataset: average precision by size needs COCO categories and areas')
+        raise DataError('the test set is not a CocoDataset: average precision by size needs COCO categories and areas')
     image_ids, tables = [], []
     for ids, batch in tqdm(batches, desc='images', unit='batch', disable=None):
         results = [sample.pred_instances for sample in model.test_step(batch)]

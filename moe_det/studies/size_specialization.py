@@ -33,7 +33,7 @@ def analyse(config: str, checkpoints: Sequence[str], options: AnalysisOptions) -
     Args:
         config: config file.
         checkpoints: files or URLs.
-        options: what is asked for.
+        options: of the report.
 
     Returns:
         The results of the first checkpoint, as ``size_specialization.json`` has them; None in processes of another rank

@@ -59,7 +59,7 @@ def sweep_top_k(
         if router.slots > 1:
             raise MoEConfigError(
                 f'{config}: {name} has {router.slots} shards of {router.copies} copies: every row runs one copy of '
-                'each shard, so there is no number of experts to change'
+                'each shard, so there is not a number of experts to change'
             )
     trained = {name: dict(top_k=r.top_k, num_experts=r.num_experts) for name, r in routers.items()}
     most = max(layer['num_experts'] for layer in trained.values())

@@ -130,7 +130,7 @@ def test_what_a_swap_costs():
     assert costs(measures(**nothing)) is False
     assert sizes_that_lose(measures(**{**nothing, 'AP_L': (-0.02, 0.0024)})) == ['AP_L']  # times four
     assert not costs(measures(**{**nothing, 'AP_L': (-0.02, 0.0026)}))
-    assert not costs(measures(**{**nothing, 'AP_L': (-0.0009, 0.0001)}))  # too little to speak of
+    assert not costs(measures(**{**nothing, 'AP_L': (-0.0009, 0.0001)}))  # too little to matter
     assert costs({**measures(**nothing), 'AP_S': None}) is None  # small objects may lose
     assert costs(dict.fromkeys(nothing)) is None
     assert costs({**measures(AP=(-0.02, 0.009)), 'AP_S': None, 'AP_M': None, 'AP_L': None})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from mmengine.hooks import Hook
-from small_detector_runs import FOUR, STEPS, plain, run, trained
+from running.detector_runs import FOUR, STEPS, plain, run, trained
 
 from moe_det.routing import find_routers
 

@@ -11,8 +11,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from small_models import detector
-from small_runs import Images, Losses, make_runner
-from small_trainings import Kill, differences, result, train, training
+from small_runs import Images, Kill, Losses, differences, make_runner, result, train, training
 from torch.utils.data import DataLoader
 
 from moe_det.errors import MoEConfigError

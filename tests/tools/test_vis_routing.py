@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_checkpoints import checkpoint, moe_config, plant_varied
+from small_files import checkpoint, moe_config, plant_varied
 
 from moe_det.routing import RoutingRecorder
 from moe_det.running.launch import load_config
@@ -18,12 +18,8 @@ from moe_det.running.trained_model import load_trained_model, test_batches
 from moe_det.studies import image_routing
 from moe_det.studies.image_routing import route_image
 
+pytestmark = pytest.mark.usefixtures('in_tmp_path')  # runs write into the current folder
 TOOL = 'analysis_tools/vis_routing.py'
-
-
-@pytest.fixture(autouse=True)
-def quiet_place(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

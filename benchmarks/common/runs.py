@@ -1,0 +1,181 @@
+"""Trainings and analyses that a benchmark runs as commands, what they leave, and what tells their configs apart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from . import ROOT
+
+OF_EPOCH = {'AP': 'bbox_mAP', 'AP_S': 'bbox_mAP_s', 'AP_M': 'bbox_mAP_m', 'AP_L': 'bbox_mAP_l'}
+# the parts of a config that decide what a training gives
+DECISIVE = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'custom_hooks')
+
+
+def fingerprint(config: Path, changes: dict[str, object], *more: object) -> str:
+    """Digest of what a config trains and of anything else that decides the result.
+
+    Results of other settings must not stand beside those of today's configs. Changes of the code are not seen.
+
+    Args:
+        config: the file.
+        changes: as of ``--cfg-options``.
+        more: plain values.
+    """
+    from mmengine.config import Config
+
+    resolved = Config.fromfile(config, import_custom_modules=False)
+    resolved.merge_from_dict(dict(changes))
+    parts = resolved.to_dict()
+    text = json.dumps([[parts.get(key) for key in DECISIVE], *more], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class RunError(Exception):
+    """A training or an analysis failed."""
+
+
+def threads_of(jobs: int) -> int | None:
+    """Threads of each of so many commands that share the cores; None, the command's own choice, for one."""
+    from moe_det.common.software import cores  # imports torch
+
+    return max(1, cores() // jobs) if jobs > 1 else None
+
+
+def call(command: list[str], log: Path, threads: int | None = None) -> float:
+    """Runs a command with its output in a file, on so many threads; returns its seconds.
+
+    Modules of benchmarks/ can be imported, for configs whose ``custom_imports`` name them.
+
+    Raises:
+        RunError: it ended with an error.
+    """
+    paths = [str(ROOT / 'benchmarks'), *filter(None, [os.environ.get('PYTHONPATH')])]
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(paths)}
+    if threads:
+        environment['OMP_NUM_THREADS'] = str(threads)
+    begin = time.perf_counter()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, 'w', encoding='utf-8') as file:
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=environment, check=False)
+    if done.returncode:
+        raise RunError(f'{" ".join(command)}\nended with {done.returncode}, see {log}')
+    return time.perf_counter() - begin
+
+
+def as_options(options: dict[str, object]) -> list[str]:
+    """``--cfg-options`` of the tools."""
+    return ['--cfg-options', *(f'{key}={value}' for key, value in options.items())] if options else []
+
+
+def train(
+    name: str,
+    config: Path,
+    seed: int,
+    checkpoint: Path,
+    arguments: list[str],
+    options: dict[str, object],
+    threads: int | None = None,
+) -> Path:
+    """Trains a run unless it is finished; goes on with one that was interrupted.
+
+    Args:
+        name: for the user.
+        config: of the run.
+        seed: of the run.
+        checkpoint: what it ends with, in its work folder.
+        arguments: of tools/train.py.
+        options: changed keys of the config.
+        threads: of the command; None leaves it to the command.
+
+    Returns:
+        The checkpoint.
+    """
+    if checkpoint.is_file():
+        return checkpoint
+    print(f'{name}, seed {seed}: training', flush=True)
+    folder = checkpoint.parent
+    command = [sys.executable, 'tools/train.py', str(config), '--work-dir', str(folder), '--seed', str(seed)]
+    resume = ['--resume'] if (folder / 'last_checkpoint').is_file() else []
+    call([*command, *arguments, *resume, *as_options(options)], folder / 'train.log', threads)
+    return checkpoint
+
+
+def report(
+    config: Path,
+    checkpoints: Iterable[Path],
+    out_dir: Path,
+    arguments: list[str],
+    options: dict[str, object],
+    threads: int | None = None,
+) -> None:
+    """Writes a report on size specialisation, without figures, beside its log."""
+    command = [sys.executable, 'tools/analysis_tools/size_specialization.py', str(config), *map(str, checkpoints)]
+    command += ['--out-dir', str(out_dir), '--no-figures', *arguments]
+    call([*command, *as_options(options)], out_dir.with_name(f'{out_dir.name}.log'), threads)
+
+
+def curve_of(checkpoint: Path) -> dict[str, dict[str, float]]:
+    """Average precisions by epoch, from the evaluations during a run; those of a resumed run come from all its logs."""
+    found = {}
+    for scalars in sorted(checkpoint.parent.glob('*/vis_data/scalars.json')):
+        for line in scalars.read_text(encoding='utf-8').splitlines():
+            row = json.loads(line)
+            if 'coco/bbox_mAP' in row and 'step' in row:
+                found[str(row['step'])] = {short: row[f'coco/{name}'] for short, name in OF_EPOCH.items()}
+    return found
+
+
+def cost_over(model: dict, dense: dict, image: tuple[int, int]) -> dict[str, float]:
+    """Multiply-adds of a detector for one image, in head and whole, over those of another; parameters likewise.
+
+    Args:
+        model: its config.
+        dense: the config of the other one.
+        image: height and width of the network's input.
+    """
+    from mmengine.registry import init_default_scope
+
+    from moe_det.cost.part_costs import WHOLE, model_cost
+
+    init_default_scope('mmdet')
+    own, other = (model_cost(cfg, image).parts for cfg in (model, dense))
+    return {
+        'multiply_adds_over_dense': own[WHOLE].active_macs / other[WHOLE].active_macs,
+        'head_over_dense': own['bbox_head'].active_macs / other['bbox_head'].active_macs,
+        'parameters_over_dense': own[WHOLE].params / other[WHOLE].params,
+    }
+
+
+def finished(function: Callable, tasks: Iterable[tuple], jobs: int) -> Iterator[tuple[tuple, object]]:
+    """Runs ``function(*task)`` for all tasks and yields task and result as they end, ``jobs`` of them at once.
+
+    A task that fails is printed and the others go on; after Ctrl-C no other begins.
+
+    Raises:
+        SystemExit: at the end, with the names of the tasks that failed.
+    """
+    failed = []
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        started = {pool.submit(function, *task): task for task in tasks}
+        for future in as_completed(started):
+            task = started[future]
+            try:
+                result = future.result()
+            except RunError as error:
+                failed.append(' '.join(map(str, task)))
+                print(f'{failed[-1]}: {error}', file=sys.stderr, flush=True)
+                continue
+            yield task, result
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if failed:
+        raise SystemExit(f'failed: {", ".join(failed)}; the others are recorded')

@@ -113,7 +113,7 @@ def test_noise_and_constraints_reach_every_region():
     model.get_submodule(LAYER).register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
     losses = losses_of(model, batch())
     added = router.collect()
-    assert set(added) == {'kl', 'sample_similarity'} and router.recent.rows.tolist() == rows
+    assert set(added) == {'kl', 'similarity'} and router.recent.rows.tolist() == rows
     (losses['loss_cls'] + sum(added.values())).backward()
     assert all(parameter.grad is not None for parameter in model.get_submodule(LAYER).parameters())
 

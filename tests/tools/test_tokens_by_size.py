@@ -28,7 +28,7 @@ def boxes_of(image: int) -> list[list[float]]:
         for right in (0, 1):
             middle = (low + high) / 2
             side = rng.uniform(middle + 1, high) if right else rng.uniform(low, middle - 1)
-            x, y = (34 if right else 30) - side / 2, rng.uniform(side / 2, 64 - side / 2) - side / 2
+            x, y = (32.5 if right else 31.5) - side / 2, rng.uniform(side / 2, 64 - side / 2) - side / 2
             found.append([x, y, side, side])
     return found
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -39,12 +41,12 @@ def attach_collection(model: nn.Module) -> list[RemovableHandle]:
     """
     routers = list(find_routers(model).values())
 
-    def start(module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def start(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not module.training or kwargs.get('mode') == 'loss':
             for router in routers:  # an interrupted forward must not move the next one's levels
                 router.start_step()
 
-    def add(module: nn.Module, args: tuple, kwargs: dict, output: object) -> object:
+    def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> object:
         if not module.training or not isinstance(output, dict):
             return output
         losses = collect_losses([router for router in routers if not router.collected_by_owner])

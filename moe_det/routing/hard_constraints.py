@@ -57,6 +57,7 @@ class RelativeImportanceConstraint(ThresholdConstraint):
 
     key = 'relative_importance'
     default_threshold = 0.3
+    relative: Tensor
 
     def prepare(self, num_experts: int, num_groups: int) -> None:
         self._state('relative', num_groups, num_experts)
@@ -86,6 +87,8 @@ class MeanImportanceConstraint(ThresholdConstraint):
 
     key = 'mean_importance'
     default_threshold = 0.3
+    mean: Tensor
+    steps: Tensor
 
     def prepare(self, num_experts: int, num_groups: int) -> None:
         self._state('mean', num_groups, num_experts)
@@ -123,6 +126,7 @@ class SelectionBiasConstraint(HardConstraint):
     """
 
     key = 'selection_bias'
+    bias: Tensor
 
     def __init__(self, rate: float = 1e-3) -> None:
         super().__init__()

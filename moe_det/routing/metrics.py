@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -36,7 +37,7 @@ class Utilisation:
         """Whether no more experts live than a single row uses, although there are more."""
         return self.living <= top_k < len(self.load_ratio)
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """Plain Python values, for JSON."""
         return asdict(self)
 

@@ -60,7 +60,7 @@ class SpecializationMeter:
         values: dict[str, Any] = dict(
             zip(self._NAMES, (image_ids, levels, experts, sizes, patches, weights, areas, groups), strict=True)
         )
-        batch = {
+        batch: dict[str, Any] = {
             name: (value.tolist() if isinstance(value, np.ndarray) else list(value))
             if name in self._IDS
             else np.array(value)

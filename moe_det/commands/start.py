@@ -9,9 +9,10 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Any, NoReturn
 
 
-def run(work: str | Callable, unexpected: int | None = None, **arguments: object) -> int:
+def run(work: str | Callable, unexpected: int | None = None, **arguments: Any) -> int:
     """Does the work of a command; what a user can mend ends in one message.
 
     Args:
@@ -42,9 +43,9 @@ def run(work: str | Callable, unexpected: int | None = None, **arguments: object
         return 2
 
     def call() -> int:
-        function = work
-        if isinstance(work, str):
-            module, _, name = work.partition(':')
+        function: str | Callable[..., object] = work
+        if isinstance(function, str):
+            module, _, name = function.partition(':')
             function = getattr(importlib.import_module(module), name)
         result = function(**arguments)
         return result if isinstance(result, int) else 0
@@ -81,7 +82,7 @@ def with_local_rank(args: argparse.Namespace) -> argparse.Namespace:
     return args
 
 
-def leave(status: int) -> None:
+def leave(status: int) -> NoReturn:
     """Ends the process with this status.
 
     One of several processes ends without the interpreter's finalisation, after all that was registered for the end:

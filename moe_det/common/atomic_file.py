@@ -17,7 +17,7 @@ _UNFINISHED = re.compile(r'\..+\.\d+\.unfinished')
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF, errno.EISDIR)
 
 
-def write_atomically(path: str | os.PathLike, data: bytes | str) -> None:
+def write_atomically(path: str | os.PathLike, data: bytes | memoryview | str) -> None:
     """Writes a file so that ``path`` holds, at any instant and after a power cut, its former or its new content.
 
     The content goes to a hidden file in the same folder (a rename is atomic within one file system only), is synced

@@ -58,6 +58,12 @@ class ExpertPlace:
         return self.router_path.removesuffix('.router').replace('.routers.', '.')
 
     @property
+    def chosen_by(self) -> Router:
+        """The router, of experts that have one."""
+        assert self.router is not None
+        return self.router
+
+    @property
     def slots(self) -> int:
         """Number of shards, of each of which every row runs one copy; 1 where experts are no shards."""
         return self.group.slots

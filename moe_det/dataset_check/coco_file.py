@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import DataError
 from . import ImageEntry, Report, check_entries
@@ -56,7 +57,7 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def read_json(path: str) -> object:
+def read_json(path: str) -> Any:
     """Returns the parsed content of a JSON file.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -134,7 +135,7 @@ def _read(key: str, value: object) -> Schedule:
         if name not in names:
             raise MoEConfigError(f'{where}: {unknown_name("key", name, names)}')
     for name in names:
-        number = value.get(name)
+        number: Any = value.get(name)
         whole = key == 'top_k' and name != 'until'
         fits = isinstance(number, int if whole else (int, float)) and not isinstance(number, bool)
         if name == 'until':

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 from mmengine.model import is_model_wrapper
 
@@ -82,7 +83,12 @@ def sweep_top_k(
             with intervene(model, with_top_k(model, k).interventions):
                 metrics = runner.test()
             results.append({'top_k': k, 'trained': own, 'metrics': _numbers(metrics)})
-    found = {'config': str(config), 'checkpoint': str(checkpoint), 'sha256': file_sha256(path), 'trained': trained}
+    found: dict[str, Any] = {
+        'config': str(config),
+        'checkpoint': str(checkpoint),
+        'sha256': file_sha256(path),
+        'trained': trained,
+    }
     found['results'] = results
     write_json(json_file, found)
     say(sweep_table(found))

@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import DataError
 from . import counterfactual, slots, units
 from .ground_truth import SIZE_NAMES, GroundTruth
-from .inputs import QUERY, Analysed, LayerInfo
+from .inputs import NUMBERED, QUERY, TOKEN, Analysed, LayerInfo
 from .layer_numbers import by_level, gate_numbers, of_experts, plain, result_numbers, unit_numbers
 from .random_gates import RandomGates, random_gates
 from .result import SpecializationResult, adjust_for_layers
@@ -28,6 +28,7 @@ from .verdicts import Evidence, TooLittle, decide
 if TYPE_CHECKING:
     from ..probing.findings import LayerFindings
 
+NO_SWAP_OF_TOKENS = 'an image has too many tokens to keep the decisions about all of them'
 LIFT_SAMPLES = 2000  # bootstrap samples of the lift's intervals; percentiles need no more
 
 
@@ -120,7 +121,7 @@ def layer_results(info: LayerInfo, analysed: Analysed) -> LayerAnalysis:
         'random_gates': gate_numbers(found.gates),
         'random_gates_reason': found.gates if isinstance(found.gates, str) else None,
         'swap': None if analysed.routes is None else swap_results(analysed.routes, info.name, analysed.donors),
-        'swap_reason': analysed.donors.reason,
+        'swap_reason': NO_SWAP_OF_TOKENS if info.unit == TOKEN else analysed.donors.reason,
         'routes': None
         if analysed.routes is None
         else route_results(analysed.routes, info.name, analysed.losses, analysed.donors),
@@ -166,7 +167,7 @@ def measure(unit: units.Unit, info: LayerInfo, analysed: Analysed, hard: bool) -
         permutations=settings.permutations,
         bootstrap=settings.bootstrap,
         seed=settings.seed,
-        patches=units.places_in_image(unit, settings.seed) if info.unit == QUERY else unit.patches,
+        patches=units.places_in_image(unit, settings.seed) if info.unit in NUMBERED else unit.patches,
         weights=unit.shares,
         # without levels nothing is relative to them
         areas=analysed.ground_truth.objects.areas[unit.objects] if analysed.has_levels(info) else None,
@@ -188,13 +189,16 @@ def make_units(info: LayerInfo, analysed: Analysed) -> dict[str, units.Unit]:
             f'the detector was asked about {len(findings.truths)} objects, not the {len(objects.areas)} of the '
             'annotations: was the file changed meanwhile?'
         )
-    training = (
-        units.training_unit(layer, findings.positives, objects.sizes)
-        if analysed.has_levels(info)
-        else units.unit_without_levels(layer, objects.sizes)
-    )
+    matches = analysed.matches
+    if info.unit == TOKEN:
+        matches = np.full_like(matches, -1)
+        training = units.token_unit(layer, objects.sizes)
+    elif analysed.has_levels(info):
+        training = units.training_unit(layer, findings.positives, objects.sizes)
+    else:
+        training = units.unit_without_levels(layer, objects.sizes)
     return {
-        'detection': units.detection_unit(layer, analysed.matches, findings.detection_levels, objects.sizes),
+        'detection': units.detection_unit(layer, matches, findings.detection_levels, objects.sizes),
         'training': training,
     }
 

@@ -115,6 +115,33 @@ def swapped_rows(image_ids: np.ndarray, levels: np.ndarray, patches: np.ndarray,
     return _rows_at(image_ids, levels, patches, giver, levels, patches)
 
 
+def swapped_regions(image_ids: np.ndarray, levels: np.ndarray, patches: np.ndarray, donor: np.ndarray) -> np.ndarray:
+    """The row whose decision each region takes when images take those of their donors.
+
+    Images have unequal numbers of regions at a level: each takes that of the donor's region at the same fraction of the
+    level's list, and its own where the donor has none at the level.
+
+    Args:
+        image_ids: (R,) image of each row.
+        levels: (R,) level of each row.
+        patches: (R,) number of the region in its image.
+        donor: (N,) from :func:`donors_of`.
+
+    Returns:
+        (R,) row numbers.
+    """
+    span = int(levels.max()) + 1
+    order = np.lexsort((patches, levels, image_ids))
+    count = np.bincount(image_ids * span + levels, minlength=len(donor) * span)  # of each image and level
+    first = np.concatenate([[0], np.cumsum(count)[:-1]])
+    own = image_ids * span + levels
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order)) - first[own[order]]
+    other = np.where(donor[image_ids] == NO_DONOR, image_ids, donor[image_ids]) * span + levels
+    other = np.where(count[other] > 0, other, own)
+    return order[first[other] + rank * count[other] // count[own]]
+
+
 def level_shifted_rows(
     image_ids: np.ndarray, levels: np.ndarray, patches: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:

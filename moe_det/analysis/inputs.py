@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from ..probing.findings import Findings
 
 QUERY = 'query'  # the unit of layers that decide about object queries, which have no level of a pyramid
+REGION = 'roi'  # of those that decide about regions of interest
+TOKEN = 'token'  # of those that decide about tokens of an encoder, of which only those of objects are rows here
+NUMBERED = (QUERY, REGION, TOKEN)  # of which each row has objects of its own, and no place that images share
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class LayerInfo:
 
     Attributes:
         name: path in the model.
-        unit: ``'level'``, ``'image'``, ``'patch'`` or ``'query'``.
+        unit: ``'level'``, ``'image'``, ``'patch'``, ``'query'``, ``'roi'`` or ``'token'``.
         grid: cells per axis for patches, else None.
         num_experts: E.
         top_k: K.
@@ -95,11 +98,15 @@ class Analysed:
 
     def has_levels(self, info: LayerInfo) -> bool:
         """Whether objects can be followed to the layer's decisions and their level; queries count as one level."""
+        if info.unit == TOKEN:
+            return True
         followed = self.unavailable['detection'] is None or self.unavailable['training'] is None
         return followed and self.of_queries == (info.unit == QUERY)
 
     def why_unavailable(self, info: LayerInfo, unit: str) -> str | None:
         """Why the ``'detection'`` or ``'training'`` unit of a layer cannot be had, or None."""
+        if info.unit == TOKEN:
+            return 'no detection is made by a token of the encoder' if unit == 'detection' else None
         if self.has_levels(info):
             return self.unavailable[unit]
         if unit == 'training':

@@ -121,21 +121,28 @@ def unit_without_levels(layer: LayerFindings, sizes: np.ndarray) -> Unit:
     return _unit(layer, objects, layer.truth_rows[objects], np.zeros(len(objects), dtype=np.int64), sizes)
 
 
-def places_in_image(unit: Unit, seed: int) -> np.ndarray:
-    """(n,) place of each entry's row among the rows of its image, in random order.
+def token_unit(layer, sizes: np.ndarray) -> Unit:
+    """Every object with the token that stands for it, at the level of the token's map."""
+    objects = np.flatnonzero(layer.truth_rows != NO_ROW)
+    rows = layer.truth_rows[objects]
+    return _unit(layer, objects, rows, layer.levels[rows], sizes)
 
-    For rows that are queries: each has objects of its own, so an image has as many as objects, and they have no place
-    that images share.
+
+def places_in_image(unit: Unit, seed: int) -> np.ndarray:
+    """(n,) place of each entry's row among the rows of its image and level, in random order.
+
+    For rows that are queries, regions or tokens: each has objects of its own, so an image has as many as objects, and
+    they have no place that images share.
 
     Args:
         unit: entries.
         seed: of the order.
     """
     rows, entry = np.unique(unit.rows, return_inverse=True)
-    image = np.empty(len(rows), dtype=np.int64)
-    image[entry] = unit.image_ids
-    order = np.lexsort((np.random.default_rng(seed).random(len(rows)), image))
-    first = np.searchsorted(image[order], image[order])
+    group = np.empty(len(rows), dtype=np.int64)  # of one image and level
+    group[entry] = unit.image_ids * (unit.levels.max(initial=0) + 1) + unit.levels
+    order = np.lexsort((np.random.default_rng(seed).random(len(rows)), group))
+    first = np.searchsorted(group[order], group[order])
     place = np.empty(len(rows), dtype=np.int64)
     place[order] = np.arange(len(rows)) - first
     return place[entry]

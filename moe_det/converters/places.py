@@ -15,6 +15,7 @@ from ..layers.moe_block import MoEBlock
 from ..layers.moe_conv import MoEConv2d
 from ..layers.moe_ffn import MoEFFN, ffn_shard_axis
 from ..layers.moe_layer import MoELayer
+from ..layers.moe_linear import MoELinear
 from ..models.dense_names import shard_axis
 from ..models.moe_retina_head import MoERetinaHead
 from ..models.resnet_stages import MoEStage
@@ -22,7 +23,8 @@ from ..routing.experts import ExpertGroup
 from ..routing.router import Router
 
 HEAD, STAGE, CONV, FFN, BLOCK, OTHER = 'head', 'stage', 'convolution', 'FFN', 'block', 'other'
-OF_TYPE = {'MoEConv2d': CONV, 'MoEFFN': FFN, 'MoEBlock': BLOCK}  # entries of WithExperts
+LINEAR = 'linear layer'
+OF_TYPE = {'MoEConv2d': CONV, 'MoEFFN': FFN, 'MoELinear': LINEAR, 'MoEBlock': BLOCK}  # entries of WithExperts
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,11 @@ def _in_layer(model: nn.Module, path: str, group: ExpertGroup) -> ExpertPlace:
         kind = CONV
     elif isinstance(owner, MoEFFN):
         kind = FFN
+    elif isinstance(owner, MoELinear):
+        kind = LINEAR
     elif isinstance(owner, MoELayer) and isinstance(model.get_submodule(owner_path.rpartition('.')[0]), MoEBlock):
         kind = BLOCK
-    if kind in (STAGE, CONV, FFN):
+    if kind in (STAGE, CONV, FFN, LINEAR):
         dense_path = dot
     return ExpertPlace(
         label=owner_path or 'model',

@@ -1,21 +1,28 @@
-"""What takes the place of a detector's module: convolutions, FFNs, and blocks beside stages."""
+"""What takes the place of a detector's module: convolutions, FFNs, linear layers, and blocks beside stages."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from mmcv.cnn import ConvModule
 from mmcv.cnn.bricks.transformer import FFN
 from mmcv.cnn.bricks.wrappers import Conv2d as WrappedConv2d
+from mmcv.cnn.bricks.wrappers import Linear as WrappedLinear
+from mmdet.models.backbones.swin import SwinBlock
 from torch import Tensor, nn
 
 from ..errors import MoEConfigError
 from ..layers.moe_block import MoEBlock
 from ..layers.moe_conv import MoEConv2d
 from ..layers.moe_ffn import MoEFFN
+from ..layers.moe_linear import MoELinear
+from ..routing.regions import Regions
+from ..routing.windows import WINDOW, Windows
 
 BLOCK_NAME = 'moe_block'  # child of the module that a block was added to
+BOX_HEAD = 'roi_head.bbox_head.'  # path of what is in the box heads of every two-stage detector
 
 
 @dataclass(frozen=True)
@@ -24,13 +31,13 @@ class Replacement:
 
     Attributes:
         what: the kind in words, in the plural.
-        fits: whether a module is of the kind.
-        build: (module, its path, MoE keys) -> what stands in its place.
+        fits: (module, its path) -> whether it is of the kind.
+        build: (module, its path, MoE keys, detector) -> what stands in its place.
     """
 
     what: str
-    fits: Callable[[nn.Module], bool]
-    build: Callable[[nn.Module, str, dict], nn.Module]
+    fits: Callable[[nn.Module, str], bool]
+    build: Callable[[nn.Module, str, dict, nn.Module], nn.Module]
 
 
 def conv_of(module: nn.Module) -> str:
@@ -38,7 +45,7 @@ def conv_of(module: nn.Module) -> str:
     return 'conv' if isinstance(module, ConvModule) else ''
 
 
-def _experts_of_conv(conv: nn.Conv2d, path: str, moe: dict) -> MoEConv2d:
+def _experts_of_conv(conv: nn.Conv2d, path: str, moe: dict, detector: nn.Module) -> MoEConv2d:
     keys = ('kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode')
     shape = {key: getattr(conv, key) for key in keys}
     layer = MoEConv2d(conv.in_channels, conv.out_channels, bias=conv.bias is not None, **shape, **moe)
@@ -47,11 +54,48 @@ def _experts_of_conv(conv: nn.Conv2d, path: str, moe: dict) -> MoEConv2d:
     return layer
 
 
-def _experts_of_ffn(ffn: FFN, path: str, moe: dict) -> MoEFFN:
-    return MoEFFN(ffn, path, **moe)
+def _experts_of_ffn(ffn: FFN, path: str, moe: dict, detector: nn.Module) -> MoEFFN:
+    windows = None
+    block = detector.get_submodule(path.rpartition('.')[0])
+    if moe.get('unit') == WINDOW and isinstance(block, SwinBlock):
+        windows = block.moe_windows = Windows(block.attn.window_size)
+        block.register_forward_pre_hook(_note_map_size)
+    return MoEFFN(ffn, path, windows, **moe)
 
 
-def _with_block(module: nn.Module, path: str, moe: dict) -> nn.Module:
+def _note_map_size(block: nn.Module, inputs: tuple) -> None:
+    block.moe_windows.map_size = tuple(inputs[1])
+
+
+def _experts_of_linear(linear: nn.Linear, path: str, moe: dict, detector: nn.Module) -> MoELinear:
+    return MoELinear(linear, path, followed_regions(detector.roi_head, path), **moe)
+
+
+def followed_regions(roi_head: nn.Module, path: str) -> Regions:
+    """What is told the regions that a layer of a box head is given; the layers of one head share it.
+
+    Args:
+        roi_head: of the detector.
+        path: of the layer, with the number of its stage in a cascade.
+    """
+    extractor = roi_head.bbox_roi_extractor
+    if isinstance(extractor, nn.ModuleList):
+        extractor = extractor[int(path.removeprefix(BOX_HEAD).partition('.')[0])]
+    if not hasattr(extractor, 'moe_regions'):
+        extractor.moe_regions = Regions()
+        extractor.register_forward_pre_hook(_note_regions)
+    return extractor.moe_regions
+
+
+def _note_regions(extractor: nn.Module, inputs: tuple) -> None:
+    features, regions = inputs[:2]
+    levels = torch.zeros(len(regions), dtype=torch.long)
+    if hasattr(extractor, 'map_roi_levels'):
+        levels = extractor.map_roi_levels(regions, len(features))
+    extractor.moe_regions.note(regions[:, 0].long(), levels, len(features[0]))
+
+
+def _with_block(module: nn.Module, path: str, moe: dict, detector: nn.Module) -> nn.Module:
     """The module itself, whose output goes through a :class:`MoEBlock`; its weights keep their names."""
     moe = dict(moe)
     channels = moe.pop('in_channels', None) or output_channels(module)
@@ -85,12 +129,17 @@ def output_channels(module: nn.Module) -> int | None:
 
 REPLACEMENTS = {
     'MoEConv2d': Replacement(
-        'convolutions', lambda module: type(module) in (nn.Conv2d, WrappedConv2d), _experts_of_conv
+        'convolutions', lambda module, path: type(module) in (nn.Conv2d, WrappedConv2d), _experts_of_conv
     ),
-    'MoEFFN': Replacement('FFNs', lambda module: type(module) is FFN, _experts_of_ffn),
+    'MoEFFN': Replacement('FFNs', lambda module, path: type(module) is FFN, _experts_of_ffn),
+    'MoELinear': Replacement(
+        'linear layers of box heads',
+        lambda module, path: path.startswith(BOX_HEAD) and type(module) in (nn.Linear, WrappedLinear),
+        _experts_of_linear,
+    ),
     'MoEBlock': Replacement(
         'stages and blocks',
-        lambda module: output_channels(module) is not None and not isinstance(module, (nn.Conv2d, ConvModule)),
+        lambda module, path: output_channels(module) is not None and not isinstance(module, (nn.Conv2d, ConvModule)),
         _with_block,
     ),
 }

@@ -12,6 +12,7 @@ from torch import nn
 from ..errors import MoEConfigError, unknown_name
 from ..layers.moe_ffn import MoEFFN
 from ..layers.moe_layer import MoELayer
+from ..layers.moe_linear import MoELinear
 from ..routing.experts import ExpertGroup
 from .patterns import nearest, path_matches
 from .replacements import REPLACEMENTS, Replacement, conv_of
@@ -32,6 +33,7 @@ class WithExperts:
 
     - ``MoEFFN`` takes the place of the feed-forward networks of transformer layers;
     - ``MoEConv2d`` takes the place of convolutions, also of those inside ConvModules;
+    - ``MoELinear`` takes the place of linear layers of box heads, whose rows are regions of interest;
     - ``MoEBlock`` is added after stages and blocks of backbones, with ``in_channels`` where a module does not tell.
 
     Checkpoints of the detector without experts load, and fill them. A module that is used in several places gets one
@@ -89,7 +91,7 @@ def put_experts(model: nn.Module, entries: list[dict], where: str = 'model.exper
         built: dict[int, nn.Module] = {}  # a module in several places gets one set of experts
         for path, module in found.items():
             if id(module) not in built:
-                built[id(module)] = REPLACEMENTS[kind].build(module, path, moe)
+                built[id(module)] = REPLACEMENTS[kind].build(module, path, moe, model)
             parent, _, name = path.rpartition('.')
             setattr(model.get_submodule(parent), name, built[id(module)])
         print_log(f'{kind} at {", ".join(found)}', logger='current', level=logging.INFO)
@@ -123,7 +125,7 @@ def _modules(model: nn.Module, pattern: str, kind: str, where: str, told: bool) 
     for path in fitting:
         name = conv_of(paths[path]) if kind == 'MoEConv2d' else ''
         path = f'{path}.{name}' if name else path
-        if told or replacement.fits(paths[path]):
+        if told or replacement.fits(paths[path], path):
             found[path] = paths[path]
     if not found:
         raise MoEConfigError(f'{where}.modules={pattern!r}: {_nothing_found(pattern, kind, fitting, paths)}')
@@ -137,7 +139,7 @@ def _paths_outside_experts(model: nn.Module) -> dict[str, nn.Module]:
     for path, module in model.named_modules(remove_duplicate=False):
         if path.startswith(inside) and inside:
             continue
-        if isinstance(module, (MoELayer, MoEFFN, ExpertGroup)):
+        if isinstance(module, (MoELayer, MoEFFN, MoELinear, ExpertGroup)):
             inside += (f'{path}.',)
         paths[path] = module
     return paths
@@ -146,7 +148,7 @@ def _paths_outside_experts(model: nn.Module) -> dict[str, nn.Module]:
 def _nothing_found(pattern: str, kind: str, fitting: list[str], paths: dict[str, nn.Module]) -> str:
     """Why a pattern names nothing that can be replaced, and what can be."""
     replacement: Replacement = REPLACEMENTS[kind]
-    candidates = [path for path, module in paths.items() if path and replacement.fits(module)]
+    candidates = [path for path, module in paths.items() if path and replacement.fits(module, path)]
     if fitting:
         classes = sorted({type(paths[path]).__name__ for path in fitting})
         reason = f'names {", ".join(classes)}, and {kind} takes {replacement.what}'
@@ -157,6 +159,6 @@ def _nothing_found(pattern: str, kind: str, fitting: list[str], paths: dict[str,
     others = [
         f'{other.what} ({name}) at {nearest(pattern, places)}'
         for name, other in REPLACEMENTS.items()
-        if (places := [path for path, module in paths.items() if path and other.fits(module)])
+        if (places := [path for path, module in paths.items() if path and other.fits(module, path)])
     ]
     return f'{reason}; this detector has no {replacement.what} that can be replaced, but {"; ".join(others)}'

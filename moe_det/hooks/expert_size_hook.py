@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from contextlib import AbstractContextManager
 
 import numpy as np
 from mmengine.dist import all_gather_object
@@ -13,6 +14,7 @@ from ..analysis.ground_truth import SIZE_NAMES
 from ..analysis.sizes import size_bins
 from ..dataset_check.dataset_paths import annotation_file
 from ..errors import MoEConfigError
+from ..probing.following import following
 from ..probing.layer_description import refuse_tokens
 from ..routing.records import RoutingRecord, RoutingRecorder
 from ..routing.router import find_routers
@@ -23,6 +25,7 @@ from .objects_by_size import (
     pyramid_of,
     read_objects,
     size_gap,
+    weights_by_detection,
     weights_of_objects,
 )
 
@@ -33,8 +36,9 @@ class ExpertSizeHook(Hook):
     Every ground truth (COCO's ``area`` in original pixels: small up to 32², medium up to 96², large; crowds left out)
     gets the mixture weights of the routing row of its image, at the level whose stride times the head's smallest anchor
     scale (4 in RetinaNet) is nearest, on a logarithmic scale, to the square root of its area in resized pixels, and at
-    the patch that holds its centre. Layers that decide once for all levels have that one row. Per layer the log shows a
-    table, and
+    the patch that holds its centre. Layers that decide once for all levels have that one row. In layers of object
+    queries or of regions of interest it is the row of the query or region whose detection overlaps the object most, and
+    objects that none overlaps by half are left out. Per layer the log shows a table, and
 
     - ``moe_size_gap/<layer>``: total variation distance between the experts' shares of small and of large objects; 0
       when both meet the same experts, 1 when they share none; the largest of all layers when there are more than four.
@@ -65,6 +69,8 @@ class ExpertSizeHook(Hook):
         self._objects: dict[Hashable, ImageObjects] | None = None
         self._found: dict[Hashable, dict] = {}
         self._recorder: RoutingRecorder | None = None
+        self._numbered: list[str] = []
+        self._detections: AbstractContextManager | None = None  # adds queries or regions to them
 
     def before_train(self, runner) -> None:
         """Reads the annotations, so that a wrong path ends a training before it starts."""
@@ -79,18 +85,22 @@ class ExpertSizeHook(Hook):
             DataError: the annotations cannot be used.
         """
         self._read(runner)
-        if self._recorder is not None:
-            self._recorder.stop()  # of a validation that was interrupted
+        self._stop()  # a validation that was interrupted
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         routers = find_routers(model)
         self._slots = {name: router.slots for name, router in routers.items()}
         if not routers:
             raise MoEConfigError('ExpertSizeHook is in the config, but the config builds no MoE layer; take it out')
-        refuse_tokens(routers, routers, 'ExpertSizeHook (take it out)')
+        followed = following(model)
+        self._numbered = followed.numbered
+        refuse_tokens(routers, routers, 'ExpertSizeHook (take it out)', followed=self._numbered)
         self._strides, self._scale = pyramid_of(model)
         self._classes = (getattr(runner.val_dataloader.dataset, 'metainfo', None) or {}).get('classes')
         self._found = {}
         self._recorder = RoutingRecorder(model).start()
+        if self._numbered:
+            self._detections = followed.recorder()
+            self._detections.__enter__()
 
     def before_val_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Names the images of the batch."""
@@ -110,9 +120,14 @@ class ExpertSizeHook(Hook):
             sizes = size_bins(objects.areas)
             found = {}
             for name, records in layers.items():
+                mass = np.zeros((records[0].weights.shape[1], len(SIZE_NAMES)))
+                if name in self._numbered:
+                    weights, kept = weights_by_detection(records, position, sample.pred_instances, objects)
+                    np.add.at(mass.T, sizes[kept], weights)
+                    found[name] = (mass, None)
+                    continue
                 pyramid = self._strides, self._scale
                 weights, levels = weights_of_objects(records, position, sample.metainfo, objects, *pyramid)
-                mass = np.zeros((weights.shape[1], len(SIZE_NAMES)))
                 np.add.at(mass.T, sizes, weights)
                 by_level = np.zeros((1 + max(max(record.map_sizes) for record in records), len(SIZE_NAMES)))
                 np.add.at(by_level, (levels, sizes), 1)
@@ -121,7 +136,7 @@ class ExpertSizeHook(Hook):
 
     def after_val_epoch(self, runner, metrics=None) -> None:
         """Joins the processes' images and logs table and scalars."""
-        self._recorder.stop()
+        self._stop()
         joined: dict[Hashable, dict] = {}
         for part in all_gather_object(self._found):
             joined.update(part)  # samplers repeat images so that processes have equally many; each counts once
@@ -146,6 +161,14 @@ class ExpertSizeHook(Hook):
                 runner.message_hub.update_scalar(f'val/moe_size_gap/{name}', gap)
         self._write_shares(runner)
 
+    def _stop(self) -> None:
+        """Listens no longer."""
+        if self._recorder is not None:
+            self._recorder.stop()
+        if self._detections is not None:
+            self._detections.__exit__(None, None, None)
+        self._recorder = self._detections = None
+
     def _write_shares(self, runner) -> None:
         values = {}
         for name, mass in self.mass.items():
@@ -165,9 +188,9 @@ class ExpertSizeHook(Hook):
     def _objects_of(self, image_id: Hashable) -> ImageObjects:
         objects = self._objects.get(image_id)
         if objects is None:
-            return ImageObjects(np.zeros(0), np.zeros((0, 2)), ())
+            return ImageObjects.none()
         if self._classes is None:
             return objects
         kept = np.array([name in self._classes for name in objects.categories], dtype=bool)
         names = tuple(name for name, keep in zip(objects.categories, kept, strict=True) if keep)
-        return ImageObjects(objects.areas[kept], objects.centres[kept], names)
+        return ImageObjects(objects.areas[kept], objects.centres[kept], names, objects.boxes[kept])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from mmdet.structures.bbox import bbox_overlaps
+from mmengine.structures import InstanceData
 from torch import nn
 
 from ..analysis.ground_truth import SIZE_NAMES
@@ -14,6 +16,7 @@ from ..analysis.patches import patch_grid
 from ..analysis.slots import expert_name
 from ..dataset_check.coco_file import read_json
 from ..errors import DataError
+from ..probing.regions import LEAST_OVERLAP
 from ..routing.records import RoutingRecord
 from ..routing.rows import patch_numbers
 
@@ -32,11 +35,18 @@ class ImageObjects:
         areas: (g,) in original pixels, from the annotation.
         centres: (g, 2) x, y of the boxes in original pixels.
         categories: g names.
+        boxes: (g, 4) x, y, width, height in original pixels.
     """
 
     areas: np.ndarray
     centres: np.ndarray
     categories: tuple[str, ...]
+    boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))
+
+    @staticmethod
+    def none() -> ImageObjects:
+        """No objects."""
+        return ImageObjects(np.zeros(0), np.zeros((0, 2)), ())
 
 
 def read_objects(path: str) -> dict[Hashable, ImageObjects]:
@@ -65,6 +75,7 @@ def read_objects(path: str) -> dict[Hashable, ImageObjects]:
             areas=np.array([entry['area'] for entry in entries], dtype=float),
             centres=boxes[:, :2] + boxes[:, 2:] / 2,
             categories=tuple(names.get(entry['category_id'], '') for entry in entries),
+            boxes=boxes.reshape(-1, 4),
         )
     return found
 
@@ -126,6 +137,34 @@ def weights_of_objects(
     return weights[np.array(rows, dtype=int)], levels
 
 
+def weights_by_detection(
+    records: Sequence[RoutingRecord], position: int, found: InstanceData, objects: ImageObjects
+) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the query or region of each object of an image: of the detection that overlaps it most, by half or more.
+
+    Args:
+        records: what one layer decided in the batch, with images numbered by position.
+        position: of the image in the batch.
+        found: its detections in original pixels, with the number ``anchor`` of what made each.
+        objects: its ground truths.
+
+    Returns:
+        (m, E) mixture weights and the objects (m,) that they are of.
+    """
+    images, numbers = (torch.cat([getattr(record, key) for record in records]) for key in ('image_ids', 'patches'))
+    weights = torch.cat([record.weights for record in records]).double().numpy()
+    if not len(found) or not len(objects.boxes):
+        return weights[:0], np.zeros(0, dtype=np.int64)
+    boxes = torch.as_tensor(objects.boxes, dtype=torch.float32)
+    boxes[:, 2:] += boxes[:, :2]
+    overlap, nearest = bbox_overlaps(boxes, found.bboxes.cpu().float()).max(dim=1)
+    kept = torch.nonzero(overlap >= LEAST_OVERLAP).flatten()
+    rows = torch.nonzero(images == position).flatten()
+    row_of = torch.empty(int(numbers.max()) + 1, dtype=torch.long)
+    row_of[numbers[rows]] = rows
+    return weights[row_of[found.anchor.cpu()[nearest[kept]]].numpy()], kept.numpy()
+
+
 def size_gap(mass: np.ndarray) -> float | None:
     """Total variation distance between the experts of small and of large objects; None without either.
 
@@ -161,7 +200,7 @@ def expert_size_table(
     width = max(len(text) for name in mass for text in (name, 'expert 00', *names[name]))
     lines = [
         'Experts by object size: share of the gate weights that the ground truths (their number) of each size meet, at '
-        'the level that fits their side'
+        'the level that fits their side, or of the query or region whose detection overlaps them most'
     ]
     lines.append(f'{"layer":{width}}  ' + '  '.join(f'{head:>14}' for head in heads))
     for name, table in mass.items():

@@ -7,6 +7,7 @@ from .moe_block import MoEBlock
 from .moe_conv import MoEConv2d
 from .moe_ffn import MoEFFN
 from .moe_layer import MoELayer
+from .moe_linear import MoELinear
 from .settings import MoESettings
 
-__all__ = ['MoEBlock', 'MoEConv2d', 'MoEFFN', 'MoELayer', 'MoESettings']
+__all__ = ['MoEBlock', 'MoEConv2d', 'MoEFFN', 'MoELayer', 'MoELinear', 'MoESettings']

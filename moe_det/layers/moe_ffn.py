@@ -1,4 +1,4 @@
-"""Feed-forward networks of transformers with experts: rows are tokens or queries, or images."""
+"""Feed-forward networks of transformers with experts: rows are tokens or queries, windows or images."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from ..errors import MoEConfigError, unknown_name
 from ..routing.dispatch import touch_idle
-from ..routing.experts import ExpertGroup
-from ..routing.tokens import TOKEN, plan_tokens, token_layout
+from ..routing.tokens import TOKEN, token_layout
+from ..routing.windows import WINDOW, Windows
 from .dense_start import start_from_dense
+from .flat_rows import FlatExperts, check_flat, mixed
 from .settings import MoESettings, check_choice, split_settings
 from .shard_settings import OF_SHARDS, settings_of_shards
 from .width import inner_width
 
-FFN_UNITS = (TOKEN, 'image')
+FFN_UNITS = (TOKEN, WINDOW, 'image')
 FFN_PLACEMENTS = ('ffn', 'shards')
 OWN_KEYS = ('placement', 'width', *OF_SHARDS)
 
@@ -51,7 +52,7 @@ class FFNExpert(nn.Module):
         return self.layers(x)
 
 
-class FFNExperts(ExpertGroup):
+class FFNExperts(FlatExperts):
     """Experts of an FFN, on rows (R, C) that are tokens or (R, T, C) that are images.
 
     Attributes:
@@ -59,11 +60,6 @@ class FFNExperts(ExpertGroup):
     """
 
     cut = False
-
-    @staticmethod
-    def pool(features: Tensor) -> Tensor:
-        """(R, C) or (R, T, C) -> (R, C)."""
-        return features if features.dim() == 2 else features.mean(1)
 
     @property
     def slices(self) -> int:
@@ -74,7 +70,9 @@ class FFNExperts(ExpertGroup):
 class MoEFFN(nn.Module):
     """Experts in place of the feed-forward network (FFN) of a transformer layer: of DETR's family, of Swin.
 
-    Each token, which in a decoder is an object query, runs K of E experts (Switch Transformer, arXiv 2101.03961). The
+    Each token, which in a decoder is an object query, runs K of E experts (Switch Transformer, arXiv 2101.03961). With
+    ``unit='window'`` the tokens of a window of Swin's attention decide together (windows of shifted blocks are those of
+    the others, so that each is one place of the image), with ``unit='image'`` all tokens of an image. The
     identity, dropout and layer scale of the FFN act after the mixture. A checkpoint with the FFN fills every expert,
     plus noise; with ``weighting='straight_through'``, several experts, or shards, the model then computes at first
     what the dense one does. It comes into a detector with
@@ -86,6 +84,7 @@ class MoEFFN(nn.Module):
     Args:
         dense: the FFN to replace.
         label: its path, for messages and logs.
+        windows: cuts the map of the FFN's tokens, for ``unit='window'``; of Swin alone.
         **moe: keys of :class:`~moe_det.layers.settings.MoESettings` and
 
             - ``placement``: what an expert replaces: the whole ``ffn`` (default), or one of the ``shards`` that its
@@ -100,8 +99,9 @@ class MoEFFN(nn.Module):
         MoEConfigError: MoE keys that cannot be built from, or hidden channels that cannot be cut.
     """
 
-    def __init__(self, dense: FFN, label: str, **moe) -> None:
+    def __init__(self, dense: FFN, label: str, windows: Windows | None = None, **moe) -> None:
         super().__init__()
+        self.windows = windows
         common, own = split_settings(moe)
         for key in own:
             if key not in OWN_KEYS:
@@ -116,12 +116,9 @@ class MoEFFN(nn.Module):
             if not self.cut:
                 raise MoEConfigError(f"{label}.{key}={own[key]!r}: applies to placement='shards' alone")
         self.settings = MoESettings.from_config({'unit': TOKEN, **common}, label, FFN_UNITS)
-        if self.settings.balance_over == 'level':
-            raise MoEConfigError(f"{label}.balance_over='level': tokens belong to no level; use 'all'")
-        if self.settings.mixes != 'outputs':
-            raise MoEConfigError(
-                f'{label}.mixes={self.settings.mixes!r}: weights of its own for every token; take it out'
-            )
+        check_flat(self.settings, label, 'token')
+        if self.settings.unit == WINDOW and windows is None:
+            raise MoEConfigError(f"{label}.unit='window': its tokens lie in no windows, those of Swin's blocks do")
         self.embed_dims, self.feedforward_channels = dense.embed_dims, dense.feedforward_channels
         self.num_fcs, self.add_identity = dense.num_fcs, dense.add_identity
         slots = own.get('shards', OF_SHARDS['shards']) if self.cut else 1
@@ -186,17 +183,18 @@ class MoEFFN(nn.Module):
         if not x.numel():  # no tokens: nothing to decide
             return touch_idle(x.clone(), [self.expert_group, self.router.gate]) if self.training else x
         tokens = x.flatten(1, -2) if x.dim() > 2 else x[:, None]
+        if self.settings.unit == WINDOW:
+            rows = self.windows.cut(tokens)
+            seen = self.windows.means(rows)[:, :, None, None]
+            output = mixed(self.expert_group, self.router, rows, seen, self.windows.layout(len(tokens)))
+            return self.windows.join(output).reshape(x.shape)
         layout = token_layout(self.settings.unit, *tokens.shape[:2])
         if self.settings.unit == TOKEN:
             rows = tokens.flatten(0, 1)
             seen = rows[:, :, None, None]
         else:
             rows, seen = tokens, tokens.transpose(1, 2)[..., None]
-        if self.router.needs_keys:
-            return self.expert_group.run_and_route([rows], self.router, [seen], layout)[0].reshape(x.shape)
-        routing = self.router([seen], layout)
-        plan = [plan_tokens(routing)] if self.settings.dispatch == 'sorted' else None
-        return self.expert_group([rows], routing, layout, plan)[0].reshape(x.shape)
+        return mixed(self.expert_group, self.router, rows, seen, layout).reshape(x.shape)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         pattern = re.compile(re.escape(prefix) + r'(layers\..+)')

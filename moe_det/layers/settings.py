@@ -68,7 +68,8 @@ class MoESettings:
             ``ZLossConstraint``, ``SampleSimilarityConstraint``. Hard: ``RelativeImportanceConstraint``,
             ``MeanImportanceConstraint``, ``SelectionBiasConstraint``.
         unit: what one decision is about: ``level`` (an image at a level), ``image`` (one decision for all levels)
-            or ``patch`` (a cell of a grid laid over each level). A ``MoEFFN`` has ``token`` (default) and ``image``.
+            or ``patch`` (a cell of a grid laid over each level). A ``MoEFFN`` has ``token`` (default),
+            ``window`` (of Swin) and ``image``, a ``MoELinear`` ``roi``, a region of interest.
         grid: cells per axis for ``unit='patch'``, >= 2; other units take none. An expert sees as much around its patch
             as its convolution reaches, so that a patch computes what the whole map would; an expert of several
             convolutions sees one pixel (shards two) and takes what lies farther for padding.

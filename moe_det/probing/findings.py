@@ -137,3 +137,27 @@ def _join_layer(parts: Sequence[LayerFindings]) -> LayerFindings:
             columns = [np.where(c == NO_ROW, NO_ROW, c + shift) for c, shift in zip(columns, first, strict=True)]
         values[of_layer.name] = np.concatenate(columns)
     return LayerFindings(**values)
+
+
+def detection_table(results: Sequence, images: Sequence[int]) -> np.ndarray:
+    """Detections as the analysis takes them, see :class:`~moe_det.probing.findings.Findings`.
+
+    Args:
+        results: ``pred_instances`` of each image, in original pixels; with a field ``level`` where it is known.
+        images: position of each image.
+
+    Returns:
+        (n, 8).
+    """
+    tables = [np.zeros((0, 8))]
+    for image, found in zip(images, results, strict=True):
+        boxes = found.bboxes.cpu().double().numpy().reshape(-1, 4)
+        table = np.empty((len(boxes), 8))
+        table[:, 0] = image
+        table[:, 1:3] = boxes[:, :2]
+        table[:, 3:5] = boxes[:, 2:4] - boxes[:, :2]
+        table[:, 5] = found.scores.cpu().numpy()
+        table[:, 6] = found.labels.cpu().numpy()
+        table[:, 7] = found.level.cpu().numpy() if 'level' in found else NO_ROW
+        tables.append(table)
+    return np.concatenate(tables)

@@ -43,20 +43,20 @@ class Places:
         levels: (n,) level; -1 where it is not known.
         y: (n,) fraction of the padded input's height.
         x: (n,) fraction of its width.
-        queries: (n,) object query at the place; None where places are anchors.
+        numbers: (n,) object query or region of interest at the place, -1 for none; None where places are anchors.
     """
 
     images: Tensor
     levels: Tensor
     y: Tensor
     x: Tensor
-    queries: Tensor | None = None
+    numbers: Tensor | None = None
 
     @staticmethod
     def none() -> Places:
         """No places."""
         whole, real = torch.zeros(0, dtype=torch.long), torch.zeros(0)
-        return Places(whole, whole, real, real)
+        return Places(whole, whole, real, real, whole)
 
     def no_rows(self) -> np.ndarray:
         """(n,) ``NO_ROW`` for every place."""
@@ -107,9 +107,9 @@ class RowTable:
                 patches[at] = patch_numbers(y, x, height, width, grid)
         return self._found(places.images, levels, patches)
 
-    def rows_of_queries(self, places: Places) -> np.ndarray:
-        """(n,) row of the query at each place, where every query has a row, as patches have."""
-        return self._found(places.images, places.levels, places.queries)
+    def numbered_rows(self, places: Places) -> np.ndarray:
+        """(n,) row of the query or region at each place, where each has a row, as patches have, on one level."""
+        return self._found(places.images, places.numbers.clamp_max(0), places.numbers.clamp_min(0))
 
     def _found(self, images: Tensor, levels: Tensor, patches: Tensor) -> np.ndarray:
         nowhere = levels < 0

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import numpy as np
 import torch
@@ -13,24 +12,18 @@ from torch import Tensor, nn
 from ..routing.gates import global_average
 from ..routing.intervention import intervene
 from ..routing.records import RoutingRecord, RoutingRecorder
+from ..routing.regions import ROI
 from ..routing.router import find_routers
 from ..routing.rows import RowLayout
-from .assignment import cannot_assign, positive_anchors
 from .conditions import NATURAL, Condition
-from .findings import NO_ROW, Findings, LayerFindings
+from .findings import Findings, LayerFindings, detection_table
+from .following import QueryFollowing, Seen, following
 from .kept_outputs import keep_outputs
 from .losses import cannot_compute_losses, image_losses
 from .places import Places, RowTable, Truth, centres
-from .provenance import ProvenanceRecorder, cannot_follow, locations
-from .queries import (
-    QueryRecorder,
-    cannot_follow_queries,
-    cannot_match_queries,
-    makes_queries,
-    matched_queries,
-    query_layers,
-)
-from .regions import region_extractor, region_levels
+from .tokens import TokenMaps, token_layers, tokens_of
+
+MOST_FEATURES = 64  # of a region
 
 
 class Probe:
@@ -57,18 +50,25 @@ class Probe:
         self.grids = dict(grids or {})
         self.rows = rows
         self.routers = find_routers(model)
-        self.of_queries = makes_queries(self.head)
-        follow, assign = (
-            (cannot_follow_queries, cannot_match_queries) if self.of_queries else (cannot_follow, cannot_assign)
-        )
-        self.no_provenance = follow(self.head)
-        self.no_assignment = self.no_provenance or assign(self.head)
-        self.query_layers = query_layers(model)
-        self.regions = region_extractor(model)
-        if self.regions is not None:
-            self.no_assignment = None
+        self.following = following(model)
+        self.tokens = token_layers(model)
         self.no_losses = cannot_compute_losses(self.head)
         self._asks_losses = any(condition.losses for condition in self.conditions)
+
+    @property
+    def of_queries(self) -> bool:
+        """Whether detections are made by object queries."""
+        return isinstance(self.following, QueryFollowing)
+
+    @property
+    def no_provenance(self) -> str | None:
+        """Why detections cannot be followed to a level or a query, or None."""
+        return self.following.no_provenance
+
+    @property
+    def no_assignment(self) -> str | None:
+        """Why there is no training unit, or None."""
+        return self.following.no_assignment
 
     @torch.no_grad()
     def __call__(self, images: Sequence[int], batch: dict, truths: Sequence[Truth]) -> Findings:
@@ -82,7 +82,7 @@ class Probe:
         data = self.model.data_preprocessor(batch, False)
         inputs, samples = data['inputs'], data['data_samples']
         found, losses = {}, {}
-        with self._provenance() as provenance:
+        with self.following.recorder() as provenance:
 
             def predict(name: str, with_losses: bool) -> list:
                 # copies: predict() writes its results into the samples
@@ -90,19 +90,23 @@ class Probe:
                 results = [s.pred_instances for s in self.model.predict(inputs, copies, rescale=True)]
                 found[name] = detection_table(results, images)
                 if with_losses:
-                    losses[name] = self._losses(provenance, truths, samples)
+                    losses[name] = self._losses(provenance.outputs if provenance else (), truths, samples)
                 return results
 
             with ExitStack() as stack:
                 if self.conditions:
                     # experts of the head run once; every routing that leaves the features alone mixes their outputs
                     stack.enter_context(keep_outputs(getattr(self.head, 'experts_on_features', ())))
-                with RoutingRecorder(self.model) as recorder, self._gate_features() as seen:
+                maps = stack.enter_context(TokenMaps(self.model)) if self.tokens else None
+                with RoutingRecorder(self.model) as recorder, self._gate_features() as features_of:
                     recorder.start_batch(range(len(images)))
                     features = self.model.extract_feat(inputs)
                     with _features(self.model, features):
                         results = predict(NATURAL, self._asks_losses)
-                outputs, map_sizes = (provenance.outputs, provenance.map_sizes) if provenance else ((), [])
+                kept = ('map_sizes', 'outputs', 'regions')  # what other routings would overwrite
+                followed = {name: getattr(provenance, name) for name in kept if hasattr(provenance, name)}
+                seen = Seen(results, samples, truths, inputs, **followed)
+                token_maps = maps.map_sizes or [features[-1].shape[-2:]] if maps else []
                 for condition in self.conditions:
                     if condition.keeps_features:
                         with _features(self.model, features), self._under(condition, images):
@@ -114,12 +118,16 @@ class Probe:
         natural = found.pop(NATURAL)
         owners, positives, layers = np.zeros(0, dtype=np.int64), Places.none(), {}
         if self.rows:
-            detections = self._detection_places(results, map_sizes)
-            owners, positives = self._positives(outputs, map_sizes, samples, truths, inputs)
-            places = detections, positives, centres(truths, samples, inputs)
+            owners, positives = self.following.positives(seen)
+            places = self.following.detections(seen), positives, centres(truths, samples, inputs)
+            tokens = tokens_of(truths, samples, inputs, token_maps) if self.tokens else None
             for layer in self.routers:
                 records = [record for record in recorder.records if record.layer == layer]
-                layers[layer] = self._layer(records, seen[layer], len(map_sizes), np.asarray(images), places)
+                levels = len(seen.map_sizes)
+                if layer in self.tokens:
+                    layers[layer] = _tokens_of_objects(records, features_of[layer], np.asarray(images), tokens, places)
+                    continue
+                layers[layer] = self._layer(records, features_of[layer], levels, np.asarray(images), places)
         return Findings(
             image_ids=np.asarray(images, dtype=np.int64),
             detections=natural,
@@ -130,19 +138,14 @@ class Probe:
             losses=losses,
         )
 
-    def _provenance(self) -> AbstractContextManager[ProvenanceRecorder | QueryRecorder | None]:
-        if self.no_provenance:
-            return nullcontext()
-        return QueryRecorder(self.head) if self.of_queries else ProvenanceRecorder(self.head)
-
     def _under(self, condition: Condition, images: Sequence[int]) -> AbstractContextManager[None]:
         condition.start_batch(images)
         return intervene(self.model, condition.interventions)
 
-    def _losses(self, provenance: ProvenanceRecorder | None, truths: Sequence[Truth], samples: list) -> np.ndarray:
+    def _losses(self, outputs: Sequence, truths: Sequence[Truth], samples: list) -> np.ndarray:
         if self.no_losses:
             return np.full(len(truths), np.nan)
-        return image_losses(self.head, provenance.outputs, truths, [sample.metainfo for sample in samples])
+        return image_losses(self.head, outputs, truths, [sample.metainfo for sample in samples])
 
     @contextmanager
     def _gate_features(self) -> Iterator[dict[str, list[Tensor]]]:
@@ -154,6 +157,8 @@ class Probe:
                 rows: Sequence[Tensor] = arguments[0]
                 layout: RowLayout = arguments[1]
                 means = [global_average(of_level).float() for of_level in rows]
+                if layout.unit == ROI:
+                    means = [_projected(of_level) for of_level in means]
                 seen[name].append((torch.stack(means).mean(0) if layout.unit == 'image' else torch.cat(means)).cpu())
 
             return see
@@ -166,57 +171,6 @@ class Probe:
         finally:
             for handle in handles:
                 handle.remove()
-
-    # -- where detections and objects lie ----------------------------------------------------------------------
-
-    def _detection_places(self, results: Sequence, map_sizes: Sequence) -> Places:
-        counts = torch.tensor([len(found.scores) for found in results])
-        images = torch.arange(len(results)).repeat_interleave(counts)
-        if not map_sizes:
-            nowhere = torch.full_like(images, NO_ROW)
-            return Places(images, nowhere, torch.zeros(len(images)), torch.zeros(len(images)))
-        levels = torch.cat([found.level.cpu() for found in results])
-        anchors = torch.cat([found.anchor.cpu() for found in results])
-        return self._anchor_places(images, levels, anchors, map_sizes)
-
-    def _anchor_places(self, images: Tensor, levels: Tensor, anchors: Tensor, sizes: Sequence) -> Places:
-        y, x = torch.zeros(len(images)), torch.zeros(len(images))
-        if self.of_queries:
-            return Places(images, levels, y, x, anchors)
-        for level, (height, width) in enumerate(sizes):
-            at = levels == level
-            row, column = locations(self.head, level, anchors[at], width)
-            y[at], x[at] = (row + 0.5) / height, (column + 0.5) / width
-        return Places(images, levels, y, x)
-
-    def _positives(
-        self, outputs: Sequence, map_sizes: Sequence, samples: list, truths: Sequence[Truth], inputs: Tensor
-    ) -> tuple[np.ndarray, Places]:
-        if self.no_assignment is not None:
-            return np.zeros(0, dtype=np.int64), Places.none()
-        if self.regions is not None:
-            return np.concatenate([truth.numbers for truth in truths]), self._regions_of(truths, samples, inputs)
-        metas = [sample.metainfo for sample in samples]
-        boxes = [truth.resized(meta).to(inputs.device) for truth, meta in zip(truths, metas, strict=True)]
-        labels = [torch.as_tensor(truth.labels, device=inputs.device) for truth in truths]
-        assign = matched_queries if self.of_queries else positive_anchors
-        found = assign(self.head, outputs, boxes, labels, metas)
-        owners, images, levels, anchors = [], [], [], []
-        for image, (truth, per_level) in enumerate(zip(truths, found, strict=True)):
-            for level, (anchor, number) in enumerate(per_level):
-                owners.append(truth.numbers[number.numpy()])
-                images.append(torch.full_like(anchor, image))
-                levels.append(torch.full_like(anchor, level))
-                anchors.append(anchor)
-        places = self._anchor_places(torch.cat(images), torch.cat(levels), torch.cat(anchors), map_sizes)
-        return np.concatenate(owners).astype(np.int64), places
-
-    def _regions_of(self, truths: Sequence[Truth], samples: list, inputs: Tensor) -> Places:
-        """Centres of the ground truths at the levels that their boxes are pooled from."""
-        boxes = torch.cat([truth.resized(sample.metainfo) for truth, sample in zip(truths, samples, strict=True)])
-        return dataclasses.replace(centres(truths, samples, inputs), levels=region_levels(self.regions, boxes))
-
-    # -- rows --------------------------------------------------------------------------------------------------
 
     def _layer(
         self,
@@ -231,16 +185,15 @@ class Probe:
         patches = torch.cat([record.patches for record in records])
         sizes = {level: size for record in records for level, size in record.map_sizes.items()}
         unit = records[0].unit
-        # a layer that decides once per level of the head's pyramid; any other decides once per image
-        by_level = unit != 'image' and pyramid > 1 and int(levels.max()) == pyramid - 1
-        if self.regions is not None:  # whose pyramid may have more levels than regions are pooled from
-            by_level = unit != 'image' and int(levels.max()) > 0
         grid = self.grids.get(records[0].layer, 1) if unit == 'patch' else 1
         table = RowTable(images, levels, patches)
         detections, positives, of_truths = places
-        if records[0].layer in self.query_layers:
-            rows = (table.rows_of_queries(detections), table.rows_of_queries(positives), of_truths.no_rows())
-        elif by_level:
+        if records[0].layer in self.following.numbered:
+            table = RowTable(images, torch.zeros_like(levels), patches)
+            rows = (table.numbered_rows(detections), table.numbered_rows(positives), of_truths.no_rows())
+        elif unit == ROI:  # regions that are not followed have no place
+            rows = tuple(of_kind.no_rows() for of_kind in places)
+        elif self.following.by_level(unit, int(levels.max()), pyramid):
             rows = (table.rows(detections, sizes, grid), table.rows(positives, sizes, grid), of_truths.no_rows())
         else:
             rows = (detections.no_rows(), positives.no_rows(), table.rows(of_truths, sizes, grid))
@@ -257,28 +210,30 @@ class Probe:
         )
 
 
-def detection_table(results: Sequence, images: Sequence[int]) -> np.ndarray:
-    """Detections as the analysis takes them, see :class:`~moe_det.probing.findings.Findings`.
-
-    Args:
-        results: ``pred_instances`` of each image, in original pixels; with a field ``level`` where it is known.
-        images: position of each image.
-
-    Returns:
-        (n, 8).
-    """
-    tables = [np.zeros((0, 8))]
-    for image, found in zip(images, results, strict=True):
-        boxes = found.bboxes.cpu().double().numpy().reshape(-1, 4)
-        table = np.empty((len(boxes), 8))
-        table[:, 0] = image
-        table[:, 1:3] = boxes[:, :2]
-        table[:, 3:5] = boxes[:, 2:4] - boxes[:, :2]
-        table[:, 5] = found.scores.cpu().numpy()
-        table[:, 6] = found.labels.cpu().numpy()
-        table[:, 7] = found.level.cpu().numpy() if 'level' in found else NO_ROW
-        tables.append(table)
-    return np.concatenate(tables)
+def _tokens_of_objects(
+    records: Sequence[RoutingRecord],
+    features: Sequence[Tensor],
+    image_ids: np.ndarray,
+    tokens: Places,
+    places: Sequence[Places],
+) -> LayerFindings:
+    """The rows of a layer that stand for objects; an image has too many tokens to keep them all."""
+    images = torch.cat([record.image_ids for record in records])
+    patches = torch.cat([record.patches for record in records])
+    rows = RowTable(images, torch.zeros_like(images), patches).numbered_rows(tokens)
+    kept, first, number = np.unique(rows, return_index=True, return_inverse=True)
+    detections, positives, _ = places
+    return LayerFindings(
+        image_ids=image_ids[images[kept].numpy()],
+        levels=tokens.levels[first].numpy(),
+        patches=patches[kept].numpy(),
+        weights=torch.cat([record.weights for record in records])[kept].float().numpy(),
+        probs=torch.cat([record.probs for record in records])[kept].float().numpy(),
+        features=torch.cat(list(features))[kept].numpy(),
+        detection_rows=detections.no_rows(),
+        positive_rows=positives.no_rows(),
+        truth_rows=number.reshape(-1),
+    )
 
 
 @contextmanager
@@ -290,3 +245,15 @@ def _features(model: nn.Module, features):
         yield
     finally:
         del model.extract_feat
+
+
+def _projected(features: Tensor) -> Tensor:
+    """(R, C) features as at most ``MOST_FEATURES`` numbers, always by the same random directions.
+
+    Regions are many and their features are long. A linear gate with random weights, which features are kept for, sees
+    nearly the same through random directions.
+    """
+    if features.shape[1] <= MOST_FEATURES:
+        return features
+    directions = torch.randn(features.shape[1], MOST_FEATURES, generator=torch.Generator().manual_seed(0))
+    return features @ directions.to(features) / MOST_FEATURES**0.5

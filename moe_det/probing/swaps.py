@@ -12,9 +12,11 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from ..analysis.donors import donors_of, level_shifted_rows, swapped_rows
+from ..analysis.donors import donors_of, level_shifted_rows, swapped_regions, swapped_rows
 from ..routing.intervention import Intervention
+from ..routing.regions import ROI
 from ..routing.route_table import RouteTable
+from ..routing.tokens import TOKEN
 from .conditions import Condition, all_swapped, levels_shifted, routed, swapped
 from .findings import Findings, LayerFindings
 
@@ -43,7 +45,9 @@ def swap_donors(
     Returns:
         (D, N) position of each image's donor, -1 where it keeps its own decisions.
     """
-    shapes = _shapes([findings.layers[info.name] for info in infos], len(object_counts))
+    shapes = _shapes(
+        [findings.layers[info.name] for info in infos if info.unit not in (ROI, TOKEN)], len(object_counts)
+    )
     generators = [np.random.default_rng((seed, draw)) for draw in range(draws)]
     donors = [donors_of(object_counts, rng, shapes, groups) for rng in generators]
     return np.array(donors, dtype=np.int64).reshape(draws, len(object_counts))
@@ -51,7 +55,7 @@ def swap_donors(
 
 def _shapes(layers: Sequence[LayerFindings], images: int) -> np.ndarray:
     """(N,) a number that images have in common if all their layers have the same rows."""
-    columns = []
+    columns = [np.zeros((images, 1), dtype=np.int64)]
     for layer in layers:
         rows = np.zeros((images, int(layer.levels.max()) + 1), dtype=np.int64)
         np.add.at(rows, (layer.image_ids, layer.levels), 1)
@@ -67,6 +71,10 @@ def swap_conditions(findings: Findings, infos: Sequence, donors: np.ndarray, see
     row to the same set of as many experts as the layer chooses, with each image's loss. With several layers
     ``all/swap/<d>`` as well.
 
+    Regions of interest are no rows that images share, and other decisions of layers before the box heads make other
+    regions: ``all/swap/<d>`` leaves layers of regions as they are where there are others, and none of them takes the
+    decisions of other levels. Of tokens too few are kept to exchange them.
+
     Args:
         findings: of all images under the detector's own routing.
         infos: of the layers to change.
@@ -78,21 +86,28 @@ def swap_conditions(findings: Findings, infos: Sequence, donors: np.ndarray, see
     found = []
     for number, info in enumerate(infos):
         layer = findings.layers[info.name]
-        own = RouteTable(layer.weights, layer.image_ids, layer.levels, layer.patches, slots=info.slots)
-        places = layer.image_ids, layer.levels, layer.patches
-        for draw in range(draws):
-            swaps[draw][info.name] = Intervention(routes=own.taking(swapped_rows(*places, donors[draw])))
-        found += [Condition(swapped(info.name, d), {info.name: swaps[d][info.name]}) for d in range(draws)]
-        if layer.levels.max() > 0:
-            for draw in range(min(draws, LEVEL_DRAWS)):
-                rows = level_shifted_rows(*places, np.random.default_rng((seed, draw, 1 + number)))
-                routes = {info.name: Intervention(routes=own.taking(rows))}
-                found.append(Condition(levels_shifted(info.name, draw), routes))
+        if info.unit != TOKEN:
+            regions = info.unit == ROI
+            levels = np.zeros_like(layer.levels) if regions else layer.levels  # regions come image by image
+            own = RouteTable(layer.weights, layer.image_ids, levels, layer.patches, slots=info.slots)
+            places = layer.image_ids, layer.levels, layer.patches
+            swap = swapped_regions if regions else swapped_rows
+            for draw in range(draws):
+                swaps[draw][info.name] = Intervention(routes=own.taking(swap(*places, donors[draw])))
+            found += [Condition(swapped(info.name, d), {info.name: swaps[d][info.name]}) for d in range(draws)]
+            if layer.levels.max() > 0 and not regions:
+                for draw in range(min(draws, LEVEL_DRAWS)):
+                    rows = level_shifted_rows(*places, np.random.default_rng((seed, draw, 1 + number)))
+                    routes = {info.name: Intervention(routes=own.taking(rows))}
+                    found.append(Condition(levels_shifted(info.name, draw), routes))
         for experts in expert_sets(info.num_experts, info.top_k, seed, info.slots):
             route = {info.name: Intervention(forced=experts)}
             found.append(Condition(routed(info.name, experts), route, losses=True))
-    if len(infos) > 1:
-        found += [Condition(all_swapped(draw), swaps[draw]) for draw in range(draws)]
+    together = [info.name for info in infos if info.unit not in (ROI, TOKEN)]
+    together = together or [info.name for info in infos if info.unit == ROI]
+    if len(together) > 1:
+        for draw in range(draws):
+            found.append(Condition(all_swapped(draw), {name: swaps[draw][name] for name in together}))
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -47,6 +48,10 @@ class Constraint(nn.Module):
 
     def prepare(self, num_experts: int, num_groups: int) -> None:
         """Allocates state for E experts and G balance groups; called once, when the router is built."""
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> Constraint:
+        """Leaves the constraint as it is: initialisers visit every module, and take ``weight`` for a tensor."""
+        return self
 
     def mask(self, logits: Tensor, groups: Tensor) -> Tensor:
         """Returns the (R, E) logits that the choice is made from; -inf forbids an expert."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +46,10 @@ class LearnedNoise(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._mirror()
 
+    def apply(self, fn: Callable[[nn.Module], None]) -> LearnedNoise:
+        """Leaves the noise as it is: initialisers visit every module, and W_n starts at zero."""
+        return self
+
     def _mirror(self) -> None:
         self._seed, self._draws = int(self.seed), int(self.draws)
 
@@ -59,10 +63,9 @@ class LearnedNoise(nn.Module):
         self._draws += 1
         self.draws.fill_(self._draws)
         experts = like.shape[1]
-        per_level = layout.patches if layout.unit != 'image' else (1,)
         parts = [
-            torch.randn(layout.num_images * num_ranks, patches, experts, generator=generator)[rank::num_ranks]
-            for patches in per_level
+            torch.randn(images * num_ranks, rows, experts, generator=generator)[rank::num_ranks]
+            for images, rows in layout.blocks()
         ]
         noise = torch.cat([part.reshape(-1, experts) for part in parts])
         return noise.to(device=like.device, dtype=like.dtype, non_blocking=True)

@@ -24,8 +24,8 @@ class RoutingRecord:
         probs: (R, E) gate probabilities.
         image_ids: (R,) id of each row's image, as given to :meth:`RoutingRecorder.start_batch`.
         levels: (R,) level of each row; 0 when the decision holds for all levels.
-        patches: (R,) position of the patch inside its map, row by row; 0 without patches.
-        unit: ``'level'``, ``'image'`` or ``'patch'``.
+        patches: (R,) position of the patch inside its map, row by row, or of a token or region in its image; else 0.
+        unit: as the layer's ``unit``.
         map_sizes: (H, W) of the map of each level, by level number.
     """
 
@@ -109,8 +109,7 @@ class RoutingRecorder(_Recorder):
         levels = layout.levels() - layout.first_level + first
         self._next_level[layer] = first + len(layout.level_rows)
         map_sizes = {first + i: size for i, size in enumerate(layout.map_sizes)}
-        per_level = layout.patches if layout.unit != 'image' else (1,)
-        patches = torch.cat([torch.arange(p).repeat(layout.num_images) for p in per_level])
+        patches = layout.numbers()
         weights = routing.dense(routing.weights, 0.0).detach().cpu()
         probs = routing.probs.detach().cpu()
         ids = self._image_ids[images]

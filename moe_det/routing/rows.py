@@ -151,9 +151,15 @@ class RowLayout:
 
     def images(self) -> Tensor:
         """(R,) position of each row's image in the batch."""
-        per_level = self.patches if self.unit != 'image' else (1,)
-        images = torch.arange(self.num_images)
-        return torch.cat([images.repeat_interleave(p) for p in per_level])
+        return torch.cat([torch.arange(images).repeat_interleave(rows) for images, rows in self.blocks()])
+
+    def numbers(self) -> Tensor:
+        """(R,) position of each row among those of its image and level."""
+        return torch.cat([torch.arange(rows).repeat(images) for images, rows in self.blocks()])
+
+    def blocks(self) -> list[tuple[int, int]]:
+        """Of each level the number of images and of rows that each of them has; the levels' rows follow each other."""
+        return [(self.num_images, p) for p in (self.patches if self.unit != 'image' else (1,))]
 
 
 def rows_of(

@@ -33,15 +33,15 @@ from ..errors import MoEConfigError, MoEDetError
 from ..figures.values import RESULTS_FORMAT
 from ..probing.conditions import NATURAL, conditions_of
 from ..probing.findings import Findings
-from ..probing.layer_description import conditioned_on, layer_infos, pyramid_levels
+from ..probing.layer_description import layer_infos, pyramid_levels
 from ..probing.probe import Probe
 from ..probing.run import PartStore, probe_images
 from ..probing.swaps import swap_conditions, swap_donors
 from ..routing.router import find_routers
 from ..running.launch import Options
 from ..running.trained_model import TestBatches, load_trained_model, test_batches
+from .detection_table import write_detections
 from .image_groups import image_groups
-from .query_table import QUERIES_NAME, write_queries
 from .size_pictures import add_pictures
 
 
@@ -198,7 +198,7 @@ def analyse_checkpoint(
         },
         'sizes': sizes,
         'relative_sizes': None if relative is None else relative_table(relative),
-        'conditioned_on': conditioned_on(probe),
+        'conditioned_on': probe.following.conditioned_on,
         'levels': pyramid_levels(model, findings),
         'ap': {'natural': precisions[NATURAL], 'top_k': _sweep(model, precisions)},
         'swap': None if routes is None else swap_results(routes, 'all', analysed.donors),
@@ -207,7 +207,7 @@ def analyse_checkpoint(
         'seeds': None,
         'notes': _notes(probe, infos, model),
     }
-    write_queries(folder / QUERIES_NAME, findings, matches, ground_truth, infos)
+    write_detections(folder, findings, matches, ground_truth, infos)
     add_pictures(results, folder, findings, matches, ground_truth, [item['img_path'] for item in items])
     return results, by_layer
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from ..analysis import gallery
 from ..analysis.ground_truth import GroundTruth
-from ..analysis.inputs import QUERY
-from ..analysis.units import decides_per_image, detection_unit, training_unit, unit_without_levels
+from ..analysis.inputs import NUMBERED, TOKEN
+from ..analysis.units import decides_per_image, detection_unit, token_unit, training_unit, unit_without_levels
 from ..figures.pictures import Pictures, crop_object, draw_boxes
 from ..probing.findings import Findings
 
@@ -76,7 +76,9 @@ def add_pictures(
     objects, ids = ground_truth.objects, ground_truth.image_ids
     for layer in results['layers']:
         found = findings.layers[layer['name']]
-        if layer['main_unit'] == 'detection':
+        if layer['unit'] == TOKEN:
+            unit = token_unit(found, objects.sizes)
+        elif layer['main_unit'] == 'detection':
             unit = detection_unit(found, matches, findings.detection_levels, objects.sizes)
         elif len(findings.positives):
             unit = training_unit(found, findings.positives, objects.sizes)
@@ -104,7 +106,10 @@ def add_pictures(
             'picture': images.whole(i),
             'objects': len(objects.of_image(i)),
             'layers': [
-                {'name': layer['name'], 'levels': _routing(findings.layers[layer['name']], i, layer['unit'] == QUERY)}
+                {
+                    'name': layer['name'],
+                    'levels': _routing(findings.layers[layer['name']], i, layer['unit'] in NUMBERED),
+                }
                 for layer in results['layers']
             ],
         }
@@ -113,7 +118,7 @@ def add_pictures(
 
 
 def _routing(layer, position: int, mean: bool) -> list[dict]:
-    """The weights of an image's rows, level by level; of its queries, which are many and in no order, their mean."""
+    """The weights of an image's rows, level by level; of queries or regions, which are many, their mean."""
     at = layer.image_ids == position
     found = []
     for level in np.unique(layer.levels[at]):

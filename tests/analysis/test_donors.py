@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_det.analysis.donors import donors_of, level_shifted_rows, swapped_rows
+from moe_det.analysis.donors import donors_of, level_shifted_rows, swapped_regions, swapped_rows
 
 
 def octave(count: int) -> int:
@@ -108,3 +108,17 @@ def test_every_shift_but_none_is_drawn():
     assert (shift == shift[:, :1]).all()
     counts = np.bincount(shift[:, 0], minlength=4)
     assert counts[0] == 0 and counts[1:].min() > 70
+
+
+def test_regions_take_the_decision_of_the_region_at_the_same_fraction_of_their_level():
+    #        image 0: levels 0 0 1   image 1: levels 1 0 0 0 0   image 2: level 2
+    images = np.array([0, 0, 0, 1, 1, 1, 1, 1, 2])
+    levels = np.array([0, 0, 1, 1, 0, 0, 0, 0, 2])
+    numbers = np.array([0, 1, 2, 0, 1, 2, 3, 4, 0])
+    found = swapped_regions(images, levels, numbers, np.array([1, 0, 1]))
+    # two of four: the first and the third; four of two: each twice; a level that the donor lacks: their own
+    assert found.tolist() == [4, 6, 3, 2, 0, 0, 1, 1, 8]
+    order = np.random.default_rng(0).permutation(9)
+    again = swapped_regions(images[order], levels[order], numbers[order], np.array([1, 0, 1]))
+    assert order[again].tolist() == found[order].tolist()
+    assert swapped_regions(images, levels, numbers, np.full(3, -1)).tolist() == list(range(9))

@@ -9,6 +9,7 @@ import torch
 from small_conversions import IMPORTS, model_of
 from small_families import family
 from small_models import batch, predictions_of, spread_weights
+from small_regions import FASTER
 
 from moe_det.converters.densify import densify
 from moe_det.converters.files import config_text
@@ -27,9 +28,9 @@ SHARED = {**SHARDS, 'modules': 'encoder.layers.*.ffn', 'shared_expert': True, 's
 CONVS = {'modules': 'backbone.layer4.*.conv2', 'type': 'MoEConv2d', 'num_experts': 3, 'top_k': 2}
 
 
-def write_config(path: Path, experts: list[dict] | None) -> Path:
-    """The small DETR as a config file, with experts where some are given."""
-    cfg = family(DETR)
+def write_config(path: Path, experts: list[dict] | None, name: str = DETR) -> Path:
+    """The small detector as a config file, with experts where some are given."""
+    cfg = family(name)
     if experts is not None:
         cfg.model = {**cfg.model, 'type': 'WithExperts', 'detector': cfg.model['type'], 'experts': experts}
         cfg.custom_imports, cfg.custom_hooks = IMPORTS, [dict(type='MoEHook')]
@@ -61,6 +62,28 @@ def test_there_and_back_again(experts, dense, tmp_path, capsys):
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, msg=lambda text, key=key: f'{key}: {text}')
+
+
+def test_linear_layers_of_a_box_head_there_and_back_again(tmp_path, capsys):
+    plain = write_config(tmp_path / 'dense.py', None, FASTER)
+    torch.save({'state_dict': spread_weights(model_of(plain)).state_dict()}, tmp_path / 'dense.pth')
+    linear = {'modules': 'roi_head.bbox_head.shared_fcs.*', 'type': 'MoELinear', 'num_experts': 3, 'top_k': 2}
+    config = write_config(tmp_path / 'moe.py', [linear], FASTER)
+    upcycle(str(config), str(tmp_path / 'dense.pth'), str(tmp_path / 'moe.pth'), noise=0)
+    assert 'did not fit' not in capsys.readouterr().out
+    densify(str(config), str(tmp_path / 'moe.pth'), str(tmp_path / 'back.pth'), expert=['2'])
+    found = torch.load(tmp_path / 'back.pth', weights_only=True)['state_dict']
+    expected = torch.load(tmp_path / 'dense.pth', weights_only=True)['state_dict']
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+    one = write_config(tmp_path / 'one.py', [{**linear, 'top_k': 1}], FASTER)
+    cost, dense_cost = (model_cost(load_config(path).model, (64, 64)) for path in (one, plain))
+    assert cost.experts == 'unconstrained, 1 of 3 per roi'
+    # of a region: 32 channels of 7 x 7 to 128 twice, scores of 4 classes, 3 boxes, and two gates of three experts
+    of_region = 32 * 49 * 128 + 128 * 128 + 128 * (4 + 3 * 4)
+    gates = 3 * (32 * 49 + 128)
+    assert dense_cost.parts['roi_head'].active_macs % of_region == 0  # how many regions there are is by chance
+    assert cost.parts['roi_head'].active_macs % (of_region + gates) == 0
 
 
 def test_a_dense_model_of_one_expert_predicts_what_the_forced_expert_does(dense, tmp_path):

@@ -16,26 +16,30 @@ from moe_det.routing.router import find_routers
 
 FFNS = {'modules': '**.layers.*.ffn', 'type': 'MoEFFN', 'num_experts': 3, 'top_k': 1}
 STAGE = {'modules': 'backbone.layer4', 'type': 'MoEBlock'}
+OF_SWIN = {'modules': 'backbone.stages.3.blocks.*.ffn', 'type': 'MoEFFN', 'num_experts': 3, 'top_k': 1}
+TOWER = {'modules': 'bbox_head.cls_convs.0', 'type': 'MoEConv2d', 'num_levels': 5}
 
 
-@pytest.fixture(scope='module')
-def model() -> nn.Module:
-    """A small DETR with experts for queries and a block of experts in the backbone."""
-    cfg = family('detr/detr_r50_8xb2-150e_coco.py').model
-    return build({**cfg, 'type': 'WithExperts', 'detector': 'DETR', 'experts': [FFNS, STAGE]})
+def detector(name: str, experts: list[dict]) -> nn.Module:
+    cfg = family(name).model
+    return build({**cfg, 'type': 'WithExperts', 'detector': cfg['type'], 'experts': experts})
 
 
-def test_size_specialisation_takes_what_it_can_follow(model):
-    with pytest.raises(MoEConfigError, match=r'^encoder\.layers\.0\.ffn, encoder\.layers\.1\.ffn: .*tokens') as error:
+@pytest.mark.parametrize('unit', ['token', 'window'])
+def test_size_specialisation_takes_what_it_can_follow(unit):
+    model = detector('swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py', [{**OF_SWIN, 'unit': unit}, TOWER])
+    with pytest.raises(MoEConfigError, match=r'^backbone\.stages\.3\.blocks\.0\.ffn, .*1\.ffn: .*tokens') as error:
         layer_infos(model)
-    others = ['backbone.layer4.moe_block.moe', 'decoder.layers.0.ffn', 'decoder.layers.1.ffn']
-    assert f'choose others with --layers: {", ".join(others)}' in str(error.value)
-    assert [info.unit for info in layer_infos(model, others)] == ['level', 'query', 'query']
+    assert 'choose others with --layers: bbox_head.cls_convs.0.conv' in str(error.value)
+    assert [info.unit for info in layer_infos(model, ['bbox_head.cls_convs.0.conv'])] == ['level']
 
 
-def test_the_hook_says_that_it_must_go(model, monkeypatch):
+def test_tokens_of_encoders_are_followed_by_the_report_and_not_by_the_hook(monkeypatch):
+    model = detector('detr/detr_r50_8xb2-150e_coco.py', [FFNS, STAGE])
+    assert [info.unit for info in layer_infos(model)] == ['level', 'token', 'token', 'query', 'query']
     hook = ExpertSizeHook()
     monkeypatch.setattr(hook, '_read', lambda runner: None)
-    with pytest.raises(MoEConfigError, match=r'ExpertSizeHook \(take it out\)'):
+    refused = r'^encoder\.layers\.0\.ffn, encoder\.layers\.1\.ffn: .*ExpertSizeHook \(take it out\)'
+    with pytest.raises(MoEConfigError, match=refused):
         hook.before_val_epoch(SimpleNamespace(model=model))
     assert len(find_routers(model)) == 5

@@ -1,0 +1,94 @@
+"""size_specialization.py on a Faster R-CNN whose gate is planted: on the size within the level, or on the level."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+from small_models import predictions_of
+from small_queries import NAMES, boxes_as_truth, write_images
+from small_regions import FINEST, LAYER, boxes_are_regions, faster_config, gates_told, level_alone, within_level
+
+TOOL = 'analysis_tools/size_specialization.py'
+IMAGES = 40
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory) -> Path:
+    """Config, checkpoint and data, in which some of the detector's own boxes are the ground truth."""
+    folder = tmp_path_factory.mktemp('faster')
+    cfg = faster_config()
+    paths = write_images(folder / 'images', IMAGES)
+    file = folder / 'annotations' / 'truth.json'
+    pipeline = [
+        {'type': 'LoadImageFromFile'},
+        {'type': 'Resize', 'scale': (64, 64), 'keep_ratio': True},
+        {'type': 'LoadAnnotations', 'with_bbox': True},
+        {'type': 'PackDetInputs', 'meta_keys': ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')},
+    ]
+    cfg.test_dataloader = {
+        'batch_size': 10,
+        'num_workers': 0,
+        'sampler': {'type': 'DefaultSampler', 'shuffle': False},
+        'dataset': {
+            'type': 'CocoDataset',
+            'data_root': str(folder),
+            'metainfo': {'classes': NAMES},
+            'ann_file': 'annotations/truth.json',
+            'data_prefix': {'img': 'images/'},
+            'test_mode': True,
+            'pipeline': pipeline,
+        },
+    }
+    cfg.test_evaluator = {'type': 'CocoMetric', 'ann_file': str(file), 'metric': 'bbox'}
+    cfg.custom_imports = {'imports': ['moe_det'], 'allow_failed_imports': False}
+    cfg.dump(folder / 'faster.py')
+    model = boxes_are_regions(cfg)
+    found = []
+    for path in paths:
+        sample = DetDataSample(metainfo={'img_shape': (64, 64), 'ori_shape': (64, 64), 'scale_factor': (1.0, 1.0)})
+        image = torch.from_numpy(cv2.imread(str(path)).transpose(2, 0, 1).copy())
+        found.extend(predictions_of(model, {'inputs': [image], 'data_samples': [sample]}))
+    boxes_as_truth(found, paths, file)
+    torch.save({'state_dict': model.state_dict(), 'meta': {'dataset_meta': {'classes': NAMES}}}, folder / 'planted.pth')
+    return folder
+
+
+def report(tool, place: Path, out: Path, *options: str) -> dict:
+    few = ['--permutations', '500', '--bootstrap', '100', '--swaps', '2', '--resamples', '50', '--no-figures']
+    where = ['--out-dir', str(out), '--device', 'cpu', '--area-ranges', '16', '32']
+    assert tool(TOOL).main([str(place / 'faster.py'), str(place / 'planted.pth'), *where, *few, *options]) == 0
+    return json.loads((out / 'size_specialization.json').read_text())
+
+
+def test_a_gate_that_sorts_within_the_level_is_found(tool, place, tmp_path, monkeypatch):
+    with gates_told(within_level, monkeypatch):
+        results = report(tool, place, tmp_path)
+    (layer,) = results['layers']
+    assert (layer['name'], layer['unit'], layer['main_unit']) == (LAYER, 'roi', 'detection')
+    assert layer['units']['detection']['sorts'] is layer['units']['training']['sorts'] is True
+    assert layer['units']['training']['n_objects'] == 4 * IMAGES
+    assert results['conditioned_on'].startswith('the level of the pyramid that a region is pooled from')
+    assert layer['swap'] is not None and layer['routes']['between_levels'] is None
+    lines = list(csv.DictReader((tmp_path / 'regions.csv').open()))
+    assert sum(level['detections'] for level in results['levels']) == len(lines) > 10 * IMAGES
+    area = np.array([float(line['area']) for line in lines])
+    above = np.log2(np.sqrt(area) / FINEST) % 1 - 0.5
+    clear = (np.abs(above) < 0.49) & (np.abs(above) > 0.01) & (area > FINEST**2)
+    expert = np.array([int(line[LAYER]) for line in lines])
+    assert clear.mean() > 0.5
+    np.testing.assert_array_equal(expert[clear], above[clear] > 0)
+
+
+def test_a_gate_that_sees_the_level_alone_is_not_said_to_sort(tool, place, tmp_path, monkeypatch):
+    with gates_told(level_alone, monkeypatch):
+        (layer,) = report(tool, place, tmp_path, '--no-forcing')['layers']
+    assert layer['units']['detection']['sorts'] is layer['units']['training']['sorts'] is False
+    assert layer['verdict'] not in ('size-specialised', 'size-sorted')
+    assert layer['level_mi_bits'] > 0.3 and layer['level_p_value'] < 0.01

@@ -1,0 +1,121 @@
+"""size_specialization.py on an encoder whose gates know the map of a token alone, or the size of objects there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_families import family
+from small_models import build, initialise, spread_weights
+from small_queries import NAMES, write_images
+
+from moe_det.routing.gates import GAPLinearGate
+
+TOOL = 'analysis_tools/size_specialization.py'
+LAYER = 'encoder.layers.1.ffn'
+IMAGES = 60
+SIDES = (8, 4, 2, 1)  # of the maps, for images of 64 pixels
+TOKENS = sum(side**2 for side in SIDES)
+
+
+def boxes_of(image: int) -> list[list[float]]:
+    """In the left half of an image what is small for its map, in the right half what is large; two of each map."""
+    rng = np.random.default_rng(image)
+    found = []
+    for low, high in ((20, 44), (46, 63)):  # sides that fit the maps of 8 x 8 and of 4 x 4 tokens
+        for right in (0, 1):
+            middle = (low + high) / 2
+            side = rng.uniform(middle + 1, high) if right else rng.uniform(low, middle - 1)
+            x, y = (34 if right else 30) - side / 2, rng.uniform(side / 2, 64 - side / 2) - side / 2
+            found.append([x, y, side, side])
+    return found
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('deformable')
+    cfg = family('deformable_detr/deformable-detr_r50_16xb2-50e_coco.py')
+    experts = [{'modules': LAYER, 'type': 'MoEFFN', 'num_experts': 2, 'top_k': 1}]
+    cfg.model = {**cfg.model, 'type': 'WithExperts', 'detector': cfg.model['type'], 'experts': experts}
+    paths = write_images(folder / 'images', IMAGES)
+    pipeline = [
+        {'type': 'LoadImageFromFile'},
+        {'type': 'Resize', 'scale': (64, 64), 'keep_ratio': True},
+        {'type': 'LoadAnnotations', 'with_bbox': True},
+        {'type': 'PackDetInputs', 'meta_keys': ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')},
+    ]
+    dataset = {
+        'type': 'CocoDataset',
+        'data_root': str(folder),
+        'metainfo': {'classes': NAMES},
+        'ann_file': 'truth.json',
+        'data_prefix': {'img': 'images/'},
+        'test_mode': True,
+        'pipeline': pipeline,
+    }
+    sampler = {'type': 'DefaultSampler', 'shuffle': False}
+    cfg.test_dataloader = {'batch_size': 10, 'num_workers': 0, 'sampler': sampler, 'dataset': dataset}
+    cfg.test_evaluator = {'type': 'CocoMetric', 'ann_file': str(folder / 'truth.json'), 'metric': 'bbox'}
+    cfg.custom_imports = {'imports': ['moe_det'], 'allow_failed_imports': False}
+    cfg.dump(folder / 'deformable.py')
+    torch.manual_seed(0)
+    model = spread_weights(initialise(build(cfg.model)))
+    with torch.no_grad():  # every detection is the whole image
+        for branch in model.bbox_head.reg_branches:
+            branch[-1].weight.zero_()
+            branch[-1].bias.copy_(torch.tensor([0.0, 0.0, 9.0, 9.0]))
+        model.reference_points_fc.weight.zero_()
+        model.reference_points_fc.bias.zero_()
+    torch.save({'state_dict': model.state_dict(), 'meta': {'dataset_meta': {'classes': NAMES}}}, folder / 'planted.pth')
+    annotations = []
+    for image in range(IMAGES):
+        for box in boxes_of(image):
+            entry = {'id': len(annotations), 'image_id': image, 'category_id': 1, 'bbox': box, 'iscrowd': 0}
+            annotations.append({**entry, 'area': box[2] * box[3]})
+    images = [{'id': i, 'file_name': path.name, 'width': 64, 'height': 64} for i, path in enumerate(paths)]
+    categories = [{'id': i + 1, 'name': name} for i, name in enumerate(NAMES)]
+    content = {'images': images, 'annotations': annotations, 'categories': categories}
+    (folder / 'truth.json').write_text(json.dumps(content))
+    return folder
+
+
+def layer_of(tool, place: Path, out: Path) -> dict:
+    few = ['--permutations', '500', '--bootstrap', '100', '--swaps', '1', '--resamples', '20', '--no-figures']
+    where = ['--out-dir', str(out), '--device', 'cpu', '--area-ranges', '30', '50', '--no-forcing']
+    assert tool(TOOL).main([str(place / 'deformable.py'), str(place / 'planted.pth'), *where, *few]) == 0
+    (layer,) = json.loads((out / 'size_specialization.json').read_text())['layers']
+    return layer
+
+
+def plant(monkeypatch, expert_of) -> None:
+    """Gates send each token to ``expert_of(map, column of the map)``."""
+    experts = [expert_of(level, i % side) for level, side in enumerate(SIDES) for i in range(side**2)]
+    logits = torch.nn.functional.one_hot(torch.tensor(experts), 2).float()
+    monkeypatch.setattr(GAPLinearGate, 'logits', lambda self, x: logits.repeat(len(x) // TOKENS, 1))
+
+
+def test_a_gate_that_sorts_within_the_map(tool, place, tmp_path, monkeypatch):
+    plant(monkeypatch, lambda level, column: int(column >= SIDES[level] / 2))
+    layer = layer_of(tool, place, tmp_path)
+    assert (layer['name'], layer['unit'], layer['main_unit'], layer['levels']) == (
+        LAYER,
+        'token',
+        'training',
+        [0, 1, 2],
+    )
+    training = layer['units']['training']
+    assert training['n_objects'] == 4 * IMAGES and training['sorts'] is True
+    assert layer['units']['detection']['unavailable'] == 'no detection is made by a token of the encoder'
+    assert layer['verdict'] == 'undetermined' and 'no detection is made by a token' in layer['undetermined_reason']
+    assert layer['swap'] is None and 'too many tokens' in layer['swap_reason']
+    assert 'Encoder layers are asked given the level' in (tmp_path / 'report.html').read_text().replace('&#39;', "'")
+
+
+def test_a_gate_that_knows_the_map_alone(tool, place, tmp_path, monkeypatch):
+    plant(monkeypatch, lambda level, column: int(level > 0))
+    layer = layer_of(tool, place, tmp_path)
+    assert layer['units']['training']['sorts'] is False and layer['verdict'] == 'level-specialised'
+    assert layer['level_mi_bits'] > 0.9

@@ -9,10 +9,12 @@ import dataclasses
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from mmdet.models.detectors import BaseDetector
+from torch import Tensor
 
 from .assignment import cannot_assign, positive_anchors
 from .places import Places, Truth, centres
@@ -77,8 +79,8 @@ class Following:
 
     conditioned_on = 'nothing: objects of this detector cannot be followed to a level of a pyramid.'
 
-    def __init__(self, model: nn.Module) -> None:
-        self.head = getattr(model, 'bbox_head', None)
+    def __init__(self, model: BaseDetector) -> None:
+        self.head: Any = getattr(model, 'bbox_head', None)
         self.no_provenance = cannot_follow(self.head)
         self.no_assignment = self.no_provenance
         self.numbered: list[str] = []
@@ -113,7 +115,7 @@ class AnchorFollowing(Following):
     conditioned_on = 'the level of the pyramid that an object is detected on, or trains.'
     assign = staticmethod(positive_anchors)
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: BaseDetector) -> None:
         super().__init__(model)
         self.no_assignment = cannot_assign(self.head)
 
@@ -154,7 +156,7 @@ class QueryFollowing(AnchorFollowing):
 
     assign = staticmethod(matched_queries)
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: BaseDetector) -> None:
         Following.__init__(self, model)
         self.no_provenance = cannot_follow_queries(self.head)
         self.no_assignment = self.no_provenance or cannot_match_queries(self.head)
@@ -196,7 +198,7 @@ class LevelFollowing(Following):
         'unit has every object at its centre.'
     )
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: BaseDetector) -> None:
         super().__init__(model)
         self.no_assignment = None
         self.extractor = region_extractor(model)
@@ -220,7 +222,7 @@ class RegionFollowing(LevelFollowing):
         'and in the box head the region that overlaps it most (IoU 0.5 or more).'
     )
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: BaseDetector) -> None:
         super().__init__(model)
         self.no_provenance = None
         self.roi_head = model.roi_head
@@ -247,7 +249,7 @@ class RegionFollowing(LevelFollowing):
         return objects, dataclasses.replace(places, numbers=torch.cat(found))
 
 
-def following(model: nn.Module) -> Following:
+def following(model: BaseDetector) -> Following:
     """How detections of this detector are followed."""
     head = getattr(model, 'bbox_head', None)
     if makes_queries(head):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
+from mmdet.models.detectors import BaseDetector
 from torch import Tensor, nn
 
 from ..routing.gates import global_average
@@ -39,13 +41,13 @@ class Probe:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: BaseDetector,
         conditions: Sequence[Condition] = (),
         grids: Mapping[str, int] | None = None,
         rows: bool = True,
     ) -> None:
         self.model = model
-        self.head = getattr(model, 'bbox_head', None)
+        self.head: Any = getattr(model, 'bbox_head', None)
         self.conditions = list(conditions)
         self.grids = dict(grids or {})
         self.rows = rows
@@ -237,10 +239,9 @@ def _tokens_of_objects(
 
 
 @contextmanager
-def _features(model: nn.Module, features):
+def _features(model: BaseDetector, features: Sequence[Tensor]) -> Iterator[None]:
     """Lets the detector find these features instead of computing them again."""
-    extract: Callable = lambda *args, **kwargs: features  # noqa: E731
-    model.extract_feat = extract
+    model.extract_feat = lambda *args, **kwargs: features
     try:
         yield
     finally:

@@ -7,7 +7,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup lint test test-openmmlab demo clean
+.PHONY: help setup lint test test-openmmlab demo docs clean
 
 VENV ?= .venv
 is_supported := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
@@ -19,6 +19,7 @@ python := $(VENV)/bin/python
 constraints := requirements/constraints.txt
 pip_install = $(python) -m pip install --disable-pip-version-check --constraint $(constraints)
 ready := $(VENV)/.moe_det-ready
+docs_ready := $(VENV)/.moe_det-docs
 overlay := .stacks/openmmlab
 # a crashed worker is a failed test; xdist would hang on restarting it
 PYTEST_ARGS ?= --numprocesses=auto --dist=loadfile --max-worker-restart=0
@@ -75,6 +76,16 @@ test-openmmlab: setup $(overlay)/.ready  ## the same tests on the stack openmmla
 
 demo: setup  ## train a small model on synthetic shapes and show which expert sees what
 	@$(python) tools/misc/demo.py
+
+$(docs_ready): pyproject.toml $(constraints) | $(ready)
+	@echo 'mkdocs-material and mkdocstrings (some seconds)'
+	$(pip_install) --quiet --editable '.[docs]'
+	@touch $@
+
+docs: setup $(docs_ready)  ## the documentation site, in build/site
+	@# with --quiet warnings would not count
+	@NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict
+	@echo 'make docs: build/site/index.html'
 
 clean:  ## remove caches and build files; the environment, results and data stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

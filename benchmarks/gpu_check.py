@@ -16,10 +16,11 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
+from common import ROOT
+from common.options import json_file, parser_of
+
+sys.path.insert(0, str(ROOT / 'tests'))  # one table of every kind of head
 MINUTES = 9.5
 # section -> seconds of all of these minutes; --minutes stretches them
 LIMITS = {'agreement': 90, 'speed': 260, 'profile': 40, 'determinism': 60, 'search': 60, 'operators': 20}
@@ -27,16 +28,14 @@ LIMITS = {'agreement': 90, 'speed': 260, 'profile': 40, 'determinism': 60, 'sear
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument('--small', action='store_true', help='a narrow network on small images')
     parser.add_argument('--only', nargs='+', choices=LIMITS, default=tuple(LIMITS), help='sections (default: all)')
     parser.add_argument('--minutes', type=float, default=MINUTES, help=f'limit of all sections (default: {MINUTES})')
-    parser.add_argument('--out', type=Path, default=Path('gpu_check.json'), metavar='JSON', help='file to write')
+    parser.add_argument('--out', type=json_file, default='gpu_check.json', metavar='JSON', help='file to write')
     args = parser.parse_args(argv)
     if not args.minutes > 0:
         parser.error(f'--minutes {args.minutes:g}: expected more than 0')
-    if args.out.suffix != '.json':
-        parser.error(f'--out {args.out}: expected a name that ends in .json')
     return args
 
 
@@ -62,10 +61,10 @@ def check(args: argparse.Namespace, argv: list[str]) -> int:
         build = 'this torch was built without CUDA' if torch.version.cuda is None else 'check its driver (nvidia-smi)'
         raise MoEConfigError(f'gpu_check.py: PyTorch {torch.__version__} sees no GPU here; {build}')
 
-    from benchmarks.gpu import numbers, table
-    from benchmarks.gpu.report import Report
-    from benchmarks.gpu.steps import Steps, search
-    from benchmarks.speed.record import made_on, why_busy
+    from gpu import numbers, table
+    from gpu.report import Report
+    from gpu.steps import Steps, search
+    from speed.record import made_on, why_busy
 
     command = ' '.join(['python', 'benchmarks/gpu_check.py', *argv])
     made = made_on('cuda', command, why_busy())

@@ -13,42 +13,31 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from common.options import at_least, json_file, parser_of
+
 SECTIONS = ('whole', 'separate', 'profile', 'layer', 'patterns', 'tokens', 'memory', 'optimizer')
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument('--quick', action='store_true', help='few rounds, small sizes')
     parser.add_argument('--only', nargs='+', choices=SECTIONS, default=SECTIONS, help='sections (default: all)')
     parser.add_argument('--device', default='cpu', choices=('cpu', 'cuda'))
     parser.add_argument('--precision', nargs='+', choices=('fp32', 'tf32', 'bf16'), help='default: fp32, or tf32 bf16')
-    parser.add_argument('--batch', nargs='+', type=int, metavar='B', help='batch sizes of the whole detector')
-    parser.add_argument('--size', nargs=2, type=int, metavar=('H', 'W'), help='image size of the whole detector')
-    parser.add_argument('--experts', nargs='+', type=int, metavar='E', help='experts of the layer alone')
-    parser.add_argument('--rounds', type=int, metavar='N', help='rounds of every comparison')
-    parser.add_argument('--threads', type=int, metavar='N', help="CPU threads (default: this process's cores)")
+    parser.add_argument('--batch', nargs='+', type=at_least(1), metavar='B', help='batch sizes of the whole detector')
+    parser.add_argument('--size', nargs=2, type=at_least(64), metavar=('H', 'W'), help='of images, whole detector')
+    parser.add_argument('--experts', nargs='+', type=at_least(2), metavar='E', help='experts of the layer alone')
+    parser.add_argument('--rounds', type=at_least(1), metavar='N', help='rounds of every comparison')
+    parser.add_argument('--threads', type=at_least(1), metavar='N', help="CPU threads (default: this process's cores)")
     parser.add_argument('--resume', action='store_true', help='keep what the record has with the same settings')
     parser.add_argument('--force', action='store_true', help='measure on a busy machine; the record says so')
-    parser.add_argument('--out', type=Path, metavar='JSON', help='record to write (default with --quick: none)')
+    parser.add_argument('--out', type=json_file, metavar='JSON', help='record to write (default with --quick: none)')
     parser.add_argument('--page', action='store_true', help='measure nothing, write page and plots from the records')
     args = parser.parse_args(argv)
-    for name in ('batch', 'experts', 'size'):
-        smallest = {'batch': 1, 'experts': 2, 'size': 64}[name]
-        for value in getattr(args, name) or ():
-            if value < smallest:
-                parser.error(f'--{name} {value}: expected at least {smallest}')
-    for name in ('rounds', 'threads'):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f'--{name} {getattr(args, name)}: expected at least 1')
     if args.device == 'cpu' and 'tf32' in (args.precision or ()):
         parser.error('--precision tf32: a CPU has no TF32; expected fp32 or bf16')
-    if args.out is not None and args.out.suffix != '.json':
-        parser.error(f'--out {args.out}: expected a name that ends in .json')
     return args
 
 
@@ -63,10 +52,10 @@ def main(argv: list[str] | None = None) -> int:
 def measure(args: argparse.Namespace, argv: list[str]) -> int:
     """Measures what the command line asks for and writes the record, the page and the plots."""
     import torch
+    from speed import page, record
+    from speed.plan import Plan, quick_or_full
+    from speed.sections import Measurement
 
-    from benchmarks.speed import page, record
-    from benchmarks.speed.plan import Plan, quick_or_full
-    from benchmarks.speed.sections import Measurement
     from moe_det.common.console import say, warn
     from moe_det.common.software import cores
     from moe_det.errors import MoEConfigError

@@ -15,45 +15,38 @@ Every case goes into the record as soon as it is done. Results do not depend on 
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import shlex
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
-from datetime import date
 from pathlib import Path
 
 import numpy as np
 import scipy
+from common import RECORDS
+from common.options import at_least, parser_of
+from common.record import Sections, today, write
+from planted.page import page
+from planted.study import FULL, QUICK, Case, Plan, all_cases, measure, planted_strengths
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from moe_det.common.software import cores, processor
+from moe_det.errors import DataError
 
-from benchmarks.planted.page import page  # noqa: E402
-from benchmarks.planted.study import FULL, QUICK, Case, Plan, all_cases, measure, planted_strengths  # noqa: E402
-from moe_det.common.software import cores, processor  # noqa: E402
-from moe_det.errors import DataError  # noqa: E402
-
-RECORD = ROOT / 'benchmarks' / 'records' / 'planted_routers.json'
+RECORD = RECORDS / 'planted_routers.json'
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument('--quick', action='store_true', help='few simulations')
     parser.add_argument('--only', nargs='+', metavar='NAME', help='sections, or parts of names of cases (default: all)')
-    parser.add_argument('--jobs', type=int, default=1, metavar='N', help='processes (default %(default)s)')
+    parser.add_argument('--jobs', type=at_least(1), default=1, metavar='N', help='processes (default %(default)s)')
     parser.add_argument('--resume', action='store_true', help='keep what the record has with the same settings')
-    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--seed', type=at_least(0), default=0)
     parser.add_argument('--out', type=Path, metavar='JSON', help=f'the record; the page lies beside it ({RECORD.name})')
-    args = parser.parse_args(argv)
-    if args.jobs < 1:
-        parser.error(f'--jobs {args.jobs}: expected 1 or more')
-    if args.seed < 0:
-        parser.error(f'--seed {args.seed}: expected 0 or more')
-    return args
+    return parser.parse_args(argv)
 
 
 def chosen(cases: list[Case], only: list[str] | None) -> list[Case]:
@@ -74,8 +67,8 @@ def chosen(cases: list[Case], only: list[str] | None) -> list[Case]:
     return [case for case in cases if case.name in found]
 
 
-class Record:
-    """Measured cases by section and name, written after each one.
+class Record(Sections):
+    """Measured cases by section and name.
 
     Args:
         path: the file; None keeps everything in memory.
@@ -85,44 +78,31 @@ class Record:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self.cases: dict[str, dict[str, dict]] = {}
-        if path is not None and path.is_file():
-            try:
-                self.cases = json.loads(path.read_text(encoding='utf-8'))['cases']
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f'{path}: no record of planted_routers.py ({error!r}); move it away') from error
-
-    def has(self, case: Case, plan: Plan) -> bool:
-        """Whether a resumed run need not measure this again."""
-        return self.cases.get(case.section, {}).get(case.name, {}).get('plan') == asdict(plan)
-
-    def add(self, case: Case, entry: dict, order: list[Case]) -> None:
-        """Adds or replaces a case and writes record and page; cases that are no longer in ``order`` go."""
-        self.cases.setdefault(case.section, {})[case.name] = entry
-        old, self.cases = self.cases, {}
-        for known in order:
-            if known.name in old.get(known.section, {}):
-                self.cases.setdefault(known.section, {})[known.name] = old[known.section][known.name]
-        if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            waiting = self.path.with_suffix('.part')
-            waiting.write_text(json.dumps(self.content(), indent=1) + '\n', encoding='utf-8')
-            waiting.replace(self.path)
-            self.path.with_suffix('.md').write_text(page(self.content()), encoding='utf-8')
-
-    def content(self) -> dict:
-        """What is written."""
-        made = {
+        super().__init__(path, 'planted_routers.py', 'cases')
+        self.about['made'] = {
             'command': shlex.join(['python', 'benchmarks/planted_routers.py', *sys.argv[1:]]),
             'cpu': processor(),
             'cores': cores(),
             'python': platform.python_version(),
             'numpy': np.__version__,
             'scipy': scipy.__version__,
-            'date': date.today().isoformat(),
+            'date': today(),
         }
-        return {'made': made, 'cases': self.cases}
+
+    def has(self, case: Case, plan: Plan) -> bool:
+        """Whether a resumed run need not measure this again."""
+        return self.get(case.section, case.name).get('plan') == asdict(plan)
+
+    def measured(self, case: Case, entry: dict, order: list[Case]) -> None:
+        """Adds or replaces a case and writes record and page; cases that are no longer in ``order`` go."""
+        self.sections.setdefault(case.section, {})[case.name] = entry
+        old, self.sections = self.sections, {}
+        for known in order:
+            if known.name in old.get(known.section, {}):
+                self.sections.setdefault(known.section, {})[known.name] = old[known.section][known.name]
+        self.write()
+        if self.path is not None:
+            write(self.path.with_suffix('.md'), page(self.content()))
 
 
 def run(cases: list[Case], plan: Plan, jobs: int) -> Iterator[tuple[Case, dict]]:
@@ -158,7 +138,7 @@ def main(argv: list[str] | None = None) -> None:
     record = Record(args.out or (None if args.quick else RECORD))
     wanted = [case for case in chosen(order, args.only) if not (args.resume and record.has(case, plan))]
     for done, (case, entry) in enumerate(run(wanted, plan, args.jobs), 1):
-        record.add(case, entry, order)
+        record.measured(case, entry, order)
         print(f'{done} of {len(wanted)}: {case.section}, {case.name} ({entry["seconds"]} s)', flush=True)
     print(page(record.content()))
 

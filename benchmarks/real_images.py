@@ -15,24 +15,22 @@ shows where they come from.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from datetime import datetime, timezone
 from pathlib import Path
 
-from command_runs import ROOT, finished, threads_of  # beside this script
+from common.options import add_files, add_runs, at_least, parser_of
+from common.record import origin, put_run, read, up_to_date, write
+from common.runs import finished, threads_of
 from real.expected import EXPECTED
 from real.settings import MORE_RATE, SETTINGS, SIZE, START, START_EPOCHS, START_RATE
 
-RECORD = ROOT / 'benchmarks' / 'records' / 'real_images.json'
-PAGE = ROOT / 'docs' / 'results' / 'real_images.md'
 FORMAT = 1
 BACKBONES = ('nanodet', 'mobilenetv2', 'efficientnet-lite', 'resnet18')
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line; nothing heavy is imported before."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument(
         '--data-root', action='append', required=True, metavar='DIR', help='folder in COCO layout; may be repeated'
     )
@@ -41,23 +39,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--backbone', choices=BACKBONES, default=BACKBONES[0])
     parser.add_argument('--settings', nargs='+', default=list(SETTINGS), choices=list(SETTINGS), metavar='NAME')
-    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
-    parser.add_argument(
-        '--epochs', type=int, default=START_EPOCHS, help='of the dense detector; all others take a third (%(default)s)'
-    )
-    parser.add_argument('--jobs', type=int, default=1, help='runs at the same time, which share the cores')
+    epochs = 'of the dense detector; all others take a third (%(default)s)'
+    parser.add_argument('--epochs', type=at_least(1), default=START_EPOCHS, help=epochs)
+    add_runs(parser, 'real_images')
     parser.add_argument('--threads', type=int, help='threads of each run (default: the cores, shared by the jobs)')
-    parser.add_argument('--work-dir', default='work_dirs/real_images')
     parser.add_argument('--no-report', action='store_true', help='leave the size report of the experts out')
     parser.add_argument(
         '--check-port', action='store_true', help="only test the whole NanoDet-g on a folder with COCO's categories"
     )
-    parser.add_argument('--record', type=Path, default=RECORD, help='(%(default)s)')
-    parser.add_argument('--page', type=Path, default=PAGE, help='(%(default)s)')
+    add_files(parser, 'real_images')
     args = parser.parse_args(argv)
-    for name in ('epochs', 'jobs'):
-        if getattr(args, name) < 1:
-            parser.error(f'--{name} {getattr(args, name)}: expected at least 1')
     if args.check_port and (args.backbone != 'nanodet' or args.weights is None or len(args.data_root) > 1):
         parser.error('--check-port: expected --backbone nanodet, its --weights, and one --data-root')
     return args
@@ -77,12 +68,12 @@ def run(args: argparse.Namespace) -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise MoEConfigError(f'--data-root: two folders are named {twice!r}, and the record tells them by name')
-    record = json.loads(args.record.read_text(encoding='utf-8')) if args.record.is_file() else {'rows': []}
+    record = read(args.record, {'rows': []})
     if args.check_port:
         from real.port_check import check_port
 
         record['port_check'] = check_port(args.weights, folders[0])
-        write(record, args)
+        keep(record, args)
         print(f'NanoDet-g on {folders[0].name}: AP {100 * record["port_check"]["AP"]:.1f}')
         return
     work_dir = Path(args.work_dir).resolve()
@@ -96,23 +87,21 @@ def run(args: argparse.Namespace) -> None:
         tasks = [(setting, seed, plan) for plan in plans for seed in args.seeds for setting in wanted]
         for (setting, seed, plan), found in finished(measure, tasks, args.jobs):
             add(record, setting, plan, found)
-            write(record, args)
+            keep(record, args)
             print(f'{plan.folder.name}, {setting}, seed {seed}: AP {100 * (found["AP"] or 0):.1f}', flush=True)
 
 
 def drop_outdated(record: dict, plans: list) -> None:
     """Removes rows of these folders and this backbone that were trained in another way, and says so."""
-    kept = []
-    for row in record['rows']:
-        plan = next(
-            (plan for plan in plans if (plan.folder.name, plan.backbone) == (row['data'], row['backbone'])), None
-        )
+    of_place = {(plan.folder.name, plan.backbone): plan for plan in plans}
+
+    def as_today(row: dict) -> bool:
+        plan = of_place.get((row['data'], row['backbone']))
         known = row['setting'] in SETTINGS
-        if known and (plan is None or plan.fingerprint_of(row['setting']) == row['fingerprint']):
-            kept.append(row)
-        else:
-            print(f'{row["data"]}, {row["setting"]}: recorded with other settings, not kept', flush=True)
-    record['rows'] = kept
+        return known and (plan is None or plan.fingerprint_of(row['setting']) == row['fingerprint'])
+
+    name_of = '{data}, {setting}'.format_map
+    record['rows'] = up_to_date(record['rows'], name_of, as_today, 'recorded with other settings')
 
 
 def add(record: dict, setting: str, plan, found: dict) -> None:
@@ -127,10 +116,7 @@ def add(record: dict, setting: str, plan, found: dict) -> None:
         row = dict(zip(('data', 'backbone', 'setting'), of_row, strict=True))
         row |= {'control': SETTINGS[setting].control, 'fingerprint': plan.fingerprint_of(setting)}
         row |= {'epochs': plan.epochs_of(setting), **cost_of(setting, plan.backbone, len(folder.classes)), 'seeds': []}
-        record['rows'].append(row)
-    runs = {other['seed']: other for other in row['seeds']}
-    runs[found['seed']] = {**runs.get(found['seed'], {}), **found}
-    row['seeds'] = [runs[seed] for seed in sorted(runs)]
+    put_run(record['rows'], row, found)
     order = list(SETTINGS)
     record['rows'].sort(key=lambda one: (one['data'], one['backbone'], order.index(one['setting'])))
     about = {'images': list(folder.images), 'classes': list(folder.classes), 'source': folder.source}
@@ -138,26 +124,19 @@ def add(record: dict, setting: str, plan, found: dict) -> None:
     record.setdefault('weights', {})[plan.backbone] = {'file': plan.weights.file, 'source': KNOWN[plan.backbone].source}
 
 
-def write(record: dict, args: argparse.Namespace) -> None:
+def keep(record: dict, args: argparse.Namespace) -> None:
     """Writes the record and the page."""
     from real.page import page  # imported by run() before hours of training
 
-    from moe_det.common.software import machine, versions
-
     record |= {
         'format': FORMAT,
-        'command': 'python benchmarks/real_images.py',
-        'machine': machine(),
-        'versions': versions(),
-        'date': datetime.now(timezone.utc).strftime('%Y-%m-%d'),
+        **origin('python benchmarks/real_images.py'),
         'size': SIZE,
         'learning_rates': {'start': START_RATE, 'more': MORE_RATE},
         'expected': EXPECTED,
     }
-    args.record.parent.mkdir(parents=True, exist_ok=True)
-    args.record.write_text(json.dumps(record, indent=1) + '\n', encoding='utf-8')
-    args.page.parent.mkdir(parents=True, exist_ok=True)
-    args.page.write_text(page(record), encoding='utf-8')
+    write(args.record, record)
+    write(args.page, page(record))
 
 
 def main(argv: list[str] | None = None) -> int:

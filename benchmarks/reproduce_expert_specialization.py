@@ -13,8 +13,6 @@ apart.
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import sys
 from collections.abc import Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -22,13 +20,12 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 
-from expert_specialization_page import EPOCHS, ROWS, TWENTY, by_row, page, targets  # beside this script
-from expert_specialization_published import DATA_SETS
+from common.options import add_files, add_runs, at_least, command_of, parser_of
+from common.record import read, up_to_date, write
+from mixtures.page import EPOCHS, ROWS, TWENTY, by_row, page, targets
+from mixtures.published import DATA_SETS
 
-ROOT = Path(__file__).resolve().parents[1]
-RECORD = ROOT / 'benchmarks' / 'records' / 'expert_specialization.json'
 ALL_ROWS = [*ROWS, *TWENTY]
-PAGE = ROOT / 'docs' / 'results' / 'expert_specialization.md'
 
 
 def identity(run: dict) -> tuple:
@@ -38,60 +35,44 @@ def identity(run: dict) -> tuple:
 
 def recorded(record: Path) -> dict[tuple, dict]:
     """The runs of a record whose configs are still the same; tells which are not."""
-    from expert_specialization_runs import fingerprint_of
+    from mixtures.runs import fingerprint_of
 
-    if not record.is_file():
-        return {}
-    found, outdated = {}, set()
-    for run in json.loads(record.read_text(encoding='utf-8'))['runs']:
-        if run.get('fingerprint') == fingerprint_of(run['data_set'], run['row']):
-            found[identity(run)] = run
-        else:
-            outdated.add(f'{DATA_SETS[run["data_set"]]}, {run["row"]}')
-    for name in sorted(outdated):
-        print(f'{name}: recorded with another config, not kept', flush=True)
-    return found
+    def name_of(run: dict) -> str:
+        return f'{DATA_SETS[run["data_set"]]}, {run["row"]}'
+
+    def as_today(run: dict) -> bool:
+        return run.get('fingerprint') == fingerprint_of(run['data_set'], run['row'])
+
+    runs = read(record, {'runs': []})['runs']
+    return {identity(run): run for run in up_to_date(runs, name_of, as_today, 'recorded with another config')}
 
 
-def write(runs: dict[tuple, dict], record: Path, page_file: Path) -> None:
+def keep(runs: dict[tuple, dict], args: argparse.Namespace) -> None:
     """Writes record and page."""
-    from moe_det.common.atomic_file import write_atomically
-
     ordered = [runs[key] for key in sorted(runs)]
-    write_atomically(record, json.dumps({'runs': ordered}, indent=1) + '\n')
-    write_atomically(page_file, page(ordered))
+    write(args.record, {'runs': ordered})
+    write(args.page, page(ordered))
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument('--data-root', metavar='DIR', help="folder of the data sets (default: the configs' own)")
     parser.add_argument('--data-sets', nargs='+', choices=list(DATA_SETS), default=list(DATA_SETS))
     rows = ', '.join(ALL_ROWS)
     parser.add_argument('--rows', nargs='+', choices=ALL_ROWS, default=ALL_ROWS, metavar='ROW', help=rows)
-    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument('--epochs', type=int, default=EPOCHS, help='default: %(default)s, as published')
-    parser.add_argument('--jobs', type=int, default=1, metavar='N', help='processes that train at once (default: 1)')
-    parser.add_argument('--work-dir', default='work_dirs/expert_specialization')
-    parser.add_argument('--record', type=Path, default=RECORD)
-    parser.add_argument('--page', type=Path, default=PAGE)
+    add_runs(parser, 'expert_specialization', range(5))
+    parser.add_argument('--epochs', type=at_least(1), default=EPOCHS, help='default: %(default)s, as published')
+    add_files(parser, 'expert_specialization')
     args = parser.parse_args(argv)
-    if args.epochs < 1:
-        parser.error(f'--epochs {args.epochs}: expected a number >= 1')
-    if args.jobs < 1:
-        parser.error(f'--jobs {args.jobs}: expected a number >= 1')
-    words = ['python', 'benchmarks/reproduce_expert_specialization.py', '--data-root', 'DIR']
-    for key in ('data_sets', 'rows', 'seeds', 'epochs', 'jobs'):  # what differs from the defaults, and no folders
-        value = getattr(args, key)
-        if value != parser.get_default(key):
-            words += [f'--{key.replace("_", "-")}', *map(str, value if isinstance(value, list) else [value])]
-    args.command = shlex.join(words)
+    keys = ('data_sets', 'rows', 'seeds', 'epochs', 'jobs')
+    args.command = command_of('reproduce_expert_specialization.py', args, parser, keys)
     return args
 
 
 def chains(args: argparse.Namespace, finished: Collection[tuple] = ()) -> list[tuple[str, list[str], int]]:
     """Data set, rows and seed of what one process works through: rows that start from one another stay together."""
-    from expert_specialization_runs import SOURCES
+    from mixtures.runs import SOURCES
 
     found = []
     for seed in args.seeds:
@@ -115,7 +96,7 @@ def trained(args: argparse.Namespace, finished: Collection[tuple]) -> Iterator[d
     Raises:
         MoEDetError: a process died.
     """
-    from expert_specialization_runs import Bench, start_worker, train_chain
+    from mixtures.runs import Bench, start_worker, train_chain
 
     from moe_det.errors import MoEDetError
 
@@ -144,7 +125,7 @@ def work(args: argparse.Namespace) -> None:
     try:
         for run in trained(args, set(runs)):
             runs[identity(run)] = run
-            write(runs, args.record, args.page)
+            keep(runs, args)
             measured = ', '.join(
                 f'{key.removeprefix("test_")} {run[key]:.3f}'
                 for key in ('train_error', 'test_error', 'test_I_EY', 'test_H_s', 'test_H_u')

@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
-from datetime import datetime, timezone
 from itertools import product
 from pathlib import Path
 
-from command_runs import ROOT, as_options, call, fingerprint, finished, threads_of  # beside this script
-from soft_vs_hard_page import DATA_SETS, GATES, NAMES, page
+from common import ROOT
+from common.options import add_files, add_runs, command_of, parser_of
+from common.record import origin, read, up_to_date, write
+from common.runs import as_options, call, fingerprint, finished, threads_of
+from soft_hard.page import DATA_SETS, GATES, NAMES, page
 
-RECORD = ROOT / 'benchmarks' / 'records' / 'soft_vs_hard.json'
-PAGE = ROOT / 'docs' / 'results' / 'soft_vs_hard.md'
 CONFIGS = {name: f'moe_{name}' for name in ('importance', 'relative', 'mean')} | {'kl': 'moe_soft', 'dense': 'dense'}
 FULL = {'epochs': 150, 'limit_train': None, 'limit_test': None, 'width': 64}
 TRAINED_K = 2
@@ -129,20 +128,14 @@ def run(dataset: str, setting: str, seed: int, args: argparse.Namespace) -> dict
     threads = threads_of(args.jobs)
     seconds = call([*command, '--resume', *shared], folder / 'train.log', threads)
     error, gates = tested(setting, config, folder / f'epoch_{args.epochs}.pth', shared, folder, threads)
-    from moe_det.common.software import machine, versions  # imports torch
-
     found = begun(dataset, setting, seed, args)
-    found |= {
+    return found | {
         'fingerprint': fingerprint_of(found),
         'error': error,
         'gates': gates,
         'train_seconds': seconds,  # of the last piece, where training was interrupted
-        'machine': machine(),
-        'versions': versions(),
-        'date': datetime.now(timezone.utc).strftime('%Y-%m-%d'),
-        'command': args.command,
+        **origin(args.command),
     }
-    return found
 
 
 def begun(dataset: str, setting: str, seed: int, args: argparse.Namespace) -> dict:
@@ -153,13 +146,15 @@ def begun(dataset: str, setting: str, seed: int, args: argparse.Namespace) -> di
 
 def recorded(record: Path) -> dict[tuple, dict]:
     """The runs of a record whose configs are still the same; tells which are not."""
-    runs = json.loads(record.read_text(encoding='utf-8'))['runs'] if record.is_file() else []
-    kept = {identity(found): found for found in runs if found.get('fingerprint') == fingerprint_of(found)}
-    for found in runs:
-        if identity(found) not in kept:
-            name = f'{found["dataset"]}, {found["setting"]}, seed {found["seed"]}, {scale_key(found["scale"])}'
-            print(f'{name}: recorded with another config, not kept', flush=True)
-    return kept
+
+    def name_of(found: dict) -> str:
+        return f'{found["dataset"]}, {found["setting"]}, seed {found["seed"]}, {scale_key(found["scale"])}'
+
+    def as_today(found: dict) -> bool:
+        return found.get('fingerprint') == fingerprint_of(found)
+
+    runs = read(record, {'runs': []})['runs']
+    return {identity(run): run for run in up_to_date(runs, name_of, as_today, 'recorded with another config')}
 
 
 def identity(found: dict) -> tuple:
@@ -193,57 +188,40 @@ def layer_of(found: dict) -> tuple[int, int, bool]:
     return found['num_experts'], found['stage'], found['residual']
 
 
-def write(runs: dict[tuple, dict], record: Path, page_file: Path) -> None:
+def keep(runs: dict[tuple, dict], args: argparse.Namespace) -> None:
     """Writes record and page."""
     ordered = sorted(runs.values(), key=lambda found: tuple(map(str, identity(found))))
-    record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps({'runs': ordered}, indent=1) + '\n', encoding='utf-8')
-    page_file.parent.mkdir(parents=True, exist_ok=True)
-    page_file.write_text(page(grouped(ordered)), encoding='utf-8')
+    write(args.record, {'runs': ordered})
+    write(args.page, page(grouped(ordered)))
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument('--data-root', metavar='DIR', help="folder of the data sets (default: the configs' own)")
     parser.add_argument('--datasets', nargs='+', choices=list(DATA_SETS), default=['cifar10'])
     parser.add_argument('--settings', nargs='+', choices=list(NAMES), default=list(NAMES))
-    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
+    add_runs(parser, 'soft_vs_hard')
     parser.add_argument('--num-experts', type=int, default=10, help='E (default: %(default)s, as the published sweep)')
     parser.add_argument('--stage', type=int, choices=(1, 2, 3, 4), default=4, help='default: %(default)s')
     parser.add_argument('--residual', action='store_true', help='outer skip around the experts')
-    parser.add_argument('--jobs', type=int, default=1, metavar='N', help='runs at the same time, which share the cores')
     reduced = parser.add_argument_group('reduced runs, which are labelled as such')
     reduced.add_argument('--epochs', type=int, default=FULL['epochs'], help='schedule in proportion')
     reduced.add_argument('--limit-train', type=int, metavar='N', help='train on N images')
     reduced.add_argument('--limit-test', type=int, metavar='N', help='test on N images')
     reduced.add_argument('--width', type=int, default=FULL['width'], help='base channels (default: %(default)s)')
-    parser.add_argument('--work-dir', default='work_dirs/soft_vs_hard')
-    parser.add_argument('--record', type=Path, default=RECORD, help='default: benchmarks/records/soft_vs_hard.json')
-    parser.add_argument('--page', type=Path, default=PAGE, help='default: docs/results/soft_vs_hard.md')
+    add_files(parser, 'soft_vs_hard')
     args = parser.parse_args(argv)
-    args.command = command_of(args, parser)
+    keys = ('datasets', 'settings', 'seeds', 'num_experts', 'stage', 'residual', 'jobs', *FULL)
+    args.command = command_of('reproduce_soft_vs_hard.py', args, parser, keys)
     return args
-
-
-def command_of(args: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
-    """The command for the record: what differs from the defaults, without the folders of this machine."""
-    words = ['python', 'benchmarks/reproduce_soft_vs_hard.py', '--data-root', 'DIR']
-    for key in ('datasets', 'settings', 'seeds', 'num_experts', 'stage', 'residual', 'jobs', *FULL):
-        value = getattr(args, key)
-        if value == parser.get_default(key):
-            continue
-        words.append(f'--{key.replace("_", "-")}')
-        if value is not True:
-            words += map(str, value if isinstance(value, list) else [value])
-    return shlex.join(words)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Works through the settings, seed by seed, and writes record and page after each run."""
     args = parse_args(argv)
     runs = recorded(args.record)
-    write(runs, args.record, args.page)
+    keep(runs, args)
     # whole rows late, but every setting early
     tasks = [
         (dataset, seed, setting)
@@ -256,7 +234,7 @@ def main(argv: list[str] | None = None) -> None:
 
     for (dataset, seed, setting), found in finished(trained, tasks, args.jobs):
         runs[identity(found)] = found
-        write(runs, args.record, args.page)
+        keep(runs, args)
         errors = ', '.join(f'k={k}: {100 * (1 - error):.2f}' for k, error in found['error'].items())
         print(f'{dataset}, {setting}, seed {seed}: accuracy {errors}', flush=True)
 

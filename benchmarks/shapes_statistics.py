@@ -5,11 +5,11 @@ python benchmarks/shapes_statistics.py [--coco JSON [JSON ...]]
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import defaultdict
 
 import numpy as np
+from common.options import parser_of
 
 from moe_det.datasets.shapes_render import render_scene
 from moe_det.datasets.shapes_scene import draw_scene
@@ -67,7 +67,7 @@ def coco(path: str) -> list[list[float]]:
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument('--coco', nargs='+', default=[], metavar='JSON', help='annotation files, taken together')
     args = parser.parse_args()
     if args.coco:

@@ -12,14 +12,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
 
-from command_runs import ROOT, as_options, call, fingerprint, finished, threads_of  # beside this script
+from common import RECORDS, RESULTS, ROOT
+from common.options import add_runs, parser_of
+from common.record import origin, read, write
+from common.runs import call, cost_over, curve_of, fingerprint, finished, report, threads_of, train
+from shapes.page import page
 
-RECORD = ROOT / 'benchmarks' / 'records' / 'specialization_on_shapes.json'
-PAGE = ROOT / 'docs' / 'results' / 'shapes.md'
+RECORD = RECORDS / 'specialization_on_shapes.json'
+PAGE = RESULTS / 'shapes.md'
 KINDS = ('dense', 'moe_soft', 'moe_hard', 'moe_similarity')
 CONFIGS = {kind: ROOT / 'configs' / 'shapes' / f'retinanet_{kind}.py' for kind in KINDS}
 HEAD = 'model.bbox_head.moe'
@@ -107,18 +110,12 @@ def folder_of(name: str, args: argparse.Namespace) -> Path:
     return Path(args.work_dir) / name / fingerprint_of(name, args.epochs)
 
 
-def train(name: str, seed: int, args: argparse.Namespace) -> Path:
+def trained(name: str, seed: int, args: argparse.Namespace) -> Path:
     """Trains one run unless it is finished; returns its checkpoint."""
     kind, options = settings()[name]
-    work_dir = folder_of(name, args) / f'seed_{seed}'
-    checkpoint = work_dir / f'epoch_{args.epochs}.pth'
-    if checkpoint.is_file():
-        return checkpoint
-    print(f'{name}, seed {seed}: training', flush=True)
-    command = [sys.executable, 'tools/train.py', str(CONFIGS[kind]), '--work-dir', str(work_dir), '--seed', str(seed)]
-    command += ['--data-root', args.data_root, *as_options({**options, **schedule(args.epochs)})]
-    call(command, work_dir / 'train.log', args.threads)
-    return checkpoint
+    checkpoint = folder_of(name, args) / f'seed_{seed}' / f'epoch_{args.epochs}.pth'
+    options = {**options, **schedule(args.epochs)}
+    return train(name, CONFIGS[kind], seed, checkpoint, ['--data-root', args.data_root], options, args.threads)
 
 
 def analyse(name: str, seeds: list[int], checkpoints: list[Path], args: argparse.Namespace) -> list[dict]:
@@ -131,10 +128,8 @@ def analyse(name: str, seeds: list[int], checkpoints: list[Path], args: argparse
     done = out_dir / 'seeds.json'
     if not analysed(out_dir, seeds):
         print(f'{name}: analysis of {len(checkpoints)} seeds', flush=True)
-        command = [sys.executable, 'tools/analysis_tools/size_specialization.py', str(CONFIGS[kind])]
-        command += [*map(str, checkpoints), '--data-root', args.data_root, '--out-dir', str(out_dir)]
-        command += ['--no-figures', '--no-forcing']
-        call([*command, *as_options(options)], out_dir / 'analysis.log', args.threads)
+        arguments = ['--data-root', args.data_root, '--no-forcing']
+        report(CONFIGS[kind], checkpoints, out_dir, arguments, options, args.threads)
         done.write_text(json.dumps({'format': FORMAT, 'seeds': seeds}), encoding='utf-8')
     results = [out_dir if i == 0 else out_dir / f'seed_{i + 1}' for i in range(len(checkpoints))]
     return [json.loads((folder / 'size_specialization.json').read_text(encoding='utf-8')) for folder in results]
@@ -152,27 +147,13 @@ def multiply_adds_over_dense(name: str) -> dict[str, float]:
     Returns:
         ``head`` and ``model``.
     """
-    from mmengine.registry import init_default_scope
-
     from moe_det.common.dense_counterpart import dense_counterpart
-    from moe_det.cost.part_costs import WHOLE, model_cost
     from moe_det.running.launch import load_config
 
     kind, options = settings()[name]
-    cfg = load_config(str(CONFIGS[kind]), [f'{key}={value}' for key, value in options.items()])
-    init_default_scope(cfg.default_scope)
-    own, dense = (model_cost(model, IMAGE).parts for model in (cfg.model, dense_counterpart(cfg.model)[0]))
-    parts = {'head': 'bbox_head', 'model': WHOLE}
-    return {key: own[part].active_macs / dense[part].active_macs for key, part in parts.items()}
-
-
-def dense_precision(checkpoint: Path) -> dict[str, float]:
-    """Average precisions of a run without experts, from the evaluation that ended its training."""
-    scalars = sorted(checkpoint.parent.glob('*/vis_data/scalars.json'))[-1]
-    rows = [json.loads(line) for line in scalars.read_text(encoding='utf-8').splitlines()]
-    last = [row for row in rows if 'coco/bbox_mAP' in row][-1]
-    names = {'AP': 'bbox_mAP', 'AP_S': 'bbox_mAP_s', 'AP_M': 'bbox_mAP_m', 'AP_L': 'bbox_mAP_l'}
-    return {short: last[f'coco/{name}'] for short, name in names.items()}
+    model = load_config(str(CONFIGS[kind]), [f'{key}={value}' for key, value in options.items()]).model
+    found = cost_over(model, dense_counterpart(model)[0], IMAGE)
+    return {'head': found['head_over_dense'], 'model': found['multiply_adds_over_dense']}
 
 
 def summarise(results: dict) -> dict:
@@ -199,17 +180,15 @@ def over_seeds(results: dict) -> dict | None:
 
 def main() -> None:
     """Works through the settings, seed by seed, and writes the record after each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument('--settings', nargs='+', default=list(settings()), choices=list(settings()), metavar='NAME')
-    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
+    add_runs(parser, 'specialization_on_shapes')
     parser.add_argument('--epochs', type=int, default=4)
     parser.add_argument('--data-root', default='data/shapes')
-    parser.add_argument('--work-dir', default='work_dirs/specialization_on_shapes')
-    parser.add_argument('--jobs', type=int, default=1, help='settings at the same time, which share the cores')
     args = parser.parse_args()
     args.threads = threads_of(args.jobs)
     call([sys.executable, 'tools/misc/make_shapes.py', args.data_root], Path(args.work_dir) / 'shapes.log')
-    record = json.loads(RECORD.read_text(encoding='utf-8')) if RECORD.is_file() else {'settings': {}}
+    record = read(RECORD, {'settings': {}})
     drop_outdated(record, args.epochs)
     recorded = dict(record['settings'])
 
@@ -219,7 +198,7 @@ def main() -> None:
     for (name,), (setting, versions) in finished(measured, [(name,) for name in args.settings], args.jobs):
         record['settings'][name] = setting
         record['versions'] = versions or record.get('versions')
-        write(record)
+        keep(record)
         print(f'{name}: recorded in {RECORD.relative_to(ROOT)} and {PAGE.relative_to(ROOT)}', flush=True)
 
 
@@ -239,9 +218,10 @@ def measure(name: str, old: dict | None, args: argparse.Namespace) -> tuple[dict
     """Trains and analyses one setting, beside the seeds of its ``old`` record; returns its record and the versions."""
     kept = [run['seed'] for run in old['runs']] if old else []
     seeds = sorted({*args.seeds, *kept})
-    checkpoints = [train(name, seed, args) for seed in seeds]
+    checkpoints = [trained(name, seed, args) for seed in seeds]
     if name == 'dense':
-        runs = [{'ap': dense_precision(checkpoint), 'layers': {}} for checkpoint in checkpoints]
+        curves = [curve_of(checkpoint) for checkpoint in checkpoints]
+        runs = [{'ap': curve[max(curve, key=int)], 'layers': {}} for curve in curves]
         across = versions = None
     else:
         found = analyse(name, seeds, checkpoints, args)
@@ -255,22 +235,12 @@ def measure(name: str, old: dict | None, args: argparse.Namespace) -> tuple[dict
     return setting, versions
 
 
-def write(record: dict) -> None:
+def keep(record: dict) -> None:
     """Writes the record and the page."""
-    from specialization_page import page  # beside this script
-
-    from moe_det.common.software import machine  # imports torch
-
-    record |= {
-        'machine': machine(),
-        'date': datetime.now(timezone.utc).strftime('%Y-%m-%d'),
-        'command': 'python benchmarks/specialization_on_shapes.py',
-        'expected': EXPECTED,
-    }
-    RECORD.parent.mkdir(exist_ok=True)
-    RECORD.write_text(json.dumps(record, indent=1) + '\n', encoding='utf-8')
-    PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(page(record, list(settings())), encoding='utf-8')
+    versions = record['versions']  # those of the analysis
+    record |= origin('python benchmarks/specialization_on_shapes.py') | {'versions': versions, 'expected': EXPECTED}
+    write(RECORD, record)
+    write(PAGE, page(record, list(settings())))
 
 
 if __name__ == '__main__':

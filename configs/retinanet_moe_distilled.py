@@ -16,7 +16,7 @@ model = dict(
                 type='DistilledGate',
                 teacher=_base_.model.bbox_head.moe.gate,  # as it was trained
                 student=dict(type='GAPLinearGate'),  # or another plain gate
-                kl_weight=1.0,  # beside the task loss; 0 is the task loss alone, which runs top_k experts
+                kl_weight=1.0,  # added to the task loss; 0 is the task loss alone, which runs top_k experts
             ),
             constraint=None,  # the experts learn nothing that would have to be balanced
         )

@@ -17,7 +17,7 @@ model = dict(
             shards=2,  # slices of the channels
             copies=4,  # of each shard, of which a decision takes one
             copies_share=True,  # a weight that all copies of a shard learn, and a difference for each
-            copy_noise=0.02,  # relative noise that tells the copies apart; copy_redraw draws channels anew
+            copy_noise=0.02,  # relative noise that makes the copies differ; copy_redraw redraws channels
             unit='level',
             constraint=dict(type='KLConstraint', weight=0.01),
         ),

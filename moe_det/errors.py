@@ -1,4 +1,4 @@
-"""Errors that a user of the package can cause and mend."""
+"""User-facing errors."""
 
 from __future__ import annotations
 

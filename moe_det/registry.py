@@ -89,10 +89,10 @@ def build_named(registry: Registry, cfg: dict, where: str, **arguments):
         registry: ``GATES``, ``CONSTRAINTS`` or ``EXPERTS``.
         cfg: a dict with ``type`` (a registered name or a class) and the class's own arguments.
         where: the config key that holds ``cfg``, for the message.
-        **arguments: given to the class beside the entries of ``cfg``.
+        **arguments: passed to the class in addition to the entries of ``cfg``.
 
     Raises:
-        MoEConfigError: ``cfg`` is no dict with ``type``, the name is unknown, or the class refuses its arguments.
+        MoEConfigError: ``cfg`` is not a dict with ``type``, the name is unknown, or the class refuses its arguments.
     """
     if not isinstance(cfg, dict) or 'type' not in cfg:
         raise MoEConfigError(f"{where}: expected a dict with the key 'type', got {cfg!r}")

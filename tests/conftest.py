@@ -8,6 +8,7 @@ import platform
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
@@ -48,3 +49,19 @@ def no_trace_of_runners():
     for manager, instances in zip(managers, before, strict=True):
         manager._instance_dict.clear()
         manager._instance_dict.update(instances)
+
+
+@pytest.fixture
+def weights_only_enforced(monkeypatch):
+    """Makes any load without ``weights_only`` safe and any load that switches it off an error; counts the loads."""
+    loads = []
+    original = torch.load
+
+    def load(*args, **kwargs):
+        assert kwargs.get('weights_only') is not False, 'somebody switched weights_only off'
+        kwargs['weights_only'] = True
+        loads.append(args)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(torch, 'load', load)
+    return loads

@@ -1,4 +1,4 @@
-"""Small heads, detectors, configs and batches that several tests build."""
+"""Small heads, detectors of many families, configs and batches that several tests build."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config, ConfigDict
-from mmengine.logging import MMLogger
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -25,7 +27,6 @@ torch.set_num_threads(1)  # these models are so small that waking a second threa
 REPOSITORY = Path(__file__).resolve().parents[1]
 CLASSES = 3
 CHANNELS = 8
-ANCHORS = 9
 STRIDES = (8, 16, 32, 64, 128)
 RETINANET = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
 
@@ -136,6 +137,29 @@ def config(text: str) -> Config:
     return copy.deepcopy(_parsed(text))
 
 
+@functools.cache
+def _read(path: Path) -> Config:
+    return Config.fromfile(path)
+
+
+def config_file(path: Path) -> Config:
+    """A config from its file."""
+    return copy.deepcopy(_read(path))
+
+
+def _leaves(value: object, path: str = '') -> dict[str, object]:
+    """Dotted path of every leaf -> its value."""
+    if isinstance(value, dict) and value:
+        return {k: v for key, item in value.items() for k, v in _leaves(item, f'{path}.{key}'.lstrip('.')).items()}
+    return {path: value}
+
+
+def config_differences(first: Config, second: Config) -> set[str]:
+    """Paths at which two configs differ."""
+    a, b = _leaves(first.to_dict()), _leaves(second.to_dict())
+    return {path for path in a.keys() | b.keys() if path not in a or path not in b or a[path] != b[path]}
+
+
 def shrink(cfg: Config, base_channels: int = 8, channels: int = 16) -> Config:
     """Makes a detector's config small in place: few channels, no download, every detection kept."""
     model = cfg.model
@@ -227,3 +251,175 @@ def assert_same_detections(ours: InstanceData, theirs: InstanceData, score: floa
     cut = max(ours.scores.min(), theirs.scores.min()) + score
     for found, nearest in ((ours, distances.amin(1)), (theirs, distances.amin(0))):
         assert nearest[found.scores > cut].max() <= 1, (nearest, found.scores)
+
+
+# -- mmdet's own configs of many families, at a size that builds and runs in a second -------------------------------
+
+CHANNEL_KEYS = {
+    'embed_dims',
+    'feat_channels',
+    'feedforward_channels',
+    'fc_out_channels',
+    'conv_out_channels',
+    'in_channels',
+    'out_channels',
+    'num_feats',
+    'point_feat_channels',
+    'head_feat_channel',
+    'feat_channel',
+    'mid_channels',
+}
+NUMBERS = {'num_queries': 20, 'num_classes': CLASSES, 'num_matching_queries': 20, 'samples_per_gpu': 2}
+FEWER_LAYERS = {'encoder', 'decoder'}
+FACTOR = 8  # of channels
+TINY = {'backbone.widen_factor': 0.375 / FACTOR}
+OF_DETR = {'bbox_head.embed_dims': 32}
+# what the rules below do not reach, by folder or config of mmdet
+CHANGES = {
+    'detr': OF_DETR,
+    'dab_detr': OF_DETR,
+    'deformable_detr': OF_DETR,
+    'rtmdet': TINY,
+    'yolox': {**TINY, 'data_preprocessor.batch_augments': None},
+    'centernet/centernet_r18_8xb16-crop512-140e_coco.py': {'neck.num_deconv_filters': (32, 16, 8)},
+    'regnet': {'neck.in_channels': [64, 128, 288, 672]},
+    'pvt/retinanet_pvt-t_fpn_1x_coco.py': {'neck.in_channels': [64, 128, 320, 512]},
+}
+WHOLE_WIDTH = ('conditional_detr', 'dino')  # a number of channels is written in their code (DINO's in mmdet 3.3)
+
+
+def family(name: str) -> Config:
+    """A config of mmdet with an eighth of its channels, three classes and no weights to fetch.
+
+    Args:
+        name: path below mmdet's configs.
+    """
+    cfg = config(f"_base_ = 'mmdet::{name}'")
+    model = cfg.model
+    folder = name.partition('/')[0]
+    factor = 1 if folder in WHOLE_WIDTH else FACTOR
+    _shrink(model, factor)
+    backbone = model.backbone
+    if 'ResNe' in backbone.type:
+        backbone.base_channels = 64 // factor
+    for key in ('init_cfg', 'pretrained'):
+        backbone.pop(key, None)
+    for part in (model.get('test_cfg') or {}, (model.get('test_cfg') or {}).get('rcnn') or {}):
+        if part.get('score_thr'):
+            part.score_thr = 0.0
+    if 'decoder' in model:
+        model.test_cfg.max_per_img = 10
+    changes = {**CHANGES.get(folder, {}), **CHANGES.get(name, {})}
+    cfg.merge_from_dict({f'model.{key}': value for key, value in changes.items()})
+    return cfg
+
+
+def batch_for(model: nn.Module) -> dict:
+    """Two images with boxes, and with masks for models that predict them."""
+    MessageHub.get_current_instance().update_info('epoch', 0)  # TOOD asks
+    data = batch()
+    for sample in data['data_samples']:
+        sample.set_metainfo({'border': (0, sample.img_shape[0], 0, sample.img_shape[1])})  # CenterNet's pipeline
+    if getattr(model, 'with_mask', False):
+        for sample in data['data_samples']:
+            found = sample.gt_instances
+            height, width = sample.img_shape
+            masks = np.zeros((len(found), height, width), dtype=np.uint8)
+            for mask, box in zip(masks, found.bboxes.long().tolist(), strict=True):
+                mask[box[1] : box[3], box[0] : box[2]] = 1
+            found.masks = BitmapMasks(masks, height, width)
+    return data
+
+
+def _shrink(node: object, factor: int, path: str = '') -> None:
+    if isinstance(node, (list, tuple)):
+        for item in node:
+            _shrink(item, factor, path)
+    if not isinstance(node, dict):
+        return
+    node.pop('pretrained', None)
+    if 'checkpoint' in (node.get('init_cfg') or {}):
+        node['init_cfg'] = None
+    for key, value in node.items():
+        if key in CHANNEL_KEYS:
+            node[key] = _divided(value, factor)
+        elif key in NUMBERS:
+            node[key] = NUMBERS[key]
+        elif key == 'num_layers' and path.rpartition('.')[2] in FEWER_LAYERS:
+            node[key] = 2
+        elif key == 'num_groups' and isinstance(value, int):
+            node[key] = 4
+        else:
+            _shrink(value, factor, f'{path}.{key}')
+
+
+def _divided(value: object, factor: int) -> object:
+    if isinstance(value, Sequence):
+        return [_divided(item, factor) for item in value]
+    return max(4, value // factor) if isinstance(value, int) and value > 4 else value
+
+
+# -- a DETR whose boxes are known, and whose gate is planted to sort its queries by the size of their boxes -----------
+
+LAYER = 'decoder.layers.1.ffn'  # the last
+SIDE_LOGIT = -1.5  # of the side of a box at the gate's limit, a part of the image
+
+
+def detr_config(top_k: int = 1) -> Config:
+    """DETR of an eighth of its channels with two experts for the queries of its last decoder layer."""
+    cfg = family('detr/detr_r50_8xb2-150e_coco.py')
+    experts = [{'modules': LAYER, 'type': 'MoEFFN', 'num_experts': 2, 'top_k': top_k}]
+    cfg.model = {**cfg.model, 'type': 'WithExperts', 'detector': 'DETR', 'experts': experts}
+    return cfg
+
+
+def planted_detr(cfg: Config) -> nn.Module:
+    """A DETR with random weights, but for what tells size.
+
+    After the last cross-attention the layers keep a query as it is: experts give 0, norms scale nothing. Along one axis
+    their content is the logit of the box's width and height, and along the same axis the gate sends small boxes to
+    expert 0 and large ones to expert 1. Other axes give the place.
+    """
+    torch.manual_seed(0)
+    model = spread_weights(initialise(build(cfg.model))).eval()
+    head, layer = model.bbox_head, model.decoder.layers[-1]
+    with torch.no_grad():
+        for norm in [*layer.norms, model.decoder.post_norm]:
+            norm.weight.fill_(1)
+            norm.bias.zero_()
+        for expert in layer.ffn.expert_group.experts:
+            expert.layers[1].weight.zero_()
+            expert.layers[1].bias.zero_()
+        axes, offsets = _axes_of_queries(model, layer.ffn)
+        gate = layer.ffn.router.gate.fc
+        gate.weight.copy_(torch.stack([-axes[0], axes[0]]))
+        gate.bias.copy_(torch.stack([-offsets[0], offsets[0]]))
+        first, second = head.reg_ffn.layers[0][0], head.reg_ffn.layers[1]
+        for linear in (first, second, head.fc_reg):
+            linear.weight.zero_()
+            linear.bias.zero_()
+        # positive and negative part, for a ReLU follows
+        first.weight[:3], first.weight[3:6] = axes, -axes
+        first.bias[:3], first.bias[3:6] = offsets, -offsets
+        second.weight[:6, :6] = torch.eye(6)
+        # cx, cy, width, height: near the middle, so that the border cuts little off
+        for side, (axis, scale) in enumerate(((1, 0.3), (2, 0.3), (0, 1.0), (0, 1.0))):
+            head.fc_reg.weight[side, axis], head.fc_reg.weight[side, axis + 3] = scale, -scale
+        head.fc_reg.bias[2:] = SIDE_LOGIT
+    return model
+
+
+def _axes_of_queries(model: nn.Module, ffn: nn.Module) -> tuple[Tensor, Tensor]:
+    """(3, C) and (3,) that make three numbers of mean 0 and variance 1 of a query's content.
+
+    The first is one of small variance before, which gates with random weights hardly see.
+    """
+    seen = []
+    handle = ffn.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].flatten(0, 1)))
+    predictions_of(model, batch([(64, 64)] * 8))
+    handle.remove()
+    content = torch.cat(seen)
+    axes = torch.linalg.svd(content - content.mean(0), full_matrices=False).Vh[[4, 0, 1]]
+    along = content @ axes.T
+    axes = axes / along.std(0)[:, None]
+    return axes, -(content @ axes.T).mean(0)

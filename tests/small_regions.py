@@ -8,8 +8,7 @@ from contextlib import contextmanager
 import torch
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmengine.config import Config
-from small_families import family
-from small_models import build, initialise, spread_weights
+from small_models import build, family, initialise, spread_weights
 from torch import Tensor, nn
 
 from moe_det.routing.gates import GAPLinearGate

@@ -24,7 +24,7 @@ PACKAGE = ROOT / 'moe_det'
 
 
 def test_every_command_is_listed_and_answers_without_torch():
-    modules = {path.stem for path in (PACKAGE / 'commands').glob('*.py')} - {'__init__', 'start'}
+    modules = {path.stem for path in (PACKAGE / 'commands').glob('*.py')} - {'__init__', 'arguments', 'start'}
     assert {module for module, _ in COMMANDS.values()} == modules
     probe = (
         'import sys\nfrom moe_det import cli\n'
@@ -45,6 +45,27 @@ def test_every_command_is_listed_and_answers_without_torch():
 def test_a_wrong_command_is_answered_with_the_near_one(capsys, word, near):
     assert cli.main([word]) == 2
     assert f"Did you mean '{near}'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['health', 'c.py', 'c.pth', '--limit', '0'], 'argument --limit: expected an integer >= 1, got 0'),
+        (['sweep', 'c.py', 'c.pth', '--top-k', 'two'], "argument --top-k: invalid int value: 'two'"),
+        (['report', 'c.py', 'c.pth', '--seed', '1.5'], 'argument --seed: expected an integer >= 0, got 1.5'),
+        (['health', 'c.py', 'c.pth', '--living-share', '1'], '--living-share: expected a number >= 0 and < 1, got 1'),
+        (['upcycle', 'c.py', 'c.pth', 'o.pth', '--noise', 'nan'], '--noise: expected a number >= 0, got nan'),
+        (
+            ['test', 'c.py', 'c.pth', '--out', 'o.json'],
+            '--out: expected a name that ends in .pkl or .pickle, got o.json',
+        ),
+        (['vis', 'c.py', 'c.pth', 'i.jpg', '--out', 'o.gif'], 'a name that ends in .png, .svg or .pdf, got o.gif'),
+    ],
+)
+def test_a_wrong_argument_is_one_message(capsys, arguments, message):
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert end.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_commands_in_messages_are_what_the_user_called():

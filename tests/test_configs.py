@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import math
 import types
 from pathlib import Path
@@ -21,6 +19,8 @@ from small_models import (
     batch,
     build,
     config,
+    config_differences,
+    config_file,
     initialise,
     losses_of,
     mmdet_scope,
@@ -45,29 +45,9 @@ OTHER_DETECTORS = ('shapes/dino_moe.py', 'shapes/faster_rcnn_moe.py')  # small a
 RUNTIME_HOOKS = ['MoEHook', 'ExactResumeHook', 'SkipBadImagesHook', 'FiniteHook']
 
 
-@functools.cache
-def _parsed(name: str) -> Config:
-    return Config.fromfile(CONFIGS / name)
-
-
 def entry(name: str) -> Config:
     """One of the configs."""
-    return copy.deepcopy(_parsed(name))
-
-
-def flat(value: object, path: str = '') -> dict[str, object]:
-    """Dotted path of every leaf of a config -> its value."""
-    if isinstance(value, Config):
-        value = value.to_dict()
-    if isinstance(value, dict) and value:
-        return {k: v for key, item in value.items() for k, v in flat(item, f'{path}.{key}' if path else key).items()}
-    return {path: value}
-
-
-def differences(first: Config, second: Config) -> set[str]:
-    """Paths at which two configs differ."""
-    a, b = flat(first), flat(second)
-    return {path for path in a.keys() | b.keys() if path not in a or path not in b or a[path] != b[path]}
+    return config_file(CONFIGS / name)
 
 
 def attach_hooks(cfg: Config, model: nn.Module) -> None:
@@ -139,7 +119,7 @@ def test_other_detectors_train_a_step_and_predict(name):
 @pytest.mark.parametrize('folder', ['', 'shapes/'])
 def test_soft_and_hard_differ_in_one_key(folder):
     soft, hard = (entry(f'{folder}retinanet_moe_{kind}.py') for kind in ('soft', 'hard'))
-    changed = differences(soft, hard)
+    changed = config_differences(soft, hard)
     assert changed and all(path.startswith('model.bbox_head.moe.constraint.') for path in changed), changed
     assert soft.model.bbox_head.moe.constraint.type == 'KLConstraint'
     assert hard.model.bbox_head.moe.constraint.to_dict() == dict(type='RelativeImportanceConstraint', threshold=0.3)
@@ -163,7 +143,7 @@ def test_soft_and_hard_differ_in_one_key(folder):
 )
 def test_configs_differ_from_their_base_as_they_say(name, base, paths):
     plain = entry(base) if base else config(f"_base_ = '{RETINANET}'")
-    changed = differences(entry(name), plain)
+    changed = config_differences(entry(name), plain)
     assert changed and all(path.startswith(tuple(paths)) for path in changed), changed
 
 
@@ -182,7 +162,7 @@ def test_distillation_starts_from_the_run_of_its_base(name):
     run = f'work_dirs/retinanet_moe_attentive/epoch_{attentive.train_cfg.max_epochs}.pth'
     assert distilled.load_from == run and distilled.data_root == attentive.data_root
     paths = ('model.', 'load_from', 'optim_wrapper', 'train_cfg', 'param_scheduler')
-    assert all(path.startswith(paths) for path in differences(distilled, attentive))
+    assert all(path.startswith(paths) for path in config_differences(distilled, attentive))
 
 
 def write(folder: Path, text: str) -> Config:

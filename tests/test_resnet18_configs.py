@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import math
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS
-from small_models import REPOSITORY, build, initialise, mmdet_scope
+from small_models import REPOSITORY, build, config_file, initialise, mmdet_scope
 from torch import nn
 
 from moe_det.routing import find_routers
@@ -27,14 +26,9 @@ CONSTRAINTS = {
 }
 
 
-@functools.cache
-def _parsed(name: str) -> Config:
-    return Config.fromfile(CONFIGS / f'{name}.py')
-
-
 def entry(name: str) -> Config:
     """One of the configs."""
-    return copy.deepcopy(_parsed(name))
+    return config_file(CONFIGS / f'{name}.py')
 
 
 def small(cfg: Config, **moe) -> nn.Module:

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from common import ROOT
 from device.head_cases import HEADS, losses_of_head, make_head  # tests/device: one table of every kind of head
 from mmengine.runner.utils import set_random_seed
+from speed.sections import set_precision
 from torch import Tensor, nn
 
-from benchmarks.speed.record import ROOT
-from benchmarks.speed.sections import set_precision
 from moe_det.compat import kernels
 
 from .report import Deadline

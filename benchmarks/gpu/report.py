@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gc
-import json
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from common.record import write
 
 from moe_det.common.console import say
 
@@ -68,12 +68,5 @@ class Report:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self._write()
+        write(self.path, {'made': self.made, 'sections': self.sections})
         say(f'{name}: {section.get("error") or "done"} ({section["seconds"]:g} s)')
-
-    def _write(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        waiting = self.path.with_suffix('.part')
-        text = json.dumps({'made': self.made, 'sections': self.sections}, indent=1)
-        waiting.write_text(text + '\n', encoding='utf-8')
-        waiting.replace(self.path)

@@ -6,23 +6,25 @@ import time
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
-
-from benchmarks.speed.clock import Mark, interleave, ratio, summary
-from benchmarks.speed.counters import cuda_memory
-from benchmarks.speed.detectors import (
+from speed.clock import Mark, interleave, ratio, summary
+from speed.counters import cuda_memory
+from speed.detectors import (
     DENSE,
     DETECTORS,
     MATCHED,
     SHARDS,
+    SMALL,
     batch,
     build,
+    inference,
     loss_of,
-    make_optimizer,
+    precision_context,
+    train_step,
     with_whole_experts,
 )
-from benchmarks.speed.sections import set_precision
+from speed.sections import set_precision
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from .numbers import waits_by_line
 from .report import Deadline
@@ -31,16 +33,6 @@ KINDS = (DENSE, 'k=1', 'k=2', MATCHED, SHARDS[0])
 PROFILED = (DENSE, 'k=2', SHARDS[0])
 KINDS_SMALL = (DENSE, SHARDS[0])
 SIZE, SMALL_SIZE = (800, 1344), (64, 64)
-# a narrow ResNet-18, for a GPU that is none
-SMALL = {
-    'model.backbone.depth': 18,
-    'model.backbone.base_channels': 8,
-    'model.neck.in_channels': [8, 16, 32, 64],
-    'model.neck.out_channels': 16,
-    'model.bbox_head.in_channels': 16,
-    'model.bbox_head.feat_channels': 16,
-    'model.bbox_head.stacked_convs': 1,
-}
 MOST, SEEN = 20, 3  # rounds of the times, steps under the profiler
 
 
@@ -91,17 +83,22 @@ class Steps:
         models = {kind: self._model(kind) for kind in self.kinds}
         steps = {}
         for kind, model in models.items():
-            steps[kind] = training_step(model.train(), batch(model, images, self.size, training=True), precision)
+            steps[kind] = train_step(model.train(), batch(model, images, self.size, training=True), precision, 'cuda')
         found = {'training': _timed(steps, 0.6 * seconds, self.rounds), 'memory': {}}
         for kind, model in models.items():
             data = batch(model, images, self.size, training=True)
-            memory = cuda_memory(lambda m=model, d=data: half(precision, loss_of)(m, d), lambda loss: loss.backward())
+
+            def forward(model: nn.Module = model, data: dict = data) -> Tensor:
+                with precision_context(precision, 'cuda')():
+                    return loss_of(model, data)
+
+            memory = cuda_memory(forward, lambda loss: loss.backward())
             found['memory'][kind] = {key: round(value / 2**20, 1) for key, value in memory.items()}
             model.zero_grad(set_to_none=True)
         runs = {}
         for kind, model in models.items():
             data = batch(model, images, self.size, training=False)
-            runs[kind] = predictor(with_whole_experts(model).eval(), data, precision)
+            runs[kind] = inference(with_whole_experts(model).eval(), data, precision, 'cuda')
         found['inference'] = _timed(runs, 0.3 * seconds, self.rounds)
         return found
 
@@ -118,48 +115,9 @@ class Steps:
             if deadline.left() < 0:
                 break
             model = self._model(kind).train()
-            step = training_step(model, batch(model, self.batches[0], self.size, training=True), 'fp16')
+            step = train_step(model, batch(model, self.batches[0], self.size, training=True), 'fp16', 'cuda')
             found[kind] = profiled(step, self.seen)
         return found
-
-
-def half(precision: str, function: Callable) -> Callable:
-    """The function under autocast to float16 where the precision is ``'fp16'``."""
-
-    def run(*args, **kwargs):
-        with torch.autocast('cuda', dtype=torch.float16, enabled=precision == 'fp16'):
-            return function(*args, **kwargs)
-
-    return run
-
-
-def training_step(model: nn.Module, data: dict, precision: str) -> Callable[[Mark], None]:
-    """Forward with losses, backward, optimizer; in fp16 with a loss scale."""
-    optimizer, scaler = make_optimizer(model), torch.amp.GradScaler('cuda', enabled=precision == 'fp16')
-    forward = half(precision, loss_of)
-
-    def step(mark: Mark) -> None:
-        loss: Tensor = forward(model, data)
-        mark('forward')
-        scaler.scale(loss).backward()
-        mark('backward')
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
-        mark('optimizer')
-
-    return step
-
-
-def predictor(model: nn.Module, data: dict, precision: str) -> Callable[[Mark], None]:
-    """Network and post-processing."""
-    predict = half(precision, model)
-
-    def run(mark: Mark) -> None:
-        with torch.no_grad():
-            predict(**data, mode='predict')
-
-    return run
 
 
 def _timed(runs: Mapping[str, Callable[[Mark], None]], seconds: float, most: int) -> dict:

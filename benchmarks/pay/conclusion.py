@@ -29,7 +29,13 @@ def _capacity(rows: dict[str, dict], baseline: dict) -> str:
         return f'Whether capacity binds is open: "{TWICE}" is not finished.'
     binds = 'binds' if found.mean >= 1.5 and found.above else 'is not shown to bind'
     seeds = 'one seed' if found.pairs == 1 else f'{found.pairs} seeds'
-    return f'Capacity {binds}: a head of twice the width has {found.mean:+.1f} AP ({seeds}).'
+    cost = rows[TWICE]['multiply_adds_over_dense']
+    best = max((one.mean for _, one in _mixtures(rows, baseline)), default=found.mean)
+    wider = ' Who can pay that gains more by width than by experts.' if found.mean > best else ''
+    return (
+        f'Capacity {binds}: a head of twice the width has {found.mean:+.1f} AP ({seeds}) at {cost:.2f} of the '
+        f'multiply-adds.{wider}'
+    )
 
 
 def _mixtures(rows: dict[str, dict], baseline: dict) -> list[tuple[dict, object]]:

@@ -2,43 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from statistics import fmean, stdev
+from statistics import fmean
+
+from common.page import MEASURES, MISSING, counted, curve, difference, listed, points, swap_cell, table
 
 from moe_det.analysis.slots import expert_name
 
 from .conclusion import conclusion
 from .settings import AGAIN, BASELINE, BATCH, FORCED, ROWS, STARTS, TWICE
-from .statistics import Paired, against, defined
-
-MEASURES = ('AP', 'AP_S', 'AP_M', 'AP_L')
-MISSING = '-'
-
-
-def points(values: Sequence[float | None]) -> str:
-    """Mean and standard deviation over seeds, in points."""
-    known = [100 * value for value in values if defined(value)]
-    if not known:
-        return MISSING
-    return f'{fmean(known):.1f}' + (f' ± {stdev(known):.1f}' if len(known) > 1 else '')
-
-
-def difference(found: Paired | None) -> str:
-    """Mean of the pairs and Student's interval."""
-    if found is None:
-        return MISSING
-    if found.low is None:
-        return f'{found.mean:+.1f}'
-    return f'{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}]'
-
-
-def _line(cells: Sequence[str]) -> str:
-    return '| ' + ' | '.join(cells) + ' |'
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table."""
-    return [_line(heads), '|' + '---|' * len(heads), *(_line(row) for row in rows)]
+from .statistics import against
 
 
 def precision_row(row: dict, rows: dict[str, dict]) -> list[str]:
@@ -59,31 +31,16 @@ def _time(row: dict, kind: str) -> str:
     return f'{times[kind]["median"]:.2f}' if times else MISSING
 
 
-def swap_change(run: dict, measure: str) -> tuple[float, bool] | None:
-    """What the swap of all layers changes, in points, and whether its interval lies below zero; None if not tested."""
-    found = (((run.get('swap') or {}).get('whole')) or {}).get(measure)
-    if not found or found.get('difference') is None:
-        return None
-    interval = found.get('interval')
-    return 100 * found['difference'], interval is not None and interval[1] < 0
-
-
 def swap_row(row: dict) -> list[str]:
     """The swap test of one row, and how its experts are used."""
-    cells = [row['name']]
-    for measure in MEASURES:
-        found = [one for one in (swap_change(run, measure) for run in row['seeds']) if one is not None]
-        losses = sum(loss for _, loss in found)
-        text = f'{fmean(change for change, _ in found):+.1f} ({losses} of {len(found)})' if found else MISSING
-        cells.append(text)
-    layers = [layer for run in row['seeds'] for layer in ((run.get('swap') or {}).get('layers') or {}).values()]
+    swaps = [run.get('swap') or {} for run in row['seeds']]
+    cells = [row['name'], *(swap_cell([swap.get('whole') for swap in swaps], measure) for measure in MEASURES)]
+    layers = [layer for swap in swaps for layer in (swap.get('layers') or {}).values()]
     if not layers:
         return [*cells, MISSING, MISSING, MISSING]
     cells.append(f'{min(layer["living"] for layer in layers)} to {max(layer["living"] for layer in layers)}')
     cells.append(f'{fmean(layer["gate_entropy_bits"] for layer in layers):.2f}')
-    verdicts = [layer['verdict'] for layer in layers]
-    counted = [f'{verdict} ({verdicts.count(verdict)})' for verdict in dict.fromkeys(verdicts)]
-    return [*cells, ', '.join(counted)]
+    return [*cells, counted([layer['verdict'] for layer in layers])]
 
 
 def forced_rows(row: dict | None) -> list[list[str]]:
@@ -98,21 +55,6 @@ def forced_rows(row: dict | None) -> list[list[str]]:
         [name, copy, str(len(runs)), *(points([one[measure] for one in runs]) for measure in MEASURES)]
         for (name, copy), runs in found.items()
     ]
-
-
-def curve_rows(record: dict) -> list[list[str]]:
-    """AP by epoch of the detectors without experts, mean over seeds."""
-    rows = []
-    for row in record['rows']:
-        if not row['control']:
-            continue
-        epochs = sorted({int(epoch) for run in row['seeds'] for epoch in run['curve']})
-        cells = []
-        for epoch in epochs:
-            values = [run['curve'][str(epoch)]['AP'] for run in row['seeds'] if str(epoch) in run['curve']]
-            cells.append(f'{epoch}: {100 * fmean(values):.1f}')
-        rows.append([row['name'], ', '.join(cells)])
-    return rows
 
 
 def earlier_lines(record: dict) -> list[str]:
@@ -150,7 +92,8 @@ def page(record: dict) -> str:
         lines += ['', '## What each copy can do', '', *_FORCED, '']
         lines += table(['layer', 'copy', 'seeds', *MEASURES], forced)
     lines += ['', '## Has dense training ended?', '', 'AP by epoch, mean over seeds.', '']
-    lines += table(['row', 'epoch: AP'], curve_rows(record))
+    controls = [row for row in record['rows'] if row['control']]
+    lines += table(['row', 'epoch: AP'], [[row['name'], curve(row['seeds'])] for row in controls])
     lines += earlier_lines(record)
     lines += ['', '## Expected before the runs', '', *(f'- {sentence}' for sentence in record['expected'])]
     missing = [name for name in (*STARTS, *ROWS) if name not in rows]
@@ -162,11 +105,10 @@ def page(record: dict) -> str:
 def _introduction(record: dict) -> list[str]:
     start, more = record['schedule']['start'], record['schedule']['more']
     data = record['data']
-    versions = ', '.join(f'{name} {version}' for name, version in record['versions'].items() if version)
     return [
         '# Experts that pay',
         '',
-        f'`{record["command"]}`, {record["machine"]}, {record["date"]}; {versions}.',
+        f'`{record["command"]}`, {record["machine"]}, {record["date"]}; {listed(record["versions"])}.',
         '',
         f'A RetinaNet of `configs/shapes/kinds_dense.py` is trained for {start["epochs"]} epochs; each row below goes',
         f'on from it for {more["epochs"]} epochs at a peak learning rate of {more["learning_rate"]:g}, whole detector,',

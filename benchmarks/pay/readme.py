@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from common.page import MISSING, difference, points, table
+
 from .conclusion import conclusion, swap_losses
-from .page import MISSING, difference, points, table
 from .settings import BASELINE, TWICE
 from .statistics import against
 

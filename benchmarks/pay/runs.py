@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
 from argparse import Namespace
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from command_runs import as_options, call, fingerprint  # of benchmarks/
+from common import runs
+from common.page import MEASURES
+from common.runs import cost_over, curve_of, fingerprint
 
 from .settings import CONFIGS, DATA, FORCED, MORE_EPOCHS, MORE_RATE, ROWS, START_EPOCHS, START_RATE, STARTS
 
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
 IMAGE = (128, 128)  # height and width that costs are counted for: the network's input
-MEASURES = {'AP': 'bbox_mAP', 'AP_S': 'bbox_mAP_s', 'AP_M': 'bbox_mAP_m', 'AP_L': 'bbox_mAP_l'}
 
 
 def schedule(epochs: int, rate: float, tests: int) -> dict[str, object]:
@@ -34,6 +38,14 @@ def changes_of(name: str) -> tuple[Path, dict[str, object]]:
         return CONFIGS['dense'], {**STARTS[name].options, **schedule(START_EPOCHS, START_RATE, 4)}
     row = ROWS[name]
     return CONFIGS[row.config], {**row.options, **schedule(MORE_EPOCHS, MORE_RATE, 2)}
+
+
+def config_of(name: str) -> Config:
+    """The config of a start or a row."""
+    from moe_det.running.launch import load_config
+
+    config, options = changes_of(name)
+    return load_config(str(config), [f'{key}={value}' for key, value in options.items()])
 
 
 @cache
@@ -63,29 +75,10 @@ def train(name: str, seed: int, args: Namespace) -> Path:
         The run's checkpoint.
     """
     checkpoint = checkpoint_of(name, seed, args)
-    if checkpoint.is_file():
-        return checkpoint
     config, options = changes_of(name)
-    if name not in STARTS:
+    if name not in STARTS and not checkpoint.is_file():
         options = {**options, 'load_from': train(ROWS[name].start, seed, args).resolve()}
-    print(f'{name}, seed {seed}: training', flush=True)
-    command = [sys.executable, 'tools/train.py', str(config), '--work-dir', str(checkpoint.parent)]
-    command += ['--seed', str(seed), '--data-root', args.data_root]
-    if (checkpoint.parent / 'last_checkpoint').is_file():
-        command.append('--resume')
-    call([*command, *as_options(options)], checkpoint.parent / 'train.log', args.threads)
-    return checkpoint
-
-
-def curve_of(checkpoint: Path) -> dict[str, dict[str, float]]:
-    """Average precisions by epoch, from the evaluations during a run; those of a resumed run come from all its logs."""
-    found = {}
-    for scalars in sorted(checkpoint.parent.glob('*/vis_data/scalars.json')):
-        for line in scalars.read_text(encoding='utf-8').splitlines():
-            row = json.loads(line)
-            if 'coco/bbox_mAP' in row:
-                found[str(row['step'])] = {short: row[f'coco/{name}'] for short, name in MEASURES.items()}
-    return found
+    return runs.train(name, config, seed, checkpoint, ['--data-root', args.data_root], options, args.threads)
 
 
 def swap_of(name: str, seed: int, checkpoint: Path, args: Namespace) -> dict[str, dict]:
@@ -98,10 +91,8 @@ def swap_of(name: str, seed: int, checkpoint: Path, args: Namespace) -> dict[str
     if not results.is_file():
         print(f'{name}, seed {seed}: swap test', flush=True)
         config, options = changes_of(name)
-        command = [sys.executable, 'tools/analysis_tools/size_specialization.py', str(config), str(checkpoint)]
-        command += ['--data-root', args.data_root, '--out-dir', str(out_dir), '--no-figures']
-        command += [] if name == FORCED else ['--no-forcing']
-        call([*command, *as_options(options)], checkpoint.parent / 'analysis.log', args.threads)
+        arguments = ['--data-root', args.data_root, *([] if name == FORCED else ['--no-forcing'])]
+        runs.report(config, [checkpoint], out_dir, arguments, options, args.threads)
     found = {}
     content = json.loads(results.read_text(encoding='utf-8'))
     for layer in content['layers']:
@@ -127,21 +118,4 @@ def measure(name: str, seed: int, args: Namespace) -> dict:
 @cache
 def cost_of(name: str) -> dict[str, float]:
     """Multiply-adds for one image, in head and model, over those of the dense start; parameters likewise."""
-    from mmengine.registry import init_default_scope
-
-    from moe_det.cost.part_costs import WHOLE, model_cost
-    from moe_det.running.launch import load_config
-
-    costs = []
-    for of in (name, 'dense'):
-        config, options = changes_of(of)
-        cfg = load_config(str(config), [f'{key}={value}' for key, value in options.items()])
-        init_default_scope(cfg.default_scope)
-        costs.append(model_cost(cfg.model, IMAGE).parts)
-    own, dense = costs
-    parts = {'head': 'bbox_head', 'model': WHOLE}
-    return {
-        'multiply_adds_over_dense': own[WHOLE].active_macs / dense[WHOLE].active_macs,
-        'head_over_dense': own[parts['head']].active_macs / dense[parts['head']].active_macs,
-        'parameters_over_dense': own[WHOLE].params / dense[WHOLE].params,
-    }
+    return cost_over(*(config_of(of).model for of in (name, 'dense')), IMAGE)

@@ -137,6 +137,11 @@ ROWS = {
     'shards, image, noise': Row('with learned gate noise', options=_moe(noise=True)),
     'shards, image, hard': Row('hard constraint (relative importance, 0.3) instead of KL', config='hard'),
     'shards, patch': Row('one decision per cell of a 2 x 2 grid', options=_moe(unit='patch', grid=2)),
+    'narrow, top-2, image': Row(
+        'whole branches of fewer channels, 4 of which 2 run at the cost of one dense branch; norm groups have as many '
+        'channels as in the other rows; they fit no dense weights and start from scratch',
+        options=_moe(placement='branch', num_experts=4, top_k=2, width='matched') | {f'{HEAD}.norm_cfg.num_groups': 2},
+    ),
     'tower, top-1, image': Row(
         'towers, 4 copies, one of them runs', options=_moe(placement='tower', num_experts=4, top_k=1, **STRAIGHT)
     ),

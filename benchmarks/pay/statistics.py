@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean, stdev
 
+from common.page import defined
 from scipy.stats import t
 
 
@@ -62,8 +63,3 @@ def against(row: dict, other: dict, measure: str) -> Paired | None:
         if defined(run.get(measure)) and defined(of_other.get(run['seed']))
     ]
     return paired([a for a, _ in both], [b for _, b in both])
-
-
-def defined(value: float | None) -> bool:
-    """Whether an average precision is one: -1 stands for no object of the size."""
-    return value is not None and value >= 0

@@ -6,10 +6,10 @@ from argparse import Namespace
 from collections.abc import Callable
 
 import torch
-from speed.clock import interleave, ratio  # of benchmarks/
+from speed.clock import interleave, ratio
 from torch import nn
 
-from .runs import changes_of, checkpoint_of
+from .runs import checkpoint_of, config_of
 from .settings import BASELINE, BATCH, ROWS
 
 ROUNDS, WARM_UP = 20, 4
@@ -45,10 +45,7 @@ def _runs_of(name: str, args: Namespace) -> dict[str, Callable[[], None]]:
     from mmengine.registry import init_default_scope
     from mmengine.runner import Runner
 
-    from moe_det.running.launch import load_config
-
-    config, options = changes_of(name)
-    cfg = load_config(str(config), [f'{key}={value}' for key, value in options.items()])
+    cfg = config_of(name)
     init_default_scope(cfg.default_scope)
     model = _trained(name, cfg.model, args)
     loader = cfg.train_dataloader

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from common.page import MEASURES, table
 
 ALPHA = 0.01
-SIZE_MEASURES = ('AP', 'AP_S', 'AP_M', 'AP_L')
 
 
 def page(record: dict) -> str:
@@ -39,12 +38,6 @@ def _duration(cases: dict) -> str:
 def share(rate: dict) -> str:
     """``0.8 (0.3 to 1.6)``, in %."""
     return f'{100 * rate["share"]:.1f} ({100 * rate["low"]:.1f} to {100 * rate["high"]:.1f})'
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    """A table of Markdown."""
-    written = ['| ' + ' | '.join(columns) + ' |', '|---' * len(columns) + '|']
-    return written + ['| ' + ' | '.join(str(cell) for cell in row) + ' |' for row in rows]
 
 
 def _counts(entries: dict[str, dict], key: str = 'simulations') -> str:
@@ -201,10 +194,10 @@ def _swap(entries: dict[str, dict]) -> list[str]:
     rows = []
     for name, entry in entries.items():
         found = entry['results']
-        changes = [f'{100 * found["mean_change"][key]:+.1f}' for key in SIZE_MEASURES]
-        lost = [f'{100 * found["lost"][key]["share"]:.1f}' for key in SIZE_MEASURES]
+        changes = [f'{100 * found["mean_change"][key]:+.1f}' for key in MEASURES]
+        lost = [f'{100 * found["lost"][key]["share"]:.1f}' for key in MEASURES]
         rows.append([name, found['costs']['of'], share(found['costs']), *lost, ' / '.join(changes)])
-    lost_of = tuple(f'{key} lost' for key in SIZE_MEASURES)
+    lost_of = tuple(f'{key} lost' for key in MEASURES)
     columns = ('detector', 'simulations', 'costs', *lost_of, 'mean change of AP / S / M / L, points')
     null = {name: entry['results'] for name, entry in entries.items() if entry['results']['truth'] == 'null'}
     one = next(iter(entries.values()))['results']

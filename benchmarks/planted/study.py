@@ -214,25 +214,21 @@ def _without_numbers(reason: str) -> str:
 
 def coverage(plan: Plan, world: World, kind: str, truth: float) -> dict:
     """How often the 95 % interval of the information holds the truth."""
-    covered, widths, errors = [], [], []
+    found = []
     for simulation, rng in streams(plan, world.name, plan.intervals):
         (unit,) = world.draw(rng)
         result = _measured(unit, plan, simulation, plan.bootstrap)
-        if kind == 'COCO':
-            bits, interval = result.mi_given_level_bits, result.mi_given_level_ci
-        else:
-            bits, interval = result.relative_size.mi_bits, result.relative_size.mi_ci
-        if interval is not None:
-            covered.append(interval[0] <= truth <= interval[1])
-            widths.append(interval[1] - interval[0])
-            errors.append(bits - truth)
+        relative = result.relative_size
+        coco = result.mi_given_level_bits, result.mi_given_level_ci
+        found.append(coco if kind == 'COCO' else (relative.mi_bits, relative.mi_ci))
+    found = [(bits, *interval) for bits, interval in found if interval is not None]
     return {
         'images': world.images,
         'kind': kind,
         'truth_bits': truth,
-        'covered': rate(covered),
-        'mean_width_bits': float(np.mean(widths)),
-        'mean_error_bits': float(np.mean(errors)),
+        'covered': rate(low <= truth <= high for _, low, high in found),
+        'mean_width_bits': float(np.mean([high - low for _, low, high in found])),
+        'mean_error_bits': float(np.mean([bits - truth for bits, _, _ in found])),
     }
 
 
@@ -242,49 +238,38 @@ def coverage(plan: Plan, world: World, kind: str, truth: float) -> dict:
 def swaps(plan: Plan, planted_detector: detectors.Planted) -> dict:
     """How often the swap test says that the gate's choice matters."""
     count = plan.effects if planted_detector.costs else plan.detectors
-    found, lost = [], {name: [] for name in SIZE_MEASURES}
-    changes: dict[str, list[float]] = {name: [] for name in SIZE_MEASURES}
-    holds_zero: dict[str, list[bool]] = {name: [] for name in SIZE_MEASURES}
     with tempfile.TemporaryDirectory() as folder:
-        for simulation, rng in streams(plan, planted_detector.name, count):
-            measures = planted_detector.draw(rng, Path(folder) / 'objects.json', simulation)
-            found.append(costs(measures))
-            losers = sizes_that_lose(measures)
-            for name in SIZE_MEASURES:
-                lost[name].append(name in losers)
-                if measures[name] is not None:
-                    low, high = measures[name]['interval']
-                    changes[name].append(measures[name]['difference'])
-                    holds_zero[name].append(low <= 0 <= high)
+        found = [
+            planted_detector.draw(rng, Path(folder) / 'objects.json', simulation)
+            for simulation, rng in streams(plan, planted_detector.name, count)
+        ]
+    known = {name: [one[name] for one in found if one[name] is not None] for name in SIZE_MEASURES}
+    losers = [sizes_that_lose(one) for one in found]
     return {
         'images': detectors.IMAGES,
         'draws': detectors.DRAWS,
         'resamples': detectors.RESAMPLES,
         'truth': 'costs' if planted_detector.costs else 'null',
-        'costs': rate(found),
-        'lost': {name: rate(values) for name, values in lost.items()},
-        'mean_change': {name: float(np.mean(values)) for name, values in changes.items()},
-        'interval_holds_zero': {name: rate(values) for name, values in holds_zero.items()},
+        'costs': rate(map(costs, found)),
+        'lost': {name: rate(name in sizes for sizes in losers) for name in SIZE_MEASURES},
+        'mean_change': {name: float(np.mean([one['difference'] for one in of])) for name, of in known.items()},
+        'interval_holds_zero': {
+            name: rate(one['interval'][0] <= 0 <= one['interval'][1] for one in of) for name, of in known.items()
+        },
     }
 
 
 def random_gate_places(plan: Plan, gate: gates.PlantedGate) -> dict:
     """How often a gate is called beyond random gates, and its place among them."""
-    found, places, bits, medians = [], [], [], []
-    for simulation, rng in streams(plan, gate.name, plan.gates):
-        result = gate.draw(rng, simulation)
-        found.append(result.beyond)
-        places.append(result.quantile)
-        bits.append(result.bits)
-        medians.append(float(np.median(result.values)))
+    found = [gate.draw(rng, simulation) for simulation, rng in streams(plan, gate.name, plan.gates)]
     return {
         'images': gates.IMAGES,
         'gates': gates.COUNT,
         'truth': 'sorts' if gate.beyond else 'null',
-        'beyond': rate(found),
-        'mean_place': float(np.mean(places)),
-        'mean_bits': float(np.mean(bits)),
-        'mean_median_bits': float(np.mean(medians)),
+        'beyond': rate(result.beyond for result in found),
+        'mean_place': float(np.mean([result.quantile for result in found])),
+        'mean_bits': float(np.mean([result.bits for result in found])),
+        'mean_median_bits': float(np.mean([np.median(result.values) for result in found])),
     }
 
 

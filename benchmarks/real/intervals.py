@@ -12,7 +12,6 @@ from math import sqrt
 import numpy as np
 from scipy.stats import t
 
-MEASURES = ('AP', 'AP_S', 'AP_M', 'AP_L')
 UNIT = 1e4  # resampled values are recorded as integers of this part
 UNDEFINED = -1
 
@@ -85,7 +84,7 @@ def against(row: dict, other: dict, measure: str) -> Interval | None:
     Args:
         row: with ``seeds``, each with the measure, ``resampled`` and ``freedom``.
         other: likewise.
-        measure: of ``MEASURES``.
+        measure: of ``common.page.MEASURES``.
     """
     theirs = {run['seed']: run for run in other['seeds']}
     pairs = [(run, theirs[run['seed']]) for run in row['seeds'] if run['seed'] in theirs]

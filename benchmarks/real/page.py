@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 
+from common.page import MEASURES, curve, difference, listed, mean, points, table
+
 from .conclusion import conclusion
-from .intervals import MEASURES, against
-from .page_experts import Group, experts
+from .intervals import against
+from .page_experts import Group, experts, title
 from .settings import SETTINGS, START
-from .tables import difference, mean, points, table, title
 
 COST = ('multiply-adds', 'parameters')
 PRECISION = ('setting', 'epochs', 'seeds', *COST, 'AP', 'AP50', *(f'{m}, difference' for m in MEASURES))
@@ -29,7 +30,8 @@ def page(record: dict) -> str:
     lines += ['', 'What the settings are:', '']
     lines += [f'- {name}: {setting.about}' for name, setting in SETTINGS.items()]
     lines += experts(groups)
-    curves = [line for key, rows in groups for line in curve_rows(key, rows)]
+    controls = [(key, row) for key, rows in groups for row in rows.values() if row['control']]
+    curves = [[*key, row['setting'], curve(row['seeds'])] for key, row in controls]
     if curves:
         lines += ['', '## Has dense training ended?', '', 'AP in points by epoch, mean over seeds.', '']
         lines += table(['images', 'backbone', 'setting', 'epoch: AP'], curves)
@@ -56,18 +58,6 @@ def precision_row(row: dict, rows: dict[str, dict]) -> list[str]:
     return [*cells, *(difference(control and against(row, control, measure)) for measure in MEASURES)]
 
 
-def curve_rows(key: tuple[str, str], rows: dict[str, dict]) -> Iterator[list[str]]:
-    """AP by epoch of the detectors without experts."""
-    for row in rows.values():
-        if row['control']:
-            by_epoch: dict[int, list[float]] = {}
-            for run in row['seeds']:
-                for epoch, values in run['curve'].items():
-                    by_epoch.setdefault(int(epoch), []).append(values['AP'])
-            cells = (f'{epoch}: {mean(values)}' for epoch, values in sorted(by_epoch.items()))
-            yield [*key, row['setting'], ', '.join(cells)]
-
-
 def _port(check: dict | None) -> list[str]:
     if check is None:
         return []
@@ -86,11 +76,11 @@ def _port(check: dict | None) -> list[str]:
 
 def _introduction(record: dict) -> list[str]:
     rates = record['learning_rates']
-    versions = ', '.join(f'{name} {version}' for name, version in record['versions'].items() if version)
     lines = [
         '# Photographs: a pretrained detector, fine-tuned with and without experts',
         '',
-        f'`{record["command"]}` with `--data-root` and `--weights`, {record["machine"]}, {record["date"]}; {versions}.',
+        f'`{record["command"]}` with `--data-root` and `--weights`, {record["machine"]}, {record["date"]}; '
+        f'{listed(record["versions"])}.',
         '',
         'The RetinaNet of `configs/fine_tune/` with a pretrained backbone is trained on photographs with a longer side',
         f'of {record["size"]} px at a peak learning rate of {rates["start"]:g}; every other setting goes on from it at '

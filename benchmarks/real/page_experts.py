@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 
+from common.page import MEASURES, MISSING, counted, mean, swap_cell, table
+
 from .conclusion import PAPER, spreads
-from .intervals import MEASURES
 from .settings import SETTINGS
-from .tables import MISSING, counted, mean, table, title
 
 UNITS = ('detection', 'training')
 USE = ('setting', 'branch', 'living', 'gate entropy, bits', *(f'swap: {measure}' for measure in MEASURES))
@@ -40,6 +40,11 @@ def experts(groups: Sequence[Group]) -> list[str]:
     return lines
 
 
+def title(key: tuple[str, str]) -> str:
+    """Heading of a folder and a backbone."""
+    return f'### {key[0]}, {key[1]}'
+
+
 def reports_of(row: dict) -> list[dict]:
     """What the size report of each seed says."""
     return [run['experts'] for run in row['seeds'] if run.get('experts')]
@@ -52,15 +57,6 @@ def layers_of(row: dict) -> dict[str, list[dict]]:
         for name, layer in report['layers'].items():
             found.setdefault(name.rpartition('.')[2], []).append(layer)
     return found
-
-
-def swap_cell(swaps: Sequence[dict | None], measure: str) -> str:
-    """Mean change under the swap, in points, and how many seeds lose with their whole interval."""
-    found = [swap[measure] for swap in swaps if swap and swap[measure]]
-    if not found:
-        return MISSING
-    losses = sum(one['interval'][1] < 0 for one in found)
-    return f'{100 * fmean(one["difference"] for one in found):+.1f} ({losses} of {len(found)})'
 
 
 def use_rows(row: dict) -> Iterator[list[str]]:

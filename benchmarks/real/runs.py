@@ -11,15 +11,16 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from command_runs import call, fingerprint  # of benchmarks/
+from common import runs
+from common.page import MEASURES
+from common.runs import call, cost_over, curve_of, fingerprint
 
 from .backbones import Pretrained, config_of
 from .folder import Folder
-from .intervals import MEASURES, packed
+from .intervals import packed
 from .settings import CONFIGS, MORE_RATE, SETTINGS, SIZE, START, START_RATE, more_epochs
 
 RESAMPLES = 200  # of the images
-OF_EPOCH = {'AP': 'bbox_mAP', 'AP_S': 'bbox_mAP_s', 'AP_M': 'bbox_mAP_m', 'AP_L': 'bbox_mAP_l'}
 SPLITS = ('train', 'val', 'test')
 OF_UNIT = ('mi_bits', 'p_value_holm', 'cramers_v')  # of relative size
 
@@ -123,19 +124,12 @@ def train(setting: str, seed: int, plan: Plan) -> Path:
     Returns:
         The run's checkpoint.
     """
-    place = plan.place_of(setting) / f'seed_{seed}'
-    checkpoint = place / f'epoch_{plan.epochs_of(setting)}.pth'
-    if checkpoint.is_file():
-        return checkpoint
-    command = [sys.executable, 'tools/train.py', str(plan.config_file(setting)), '--work-dir', str(place)]
-    command += ['--seed', str(seed)]
-    if setting != START:
-        command += ['--cfg-options', f'load_from={train(START, seed, plan)}']
-    if (place / 'last_checkpoint').is_file():
-        command.append('--resume')
-    print(f'{plan.folder.name}, {setting}, seed {seed}: training', flush=True)
-    call(command, place / 'train.log', plan.threads)
-    return checkpoint
+    checkpoint = plan.place_of(setting) / f'seed_{seed}' / f'epoch_{plan.epochs_of(setting)}.pth'
+    arguments = []
+    if setting != START and not checkpoint.is_file():
+        arguments = ['--cfg-options', f'load_from={train(START, seed, plan)}']
+    name = f'{plan.folder.name}, {setting}'
+    return runs.train(name, plan.config_file(setting), seed, checkpoint, arguments, {}, plan.threads)
 
 
 def precision_of(setting: str, seed: int, checkpoint: Path, plan: Plan) -> dict:
@@ -183,28 +177,14 @@ def resampled(detections: Path, folder: Folder) -> dict:
     }
 
 
-def curve_of(checkpoint: Path) -> dict[str, dict[str, float]]:
-    """Average precisions by epoch, from the evaluations during a run; those of a resumed run come from all its logs."""
-    found = {}
-    for scalars in sorted(checkpoint.parent.glob('*/vis_data/scalars.json')):
-        for line in scalars.read_text(encoding='utf-8').splitlines():
-            row = json.loads(line)
-            if 'coco/bbox_mAP' in row and 'step' in row:
-                found[str(row['step'])] = {short: row[f'coco/{name}'] for short, name in OF_EPOCH.items()}
-    return found
-
-
 def experts_of(setting: str, seed: int, checkpoint: Path, plan: Plan) -> dict:
     """What the size report says of a run: use, verdicts, both units, the swap test, single experts and other k."""
     out_dir = checkpoint.parent / 'report'
     results = out_dir / 'size_specialization.json'
     if not results.is_file():
         print(f'{plan.folder.name}, {setting}, seed {seed}: report', flush=True)
-        command = [sys.executable, 'tools/analysis_tools/size_specialization.py', str(plan.config_file(setting))]
-        command += [str(checkpoint), '--out-dir', str(out_dir), '--no-figures']
-        if not SETTINGS[setting].forced:
-            command.append('--no-forcing')
-        call(command, checkpoint.parent / 'report.log', plan.threads)
+        arguments = [] if SETTINGS[setting].forced else ['--no-forcing']
+        runs.report(plan.config_file(setting), [checkpoint], out_dir, arguments, {}, plan.threads)
     return summary_of(json.loads(results.read_text(encoding='utf-8')))
 
 
@@ -259,30 +239,18 @@ def measure(setting: str, seed: int, plan: Plan) -> dict:
     return run
 
 
+@cache
 def cost_of(setting: str, backbone: str, classes: int) -> dict[str, float]:
     """Multiply-adds for one image, in head and model, over those of the dense detector; parameters likewise."""
-    from moe_det.cost.part_costs import WHOLE
-
-    own, dense = (_costs(of, backbone, classes) for of in (setting, START))
-    return {
-        'multiply_adds_over_dense': own[WHOLE].active_macs / dense[WHOLE].active_macs,
-        'head_over_dense': own['bbox_head'].active_macs / dense['bbox_head'].active_macs,
-        'parameters_over_dense': own[WHOLE].params / dense[WHOLE].params,
-    }
+    return cost_over(*(_model_of(of, backbone, classes) for of in (setting, START)), (SIZE, SIZE))
 
 
-@cache
-def _costs(setting: str, backbone: str, classes: int) -> dict:
-    """Part of the model -> its cost."""
+def _model_of(setting: str, backbone: str, classes: int) -> dict:
     from mmengine.config import Config
-    from mmengine.registry import init_default_scope
-
-    from moe_det.cost.part_costs import model_cost
 
     from . import networks  # noqa: F401  registers them
 
     what = SETTINGS[setting]
     cfg = Config.fromfile(CONFIGS[what.config], import_custom_modules=False)
     cfg.merge_from_dict({**config_of(backbone), 'model.bbox_head.num_classes': classes, **what.options})
-    init_default_scope('mmdet')
-    return model_cost(cfg.model, (SIZE, SIZE)).parts
+    return cfg.model

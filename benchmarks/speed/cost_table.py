@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from common.page import table
+
 from .detectors import DENSE, KERNELS, MANY, MATCHED, SHARDS
 
 ROWS = {
@@ -39,8 +41,7 @@ def cost_table(records: dict[str, dict]) -> str:
         cells = [label, f'{cost["active_macs_per_image"] / dense["active_macs_per_image"]:.2f}']
         cells += [f'{cost["params"] / 1e6:.1f} M', f'{cost["active_params"] / 1e6:.1f} M']
         rows.append([*cells, *(_time(found, name, phase) for found in whole.values() for phase in PHASES)])
-    lines = ['| ' + ' | '.join(row) + ' |' for row in [heads, *rows]]
-    return '\n'.join([lines[0], '|---' * len(heads) + '|', *lines[1:], *_footnotes(whole)])
+    return '\n'.join([*table(heads, rows), *_footnotes(whole)])
 
 
 def _costs(sections: dict) -> dict[str, dict]:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 
 import torch
+from common import ROOT
 from torch import nn
 
 from moe_det.cost.model_cost import parameter_counts
@@ -15,9 +16,8 @@ from moe_det.running.launch import load_config
 from . import detectors
 from .clock import ratio, summary
 from .counters import count_operators, count_synchronisations, kept_memory
-from .measurement import PHASES, Sections
+from .measurement import PHASES, Sections, times_and_ratios
 from .profiles import by_kind, largest_differences, profile_in_turn
-from .record import ROOT
 
 
 class DetectorSections(Sections):
@@ -31,11 +31,8 @@ class DetectorSections(Sections):
             for phase in PHASES:
                 settings = {'batch': images, 'size': size, 'phase': phase, 'precision': precision}
                 settings['rounds'] = plan.detector_rounds
-
-                def measure(images: int = images, size: tuple = size, training: bool = phase == PHASES[0]) -> dict:
-                    return self._detector_times(models, images, size, precision, training)
-
-                self._keep('whole', _case_name(phase, images, size, precision), settings, measure)
+                name, given = _case_name(phase, images, size, precision), (images, size, precision, phase == PHASES[0])
+                self._keep('whole', name, settings, self._detector_times, models, *given)
 
     def _detectors(self, images: int) -> dict[str, nn.Module]:
         return {
@@ -81,11 +78,8 @@ class DetectorSections(Sections):
             for phase in PHASES:
                 settings = {'batch': images, 'size': plan.size, 'phase': phase, 'precision': precision}
                 settings['rounds'] = plan.rounds
-
-                def measure(images: int = images, training: bool = phase == PHASES[0]) -> dict:
-                    return self._separate_times(images, precision, training)
-
-                self._keep('separate', _case_name(phase, images, plan.size, precision), settings, measure)
+                name, given = _case_name(phase, images, plan.size, precision), (images, precision, phase == PHASES[0])
+                self._keep('separate', name, settings, self._separate_times, *given)
 
     def _separate_times(self, images: int, precision: str, training: bool) -> dict:
         plan = self.plan
@@ -97,11 +91,8 @@ class DetectorSections(Sections):
 
         single = [branches(copy.deepcopy(dense), 1) for _ in range(images)]
         runs = {'batch': branches(dense, images), 'image by image': lambda mark: [run(mark) for run in single]}
-        times = {name: phases['total'] for name, phases in self._time(runs, plan.rounds, marks=True).items()}
-        return {
-            'times': {name: summary(seconds) for name, seconds in times.items()},
-            'ratios': {'image by image / batch': ratio(times['image by image'], times['batch'])},
-        }
+        times = self._totals(runs, plan.rounds, marks=True)
+        return times_and_ratios(times, {'image by image / batch': ratio(times['image by image'], times['batch'])})
 
     # -- where the difference comes from -------------------------------------------------------------------------
 
@@ -110,12 +101,8 @@ class DetectorSections(Sections):
         for images in plan.batches:
             for phase in PHASES:
                 settings = {'batch': images, 'size': plan.size, 'precision': precision, 'rounds': plan.profile_rounds}
-
-                def measure(images: int = images, training: bool = phase == PHASES[0]) -> dict:
-                    return self._detector_profiles(models, images, precision, training)
-
-                name = _case_name(phase, images, plan.size, precision)
-                self._keep('profile', name, {**settings, 'phase': phase}, measure)
+                name, given = _case_name(phase, images, plan.size, precision), (images, precision, phase == PHASES[0])
+                self._keep('profile', name, {**settings, 'phase': phase}, self._detector_profiles, models, *given)
 
     def _detector_profiles(self, models: dict[str, nn.Module], images: int, precision: str, training: bool) -> dict:
         runs = self._detector_runs(models, images, self.plan.size, precision, training)
@@ -134,24 +121,15 @@ class DetectorSections(Sections):
         if precision != self.plan.precisions[0]:  # parameters are fp32 whatever the precision
             return
         for name in (detectors.DENSE, 'k=2', detectors.MANY):
-            settings = {'rounds': self.plan.rounds}
-
-            def measure(name: str = name) -> dict:
-                return self._optimizer_times(name)
-
-            self._keep('optimizer', name, settings, measure)
+            self._keep('optimizer', name, {'rounds': self.plan.rounds}, self._optimizer_times, name)
 
     def _optimizer_times(self, name: str) -> dict:
         config, options = detectors.WITH_MANY[name]
         model = detectors.build(config, options, self.plan.device, 1)
-        times = self._time(detectors.optimizer_steps(model), self.plan.rounds)
-        of = {kind: phases['total'] for kind, phases in times.items()}
-        default = of['one by one']
-        return {
-            'params': sum(p.numel() for p in model.parameters() if p.requires_grad),
-            'times': {kind: summary(seconds) for kind, seconds in of.items()},
-            'ratios': {f'{kind} / one by one': ratio(of[kind], default) for kind in of if kind != 'one by one'},
-        }
+        of = self._totals(detectors.optimizer_steps(model), self.plan.rounds)
+        ratios = {f'{kind} / one by one': ratio(of[kind], of['one by one']) for kind in of if kind != 'one by one'}
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        return {'params': trained, **times_and_ratios(of, ratios)}
 
     # -- memory and counts ---------------------------------------------------------------------------------------
 
@@ -160,11 +138,8 @@ class DetectorSections(Sections):
         images = min(plan.batches)
         for name, (config, options) in detectors.WITH_MANY.items():
             settings = {'batch': images, 'size': plan.size, 'precision': precision}
-
-            def measure(config: str = config, options: dict = options) -> dict:
-                return self._detector_memory(config, options, images, precision)
-
-            self._keep('memory', f'detector {name} {precision}', settings, measure)
+            given = config, options, images, precision
+            self._keep('memory', f'detector {name} {precision}', settings, self._detector_memory, *given)
 
     def _detector_memory(self, config: str, options: dict, images: int, precision: str) -> dict:
         plan = self.plan

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 
 import torch
+from common import ROOT
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.logging import MMLogger
@@ -20,7 +21,6 @@ from moe_det.running.launch import load_config
 
 from .clock import Mark
 from .layers import plant_routing
-from .record import ROOT
 
 DENSE = 'mmdet RetinaNet'
 MATCHED = 'k=2 matched'
@@ -39,6 +39,17 @@ DETECTORS = {
 MANY = 'k=2, E=32'
 WITH_MANY = {**DETECTORS, MANY: ('retinanet_moe_soft.py', {'model.bbox_head.moe.num_experts': 32})}
 OPTIMIZERS = {'one by one': {'foreach': False}, 'foreach': {'foreach': True}, 'fused': {'fused': True}}
+# changed keys for a narrow ResNet-18, which any machine runs: its times say nothing
+SMALL = {
+    'model.backbone.depth': 18,
+    'model.backbone.base_channels': 8,
+    'model.neck.in_channels': [8, 16, 32, 64],
+    'model.neck.out_channels': 16,
+    'model.bbox_head.in_channels': 16,
+    'model.bbox_head.feat_channels': 16,
+    'model.bbox_head.stacked_convs': 1,
+}
+HALF = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 LEVELS, ACTIVE = 5, 4
 OBJECTS = 8  # per image; COCO has 7.3
 
@@ -85,10 +96,10 @@ def batch(model: nn.Module, images: int, size: tuple[int, int], training: bool) 
 
 
 def precision_context(precision: str, device: str) -> Callable[[], contextlib.AbstractContextManager]:
-    """Autocast for ``'bf16'``, nothing for ``'fp32'`` and ``'tf32'``."""
-    if precision != 'bf16':
+    """Autocast for ``'bf16'`` and ``'fp16'``, nothing for ``'fp32'`` and ``'tf32'``."""
+    if precision not in HALF:
         return contextlib.nullcontext
-    return lambda: torch.autocast(device.partition(':')[0], dtype=torch.bfloat16)
+    return lambda: torch.autocast(device.partition(':')[0], dtype=HALF[precision])
 
 
 def make_optimizer(model: nn.Module, **kind: bool) -> torch.optim.Optimizer:
@@ -110,16 +121,18 @@ def loss_of(model: nn.Module, data: dict) -> Tensor:
 
 
 def train_step(model: nn.Module, data: dict, precision: str, device: str) -> Callable[[Mark], None]:
-    """Forward with losses, backward, optimizer; each is a phase."""
+    """Forward with losses, backward, optimizer; each is a phase. In fp16 with a loss scale."""
     optimizer, context = make_optimizer(model), precision_context(precision, device)
+    scaler = torch.amp.GradScaler(device.partition(':')[0], enabled=precision == 'fp16')
 
     def step(mark: Mark) -> None:
         with context():
             loss = loss_of(model, data)
         mark('forward')
-        loss.backward()
+        scaler.scale(loss).backward()
         mark('backward')
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad(set_to_none=True)
         mark('optimizer')
 

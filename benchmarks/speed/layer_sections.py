@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from . import detectors
-from .clock import ratio, summary
+from .clock import ratio
 from .counters import count_macs, count_operators, kept_memory
 from .layers import DENSE_EXPERT, OURS, layer_step, moe_layer, pattern_layers
-from .measurement import PHASES, Sections
+from .measurement import PHASES, Sections, times_and_ratios
 
 ALL = 'E'
 
@@ -27,21 +27,15 @@ class LayerSections(Sections):
         for top_k in (1, 2, ALL):
             for phase in PHASES:
                 settings = self._layer_settings(precision, phase, experts=plan.experts, top_k=top_k)
-
-                def measure(top_k: int | str = top_k, training: bool = phase == PHASES[0]) -> dict:
-                    return self._layer_times(precision, top_k, training)
-
-                self._keep('layer', f'{phase} k={top_k} {precision}', settings, measure)
+                name, training = f'{phase} k={top_k} {precision}', phase == PHASES[0]
+                self._keep('layer', name, settings, self._layer_times, precision, top_k, training)
         if plan.few_and_many is None:
             return
         for top_k in (1, 2):
             for phase in PHASES:
                 settings = self._layer_settings(precision, phase, experts=plan.few_and_many, top_k=top_k, active=4)
-
-                def measure(top_k: int = top_k, training: bool = phase == PHASES[0]) -> dict:
-                    return self._flat_times(precision, top_k, training)
-
-                self._keep('layer', f'{phase} k={top_k} {precision}, four in use', settings, measure)
+                name, training = f'{phase} k={top_k} {precision}, four in use', phase == PHASES[0]
+                self._keep('layer', name, settings, self._flat_times, precision, top_k, training)
 
     def _layer_settings(self, precision: str, phase: str, **more: object) -> dict:
         plan = self.plan
@@ -61,8 +55,7 @@ class LayerSections(Sections):
             f'E={experts}': moe_layer(plan.layer, experts, experts if top_k == ALL else top_k, plan.device)
             for experts in plan.experts
         }
-        times = self._time(self._layer_runs(layers, precision, training), plan.rounds)
-        of = {name: phases['total'] for name, phases in times.items()}
+        of = self._totals(self._layer_runs(layers, precision, training), plan.rounds)
         dense = of[DENSE_EXPERT]
         ratios = {}
         for experts in plan.experts:
@@ -70,15 +63,14 @@ class LayerSections(Sections):
             ratios[f'E={experts} / {DENSE_EXPERT}'] = ratio(of[f'E={experts}'], dense)
             ideal = [chosen * seconds for seconds in dense]
             ratios[f'E={experts} / k dense experts'] = ratio(of[f'E={experts}'], ideal)
-        return {'times': {name: summary(seconds) for name, seconds in of.items()}, 'ratios': ratios}
+        return times_and_ratios(of, ratios)
 
     def _flat_times(self, precision: str, top_k: int, training: bool) -> dict:
         few, many = self.plan.few_and_many
         layers = {f'E={e}': moe_layer(self.plan.layer, e, top_k, self.plan.device, active=4) for e in (few, many)}
-        times = self._time(self._layer_runs(layers, precision, training), self.plan.rounds)
-        of = {name: phases['total'] for name, phases in times.items()}
+        of = self._totals(self._layer_runs(layers, precision, training), self.plan.rounds)
         ratios = {f'E={many} / E={few}': ratio(of[f'E={many}'], of[f'E={few}'])}
-        return {'times': {name: summary(seconds) for name, seconds in of.items()}, 'ratios': ratios}
+        return times_and_ratios(of, ratios)
 
     # -- other patterns ------------------------------------------------------------------------------------------
 
@@ -89,21 +81,15 @@ class LayerSections(Sections):
                     continue
                 for phase in PHASES:
                     settings = self._layer_settings(precision, phase, experts=experts, top_k=top_k)
-
-                    def measure(
-                        experts: int = experts, top_k: int = top_k, training: bool = phase == PHASES[0]
-                    ) -> dict:
-                        return self._pattern_times(precision, experts, top_k, training)
-
-                    self._keep('patterns', f'{phase} E={experts} k={top_k} {precision}', settings, measure)
+                    name, training = f'{phase} E={experts} k={top_k} {precision}', phase == PHASES[0]
+                    self._keep('patterns', name, settings, self._pattern_times, precision, experts, top_k, training)
 
     def _pattern_times(self, precision: str, experts: int, top_k: int, training: bool) -> dict:
         layers = pattern_layers(moe_layer(self.plan.layer, experts, top_k, self.plan.device))
-        times = self._time(self._layer_runs(layers, precision, training), self.plan.rounds)
-        of = {name: phases['total'] for name, phases in times.items()}
+        of = self._totals(self._layer_runs(layers, precision, training), self.plan.rounds)
         ratios = {f'{name} / {DENSE_EXPERT}': ratio(of[name], of[DENSE_EXPERT]) for name in layers}
         ratios.update({f'{name} / {OURS}': ratio(of[name], of[OURS]) for name in layers if name != OURS})
-        return {'times': {name: summary(seconds) for name, seconds in of.items()}, 'ratios': ratios}
+        return times_and_ratios(of, ratios)
 
     # -- memory and counts ---------------------------------------------------------------------------------------
 
@@ -115,11 +101,8 @@ class LayerSections(Sections):
                     continue
                 settings = self._layer_settings(precision, PHASES[0], experts=experts, top_k=top_k, active=4)
                 del settings['rounds']
-
-                def measure(experts: int = experts, top_k: int = top_k) -> dict:
-                    return self._layer_memory(precision, experts, top_k)
-
-                self._keep('memory', f'layer E={experts} k={top_k} {precision}', settings, measure)
+                name = f'layer E={experts} k={top_k} {precision}'
+                self._keep('memory', name, settings, self._layer_memory, precision, experts, top_k)
 
     def _layer_memory(self, precision: str, experts: int, top_k: int) -> dict:
         plan, found = self.plan, {}

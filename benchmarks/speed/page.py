@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from common import ROOT
+from common.page import fill, titled
+from common.record import write as write_file
+
 from .cost_table import cost_table
 from .detectors import AT_DENSE_COST, DENSE, MATCHED
 from .layers import DENSE_EXPERT, OURS
-from .marks import fill
 from .plot import draw, has_curves
-from .record import ROOT, Record, record_path
+from .record import Record, record_path
 from .token_sections import token_rows
 
 PAGE = ROOT / 'docs' / 'performance.md'
@@ -33,7 +36,7 @@ def write() -> list[Path]:
     for device, machine in DEVICES.items():
         written += draw(Record(record_path(device)).sections, IMAGES / f'moe_speed_{device}', machine)
     for file, text in filled().items():
-        file.write_text(text, encoding='utf-8')
+        write_file(file, text)
     return written
 
 
@@ -99,14 +102,6 @@ def _origins(sections: dict) -> list[str]:
     return [f'{", ".join(found)}: {line}' for line, found in lines.items()]
 
 
-def markdown_table(heads: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; empty without rows."""
-    if not rows:
-        return ''
-    lines = ['| ' + ' | '.join(row) + ' |' for row in [heads, *rows]]
-    return '\n'.join([lines[0], '|---' * len(heads) + '|', *lines[1:]])
-
-
 def _ratio(found: dict | None) -> str:
     if found is None:
         return '–'
@@ -117,10 +112,6 @@ def _done(entries: dict) -> Iterator[tuple[dict, dict]]:
     for entry in entries.values():
         if 'error' not in entry['results']:
             yield entry['settings'], entry['results']
-
-
-def _titled(title: str, table: str) -> str:
-    return f'{title}\n\n{table}' if table else ''
 
 
 def _whole(entries: dict) -> str:
@@ -140,7 +131,7 @@ def _whole(entries: dict) -> str:
             cells = [_ratio(without.get(name)) for name in names]
             rows.append([first[0], 'training, without optimizer', '', *cells, str(dense['n'])])
     title = '**Whole RetinaNet R50-FPN**, 80 classes, E=4; batch, height x width of the images.'
-    return _titled(title, markdown_table(['images', 'step', 'dense ms', *names, 'n'], rows))
+    return titled(title, ['images', 'step', 'dense ms', *names, 'n'], rows)
 
 
 def _at_dense_cost(entries: dict) -> str:
@@ -157,7 +148,7 @@ def _at_dense_cost(entries: dict) -> str:
         '(`retinanet_moe_shards_from_dense.py`), mixed kernels of eight copies (`retinanet_moe_from_dense.py`); in the '
         'same rounds.'
     )
-    return _titled(title, markdown_table(['images', 'step', *names, 'n'], rows))
+    return titled(title, ['images', 'step', *names, 'n'], rows)
 
 
 def _case(settings: dict) -> str:
@@ -174,7 +165,7 @@ def _separate(entries: dict) -> str:
         '**One call per image**: the two branches of plain RetinaNet for each image alone, with weights of its own, '
         'over the same branches for the batch. It is what images with different experts cost at least.'
     )
-    return _titled(title, markdown_table(['images', 'step', 'batch ms', 'image by image / batch', 'n'], rows))
+    return titled(title, ['images', 'step', 'batch ms', 'image by image / batch', 'n'], rows)
 
 
 def _profile(entries: dict) -> str:
@@ -191,7 +182,7 @@ def _profile(entries: dict) -> str:
                     rows.append([*first, label, kind, f'{dense_ms:.1f}', *cells, str(settings['rounds'])])
     title = '**Where the time goes**: milliseconds of plain RetinaNet, and how many more (or less) with experts.'
     heads = ['images', 'step', 'spent in', 'dense', *profiled, 'n']
-    return _titled(title, markdown_table(heads, rows))
+    return titled(title, heads, rows)
 
 
 def _shape(entries: dict) -> str:
@@ -216,7 +207,7 @@ def _layer(entries: dict) -> str:
         rows.append([*first, f'{dense["median_ms"]:.2f}', *cells, str(dense['n'])])
     title = f'**The layer alone** over k times one dense expert ({_shape(entries)}).'
     heads = ['step', 'experts per row', 'precision', 'dense ms', *[f'E={e}' for e in experts], 'n']
-    return _titled(title, markdown_table(heads, rows))
+    return titled(title, heads, rows)
 
 
 def _flat(entries: dict) -> str:
@@ -228,7 +219,7 @@ def _flat(entries: dict) -> str:
         cells = [settings['phase'], f'k={settings["top_k"]}', settings['precision'], name, _ratio(found)]
         rows.append([*cells, str(found['n'])])
     title = '**More experts, the same four in use.**'
-    return _titled(title, markdown_table(['step', 'experts per row', 'precision', 'ratio', 'time', 'n'], rows))
+    return titled(title, ['step', 'experts per row', 'precision', 'ratio', 'time', 'n'], rows)
 
 
 def _patterns(entries: dict) -> str:
@@ -242,12 +233,12 @@ def _patterns(entries: dict) -> str:
         rows.append([*cells, str(next(iter(ratios.values()))['n'])])
     title = f'**Other ways to run experts**, on the same layer and routing ({_shape(entries)}).'
     heads = ['step', 'E', 'k', 'precision', 'ours / one dense expert', *[f'{name} / ours' for name in others], 'n']
-    return _titled(title, markdown_table(heads, rows))
+    return titled(title, heads, rows)
 
 
 def _tokens(entries: dict) -> str:
     title, heads, rows = token_rows(_done(entries), _ratio)
-    return _titled(title, markdown_table(heads, rows))
+    return titled(title, heads, rows)
 
 
 def _layer_memory(entries: dict) -> str:
@@ -264,7 +255,7 @@ def _layer_memory(entries: dict) -> str:
                 rows.append(row)
     heads = ['pattern', 'E', 'k', 'precision', 'kept MiB', '/ dense', 'host copies', 'convolutions', 'GMAC']
     title = f'**Memory and counts of the layer**, training step, four experts in use ({_shape(entries)}).'
-    return _titled(title, markdown_table(heads, rows))
+    return titled(title, heads, rows)
 
 
 def _detector_memory(entries: dict) -> str:
@@ -287,7 +278,7 @@ def _detector_memory(entries: dict) -> str:
         rows.append([*row, *['–' if value is None else f'{value / 1e9:.2f}' for value in macs]])
     heads = ['detector', 'precision', 'B', 'kept MiB', '/ dense', 'peak MiB', 'host copies of the head']
     heads += ['convolutions of the head', 'params M', 'active M', 'GMAC active', 'GMAC all experts']
-    return _titled('**Memory and counts of the detector**, training step.', markdown_table(heads, rows))
+    return titled('**Memory and counts of the detector**, training step.', heads, rows)
 
 
 def _kept(entry: dict) -> int:
@@ -311,4 +302,4 @@ def _optimizer(entries: dict) -> str:
         rows.append([name, f'{results["params"] / 1e6:.2f}', f'{times["median_ms"]:.1f}', *cells, str(times['n'])])
     heads = ['detector', 'params trained M', 'one by one ms', 'foreach / one by one', 'fused / one by one', 'n']
     title = '**The optimizer alone**: SGD with momentum and weight decay over all parameters.'
-    return _titled(title, markdown_table(heads, rows))
+    return titled(title, heads, rows)

@@ -7,22 +7,21 @@ import json
 import os
 import platform
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
+from common import RECORDS
+from common.record import Sections, today
 
 from moe_det.common.software import cores, processor
-from moe_det.errors import DataError
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmdet', 'moe_det')
 BUSY = 0.25  # of the cores
 
 
 def record_path(device: str) -> Path:
     """Where the record of ``'cpu'`` or ``'cuda'`` lies."""
-    return ROOT / 'benchmarks' / 'records' / f'moe_speed_{device.partition(":")[0]}.json'
+    return RECORDS / f'moe_speed_{device.partition(":")[0]}.json'
 
 
 def load_average() -> float | None:
@@ -69,7 +68,7 @@ def why_busy() -> str | None:
 def made_on(device: str, command: str, forced: str | None) -> dict:
     """Machine, versions and command of a measurement."""
     made = {
-        'date': datetime.now(timezone.utc).strftime('%Y-%m-%d'),
+        'date': today(),
         'command': command,
         'cpu': processor(),
         'cores': cores(),
@@ -93,8 +92,8 @@ def made_on(device: str, command: str, forced: str | None) -> dict:
     return made
 
 
-class Record:
-    """Measurements by section and name, written after each one, so that a stopped run loses nothing.
+class Record(Sections):
+    """Measurements by section and name.
 
     Args:
         path: the file; None keeps everything in memory.
@@ -105,26 +104,14 @@ class Record:
     """
 
     def __init__(self, path: Path | None, resume: bool = False) -> None:
-        self.path = path
+        super().__init__(path, 'moe_speed.py')
         self.resume = resume
-        self.sections: dict[str, dict[str, dict]] = {}
-        if path is not None and path.is_file():
-            try:
-                self.sections = json.loads(path.read_text(encoding='utf-8'))['sections']
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f'{path}: no record of moe_speed.py ({error}); move it away') from error
 
     def has(self, section: str, name: str, settings: dict) -> bool:
         """Whether a resumed run need not measure this again."""
-        entry = self.sections.get(section, {}).get(name)
-        return self.resume and entry is not None and entry['settings'] == json.loads(json.dumps(settings))
+        return self.resume and self.get(section, name).get('settings') == json.loads(json.dumps(settings))
 
-    def add(self, section: str, name: str, settings: dict, made: dict, results: dict) -> None:
+    def measured(self, section: str, name: str, settings: dict, made: dict, results: dict) -> None:
         """Adds or replaces a measurement and writes the file."""
-        entry = {'settings': settings, 'made': {**made, 'load_after': load_average()}, 'results': results}
-        self.sections.setdefault(section, {})[name] = json.loads(json.dumps(entry))
-        if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            waiting = self.path.with_suffix('.part')
-            waiting.write_text(json.dumps({'sections': self.sections}, indent=1) + '\n', encoding='utf-8')
-            waiting.replace(self.path)
+        made = {**made, 'load_after': load_average()}
+        self.add(section, name, {'settings': settings, 'made': made, 'results': results})

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from moe_det.layers import MoEFFN
 
 from . import detectors
-from .clock import ratio, summary
+from .clock import ratio
 from .layers import KL, layer_step, plant_routing
-from .measurement import PHASES, Sections
+from .measurement import PHASES, Sections, times_and_ratios
 
 DENSE_FFN, OURS, OVER_IDEAL = 'dense FFN', 'MoEFFN', 'MoEFFN / k dense FFNs'
 
@@ -51,11 +51,8 @@ class TokenSections(Sections):
         plan = self.plan
         for phase in PHASES:
             settings = {'tokens': asdict(plan.tokens), 'phase': phase, 'precision': precision, 'rounds': plan.rounds}
-
-            def measure(training: bool = phase == PHASES[0]) -> dict:
-                return self._token_times(precision, training)
-
-            self._keep('tokens', f'{phase} {precision}', settings, measure)
+            name, training = f'{phase} {precision}', phase == PHASES[0]
+            self._keep('tokens', name, settings, self._token_times, precision, training)
 
     def _token_times(self, precision: str, training: bool) -> dict:
         plan, shape = self.plan, self.plan.tokens
@@ -64,10 +61,9 @@ class TokenSections(Sections):
         layers = {DENSE_FFN: shape.dense().to(plan.device), OURS: shape.layer(plan.device)}
         context = detectors.precision_context(precision, plan.device)
         runs = {name: layer_step(layer, x, training, context) for name, layer in layers.items()}
-        times = {name: phases['total'] for name, phases in self._time(runs, plan.rounds).items()}
+        times = self._totals(runs, plan.rounds)
         ideal = [shape.top_k * seconds for seconds in times[DENSE_FFN]]
-        found = {name: summary(seconds) for name, seconds in times.items()}
-        return {'times': found, 'ratios': {OVER_IDEAL: ratio(times[OURS], ideal)}}
+        return times_and_ratios(times, {OVER_IDEAL: ratio(times[OURS], ideal)})
 
 
 def token_rows(

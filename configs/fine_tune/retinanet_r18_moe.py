@@ -1,6 +1,6 @@
-# A RetinaNet with experts for some hundred photographs of your own: copy this file and retinanet_r18_dense.py beside
-# each other, change the five lines, train the dense one and then this one. docs/your_own_data.md explains each line;
-# benchmarks/real_images.py measures both.
+# A RetinaNet with experts for some hundred photographs of your own: copy this file and retinanet_r18_dense.py into
+# one folder, change the five lines, train the dense detector and then this one. docs/your_own_data.md explains each
+# line; benchmarks/real_images.py measures both.
 _base_ = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
 
 # --- the five lines

@@ -13,13 +13,13 @@ import numpy as np
 
 from ..errors import DataError
 from . import counterfactual, slots, units
-from .ground_truth import SIZE_NAMES, GroundTruth
+from .ground_truth import GroundTruth
 from .inputs import NUMBERED, QUERY, TOKEN, Analysed, LayerInfo
 from .layer_numbers import by_level, gate_numbers, of_experts, plain, result_numbers, unit_numbers
 from .random_gates import RandomGates, random_gates
 from .result import SpecializationResult, adjust_for_layers
 from .sentences import layer_sentence, plain_sentence
-from .sizes import QUANTILES, RelativeSizes, relative_sizes
+from .sizes import QUANTILES, SIZE_NAMES, RelativeSizes, relative_sizes
 from .specialization import measure_specialization
 from .swap_results import route_results, swap_results
 from .usage import usage_of_rows

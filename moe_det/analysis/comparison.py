@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from ..errors import DataError
+from .definitions import MISSING
 
 MEASURES = ('AP', 'AP50', 'AP75', 'AP_S', 'AP_M', 'AP_L')
 SHOWN = ('AP', 'AP_S', 'AP_M', 'AP_L')
-MISSING = '–'
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ def compare(results: Sequence[RunResult]) -> list[Row]:
     """Groups results by name, in the order of their first appearance.
 
     Raises:
-        DataError: results that are no fair comparison: other test images, one checkpoint twice, or models of different
-            size under one name.
+        DataError: results that cannot be compared fairly: other test images, one checkpoint twice, or models of
+            different size under one name.
     """
     by_name: dict[str, list[RunResult]] = {}
     for result in results:
@@ -121,7 +121,7 @@ def compare(results: Sequence[RunResult]) -> list[Row]:
 
 
 def refuse_equal(checkpoints: Sequence[tuple[str, str]], where: str = '') -> None:
-    """Refuses checkpoints of which one is given twice: a copy is no other training.
+    """Refuses checkpoints of which one is given twice: a copy is not another training.
 
     Args:
         checkpoints: path and digest of each.

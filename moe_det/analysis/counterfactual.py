@@ -13,11 +13,11 @@ SIZE_PRECISIONS = ('AP_S', 'AP_M', 'AP_L')
 
 
 def advantage(forced: Sequence[dict[str, float | None]], slots: int = 1) -> np.ndarray:
-    """(E, 3) how much better than the other experts each is at a size, freed of how good it is at everything.
+    """(E, 3) how much better each expert is at a size than the others, net of how good it is overall.
 
     Args:
         forced: by expert, the average precisions when every row goes to it.
-        slots: G; an expert stands beside the others of its slot.
+        slots: G; an expert is compared with the others of its slot.
 
     Returns:
         AP_S, AP_M, AP_L with the mean over experts, then the mean over sizes taken away; NaN where an AP is missing.

@@ -32,8 +32,6 @@ def describe(result: SpecializationResult) -> str:
         f'  I(E;S)  {result.mi_bits:.4f} bits; I(E;level)  {result.level_mi_bits:.4f} bits, '
         f'V {result.level_cramers_v:.3f}, p {_number(result.level_p_value)}',
     ]
-    if result.counterfactual is not None:
-        lines.append(f'  forced experts {"agree" if result.counterfactual else "contradict the table"}')
     names = size_names(result.expert_by_size.shape[1])
     lines.append('  expert  ' + ''.join(f'{name:>10}' for name in names))
     for expert, row in enumerate(result.expert_by_size):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .ground_truth import SIZE_NAMES, GroundTruth
+from .ground_truth import GroundTruth
+from .sizes import SIZE_NAMES
 from .units import Unit
 
 IMAGES_PER_EXPERT = 4
@@ -68,10 +69,10 @@ def example_images(ground_truth: GroundTruth) -> list[int]:
 def object_entry(
     ground_truth: GroundTruth, unit: Unit, position: int, expert: int, by_level: bool, slots: int = 1
 ) -> dict:
-    """What the report says of one favourite object, with the ids of the annotation file.
+    """What the report says of one top-activating object, with the ids of the annotation file.
 
     With shards a weight is a part of its shard's weights.
-    File name and picture are added by who has the images.
+    The caller, which has the images, adds file name and picture.
     """
     objects = ground_truth.objects
     at = unit.objects[position]

@@ -5,14 +5,13 @@ data sets drop it. Crowds have no size. Everything that COCO defines is left to 
 faster-coco-eval where the same evaluation is run under many routings.
 
 Ids of images, annotations and categories may be anything that json can hold. Both libraries, and tables of floats,
-are at home with small integers alone, so everything here is counted by position and ids are kept beside.
+only handle small integers reliably, so everything here is counted by position and ids are kept separately.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import json
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +23,12 @@ from faster_coco_eval import COCOeval_faster
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ..checks import is_number
 from ..errors import DataError
+from .coco_json import read_json
 from .sizes import size_bins
 
 COCO_LIMITS = (32.0, 96.0)  # sides in pixels
-SIZE_NAMES = ('small', 'medium', 'large')
 WHOLE = 1e10  # COCO's upper bound of an area
 MOST_DETECTIONS = 100  # per image, COCO's standard
 
@@ -61,10 +61,10 @@ class GroundTruth:
 
     Args:
         path: the json.
-        image_ids: ids of the images to look at, each once; their order numbers the images.
+        image_ids: ids of the images to look at, each once; their order numbers the images. None takes all.
         category_ids: ids of the categories to look at; their order numbers the categories and must be that of the
             detector's labels. None takes all in the order of the file.
-        limits: sides in pixels that part small from medium and medium from large; areas are their squares.
+        limits: limits in pixels between small, medium and large sides; areas are their squares.
 
     Attributes:
         image_ids: id of each image.
@@ -82,16 +82,19 @@ class GroundTruth:
     def __init__(
         self,
         path: str | Path,
-        image_ids: Sequence[Hashable],
+        image_ids: Sequence[Hashable] | None = None,
         category_ids: Sequence[Hashable] | None = None,
         limits: Sequence[float] = COCO_LIMITS,
     ) -> None:
         self.path = str(path)
         self.limits = tuple(float(limit) for limit in limits)
-        self.image_ids = list(image_ids)
+        content = read_json(str(path))
+        if not isinstance(content, dict):
+            raise DataError(f'{path}: expected COCO annotations, a JSON object')
+        known = [image['id'] for image in content.get('images', [])]
+        self.image_ids = known if image_ids is None else list(image_ids)
         self._position_of = {image_id: position for position, image_id in enumerate(self.image_ids)}
-        content = json.loads(Path(path).read_text(encoding='utf-8'))
-        self._check_images({image['id'] for image in content.get('images', [])})
+        self._check_images(set(known))
         names = {entry['id']: str(entry.get('name', entry['id'])) for entry in content.get('categories', [])}
         self.category_ids = list(names if category_ids is None else category_ids)
         self.category_names = [names.get(category_id, str(category_id)) for category_id in self.category_ids]
@@ -124,7 +127,7 @@ class GroundTruth:
         """Positions of images, by their ids.
 
         Raises:
-            KeyError: an image that this ground truth was not asked for.
+            KeyError: an image that this ground truth does not hold.
         """
         return [self._position_of[image_id] for image_id in image_ids]
 
@@ -134,7 +137,7 @@ class GroundTruth:
                 f'{self.path}: the {len(self.image_ids)} images have no annotated object: without objects there are '
                 'no sizes (a test set without public annotations?)'
             )
-        areas = np.array([self._area(a) for a in annotations])
+        areas = np.array([checked_area(self.path, a) for a in annotations])
         return Objects(
             image_ids=np.array(self.positions_of(a['image_id'] for a in annotations), dtype=np.int64),
             areas=areas,
@@ -142,15 +145,6 @@ class GroundTruth:
             categories=np.array([self._label_of[a['category_id']] for a in annotations], dtype=np.int64),
             boxes=np.array([a['bbox'] for a in annotations], dtype=np.float64).reshape(-1, 4),
         )
-
-    def _area(self, annotation: dict) -> float:
-        area = annotation.get('area')
-        if isinstance(area, bool) or not isinstance(area, (int, float)) or not 0 <= area < float('inf'):
-            raise DataError(
-                f"{self.path}: annotation {annotation['id']}: 'area' is {area!r}, expected pixels >= 0; COCO's "
-                'small, medium and large are areas, so every annotation needs one'
-            )
-        return float(area)
 
     def area_ranges(self) -> list[list[float]]:
         """All areas, then small, medium, large; both ends belong to a range, as in pycocotools."""
@@ -261,6 +255,21 @@ class GroundTruth:
                 if truth <= len(matches):  # not a crowd
                     matches[truth - 1] = int(detection) - 1  # 0 stands for none
         return matches
+
+
+def checked_area(path: str, annotation: dict) -> float:
+    """The area of an annotation, in pixels.
+
+    Raises:
+        DataError: it has none.
+    """
+    area = annotation.get('area')
+    if not is_number(area, 0):
+        raise DataError(
+            f"{path}: annotation {annotation['id']}: 'area' is {area!r}, expected pixels >= 0; COCO's small, medium "
+            'and large are areas, so every annotation needs one'
+        )
+    return float(area)
 
 
 def mean_precision(precision: np.ndarray) -> float | None:

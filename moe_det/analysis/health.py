@@ -12,9 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from ..routing.metrics import LIVING_SHARE, Utilisation
 from ..routing.routing import Usage
 from .slots import expert_name
-from .usage import living_by_slot, usage_in_slots
-
-FEWEST_ROWS = 20  # fewer may fall on the same experts by chance (two experts, top-1, fair: 2 in a million)
+from .usage import FEWEST_ROWS, fewest_living, living_by_slot, usage_in_slots
 
 
 @dataclass(frozen=True)
@@ -22,7 +20,8 @@ class HealthLimits:
     """What counts as healthy.
 
     Attributes:
-        living_share: an expert lives if it holds more than this part of the weights, a copy of a shard of the shard's.
+        living_share: an expert is living if it holds more than this share of the weights, a copy of a shard of the
+            shard's.
         max_load_ratio: largest load ratio that an expert may have (1.0 is the fair share); None sets no limit.
         min_living: least number of living experts, in every shard where there are shards; None asks for more than a
             single row uses.
@@ -126,13 +125,13 @@ def judge_layer(
 def _judge(part: str, usage: Usage, top_k: int, limits: HealthLimits, slots: int) -> RowsHealth:
     used = usage_in_slots(usage, slots, limits.living_share)
     experts = len(used.importance_share)
-    copies, chosen = experts // slots, top_k // slots
+    copies = experts // slots
     judged = used.rows >= FEWEST_ROWS
     problems = []
     if judged:
-        used_by_a_row = chosen if chosen < copies else 1  # where a row uses all, one that has all the weight
-        least = limits.min_living if limits.min_living is not None else used_by_a_row + 1
-        why = '' if limits.min_living is not None else f', since a row uses {chosen}'
+        least, why = limits.min_living, ''
+        if least is None:
+            least, why = fewest_living(experts, top_k, slots), f', since a row uses {top_k // slots}'
         for slot, living in enumerate(living_by_slot(used, slots, limits.living_share)):
             where, what = ('', 'experts') if slots == 1 else (f'shard {slot}: ', 'copies')
             if living < least and copies > 1:

@@ -53,7 +53,7 @@ class Settings:
         permutations: of routing rows between images.
         bootstrap: samples of images, for intervals of the routing's statistics.
         seed: of all random draws.
-        swaps: how often images exchange their routes in the swap test; 0 leaves it out.
+        swaps: how often images exchange their routes in the swap test; 0 skips it.
         resamples: samples of images, for intervals of average precisions.
         random_gates: gates with random weights that the trained one is compared with.
     """

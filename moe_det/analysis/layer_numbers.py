@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..errors import DataError
-from .ground_truth import SIZE_NAMES, WHOLE, GroundTruth
+from .ground_truth import WHOLE, GroundTruth
 from .random_gates import RandomGates
 from .result import SpecializationResult
-from .sizes import RELATIVE_NAMES, RelativeSizes
+from .sizes import RELATIVE_NAMES, SIZE_NAMES, RelativeSizes
 from .units import Unit
 
 
@@ -117,7 +117,7 @@ def _interval(interval: tuple[float, float] | None) -> list[float] | None:
 
 
 def unit_numbers(result: SpecializationResult | str, unit: Unit) -> dict:
-    """Likewise, or why there is no measurement."""
+    """Numbers of one unit, or why there is no measurement."""
     return {'unavailable': result} if isinstance(result, str) else result_numbers(result, unit)
 
 

@@ -1,4 +1,4 @@
-"""Null distributions: what tables look like when routing knows nothing of size, or nothing of the level.
+"""Null distributions: what tables look like when routing is independent of size, or of the level.
 
 All objects of a routing row share its expert, so objects are not independent and a chi-square on objects finds
 specialisation everywhere. What may be exchanged are rows: between images, within a level and patch position, because
@@ -30,14 +30,15 @@ _CHUNK = 4_000_000  # array elements per chunk: about 150 MB at the peak
 def permuted_tables(rows: ObjectRows, permutations: int, rng: np.random.Generator) -> np.ndarray:
     """Tables under the null that, given level and patch position, an image's routing does not depend on its sizes.
 
-    Each permutation draws one random order of the images, and every image asks for the rows of another image at all of
-    its levels. Where that image has objects at the level too, its row is what is asked for. Where it has none, its row
-    is drawn from the images that have one and chose the same expert at the nearest level that both share (a hot deck):
-    rows of empty levels are not comparable, since a gate sees whether objects are there. At each level the rows that
-    are really there are then handed out, among rows with like numbers of objects, in the order of the rows asked for
-    (by top expert, then by its mass). So each stratum of a level sees a uniformly random arrangement of its own rows,
-    as a permutation within it would give, and the dependence between an image's levels is kept: exactly if all images
-    have as many objects at all levels, else closely. Images of one group ask for rows of images of one other group.
+    Each permutation draws one random order of the images, and every image requests the rows of another image at all of
+    its levels. Where that image has objects at the level too, its row is requested. Where it has none, the requested
+    row is drawn from the images that have one and chose the same expert at the nearest level that both share (a hot
+    deck): rows of empty levels are not comparable, since a gate sees whether objects are there. At each level the rows
+    that are really there are then handed out, among rows with like numbers of objects, in the order of the requested
+    rows (by top expert, then by its mass). So each stratum of a level sees a uniformly random arrangement of its own
+    rows, as a permutation within it would give, and the dependence between an image's levels is kept: exactly if all
+    images have as many objects at all levels, else closely. Images of one group request rows of images of one other
+    group.
 
     Where every image has one expert at all its levels, as with one decision per image, there is nothing to draw by
     level: each image gets the expert of its partner. Partners are images with like numbers of objects on like levels.
@@ -103,7 +104,7 @@ def _exchanged_images(rows: ObjectRows, permutations: int, rng: np.random.Genera
 
 
 class _Partners:
-    """Draws for every image the image whose rows it asks for."""
+    """Draws for every image the image whose rows it requests."""
 
     def __init__(self, rows: ObjectRows) -> None:
         self.groups = rows.groups
@@ -152,7 +153,7 @@ def _like_images(rows: ObjectRows) -> np.ndarray:
 
 
 class _Wishes:
-    """Which row each image stands for at each slot, also where it has no objects."""
+    """Which row each image stands for at each slot, even where it has no objects."""
 
     def __init__(self, rows: ObjectRows) -> None:
         shape = len(rows.images), len(rows.slots)
@@ -170,7 +171,7 @@ class _Wishes:
         self.num_experts = rows.num_experts
 
     def ranks(self, rng: np.random.Generator) -> dict[int, np.ndarray]:
-        """Per slot (N,) the images, ranked by the row they stand for; ties and donors are drawn anew."""
+        """Per slot (N,) the images, ranked by the row they stand for; ties and donors are redrawn each time."""
         num_images = len(self.occupied)
         key = np.uint16 if num_images < 2**16 else np.int32
         ranks = {}
@@ -275,6 +276,6 @@ def upper_tail(observed: float, null: np.ndarray) -> tuple[float, float]:
 
 
 def _chunks(total: int, width: int) -> Iterator[tuple[int, int]]:
-    step = min(max(1, _CHUNK // max(width, 1)), 500)  # donors are drawn anew with each chunk: let there be several
+    step = min(max(1, _CHUNK // max(width, 1)), 500)  # donors are redrawn for each chunk: let there be several
     for start in range(0, total, step):
         yield start, min(start + step, total)

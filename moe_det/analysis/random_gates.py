@@ -94,7 +94,7 @@ def random_gates(
         np.add.at(table, experts[held], spread[held, None])
         return float(conditional_mutual_information(table.reshape(num_experts, len(names), num_sizes).swapaxes(0, 1)))
 
-    # rows of one level differ little beside what they have in common, which a bias takes away anyhow
+    # rows of one level differ little compared with what they share, which a bias removes anyway
     of_level = [np.flatnonzero(levels == number) for number in np.unique(levels)]
     centred = features.astype(np.float64)
     for at in of_level:
@@ -124,7 +124,7 @@ def matching_bias(logits: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         wanted: (E,) rows for each expert, which sum to R.
 
     Returns:
-        (E,) bias; -inf for experts that shall have no row.
+        (E,) bias; -inf for experts that get no row.
     """
     used = np.flatnonzero(wanted)
     bias = np.where(wanted > 0, 0.0, -np.inf)

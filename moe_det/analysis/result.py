@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 ALPHA = 0.01
 MIN_CRAMERS_V = 0.1  # a dependence that exists but is weaker than this is not called specialisation
@@ -26,7 +26,7 @@ VERDICTS = (SIZE, SORTED, NOT_BY_SIZE, SCALE, LEVEL, NOT, UNDETERMINED)
 
 
 def _beyond_chance(p_value: float | None, adjusted: float | None, bits: float, null_99: float, v: float) -> bool | None:
-    """Whether a dependence is significant and large enough to speak of; None where there is no p-value."""
+    """Whether a dependence is significant and large enough to matter; None where there is no p-value."""
     if p_value is None:
         return None
     return (p_value if adjusted is None else adjusted) <= ALPHA and bits > null_99 and v >= MIN_CRAMERS_V
@@ -47,7 +47,7 @@ class RelativeSize:
         cramers_v: effect size from 0 to 1, corrected for chance.
         ceiling_bits: entropy of the size within the level: the most that ``mi_bits`` can be.
         expert_by_size: (E, Q) objects (sums of mass and weight), the lowest quantile first.
-        expert_by_size_by_level: (E, Q, L) likewise.
+        expert_by_size_by_level: (E, Q, L) the same by level.
         limits: (L, Q - 1) largest area in pixels of each quantile but the last.
         raw: plug-in values: ``mi_bits``, ``cramers_v``.
         adjusted_p_value: p-value after Holm's correction over layers; None unless :func:`adjust_for_layers` set it.
@@ -96,8 +96,8 @@ class SpecializationResult:
         level_cramers_v: effect size of the level, from 0 to 1, corrected for chance.
         h_size_given_level: H(S | level): the most that I(E;S | level) can be.
         expert_by_size: (E, S) objects (sums of mass and weight).
-        expert_by_level: (E, L) likewise.
-        expert_by_size_by_level: (E, S, L) likewise.
+        expert_by_level: (E, L) the same by level.
+        expert_by_size_by_level: (E, S, L) the same by size and level.
         levels: names of the L levels, as given.
         num_objects: entries measured.
         num_images: distinct images among them.
@@ -107,7 +107,6 @@ class SpecializationResult:
         raw: plug-in values: ``mi_bits``, ``mi_given_level_bits``, ``level_mi_bits``, ``cramers_v_given_level``.
         relative_size: the same question about size within the level; None where no areas were given.
         adjusted_p_value: p-value after Holm's correction over layers; None unless :func:`adjust_for_layers` set it.
-        counterfactual: whether forcing experts moves AP_S, AP_M and AP_L as the table says; None while unknown.
         notes: what a reader should know of these data.
     """
 
@@ -136,7 +135,6 @@ class SpecializationResult:
     raw: dict[str, float]
     relative_size: RelativeSize | None = None
     adjusted_p_value: float | None = None
-    counterfactual: bool | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -202,10 +200,6 @@ class SpecializationResult:
         """I(E;S | level) / H(S | level): the part of what the level leaves open that the expert tells."""
         return self.mi_given_level_bits / self.h_size_given_level if self.h_size_given_level > 0 else 0.0
 
-    def with_counterfactual(self, agrees: bool) -> SpecializationResult:
-        """The same, with whether the AP_S, AP_M, AP_L of forced experts agree in sign with the table."""
-        return dataclasses.replace(self, counterfactual=bool(agrees))
-
     def to_dict(self) -> dict:
         """Plain Python values, for JSON."""
         size = self.relative_size
@@ -216,12 +210,6 @@ class SpecializationResult:
             'relative_size': None if size is None else {**_plain(size), 'sorts': size.sorts},
             'share_of_size_given_level': self.share_of_size_given_level,
         }
-
-    def plot(self) -> Figure:
-        """Draws experts by sizes, by levels, and by sizes within each level; returns a matplotlib Figure."""
-        from .plotting import plot_result  # matplotlib takes long to import
-
-        return plot_result(self)
 
     def __str__(self) -> str:
         from .description import describe  # only text: kept apart from the numbers

@@ -110,7 +110,7 @@ def agreement_p_value(
     compared with that of random preferences which are matched in the same way. A random preference is a seed's own,
     multiplied from the left by a random orthogonal matrix that keeps sums over experts at 0: which expert prefers what
     is random, while strength and the axes in the space of sizes (mostly small against large) stay. So a seed's own
-    structure is no evidence, only what it shares with the others is. Copies of a shard are rotated among themselves:
+    structure is not evidence, only what it shares with the others is. Copies of a shard are rotated among themselves:
     each shard has all objects. Two experts mirror each other, so matching always makes them agree: the p-value is 1.
 
     Args:

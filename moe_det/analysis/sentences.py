@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from .definitions import MINUS
 from .inputs import QUERY
 from .random_gates import BEYOND
 from .result import ALPHA, LEVEL, MIN_CRAMERS_V, NOT, NOT_BY_SIZE, SCALE, SIZE, SORTED, UNDETERMINED
 
-MINUS = '−'
 # what is said of levels of a pyramid, which object queries do not have
 _OF_LEVELS = (
     ' even within a pyramid level',
@@ -79,7 +79,7 @@ def _plain_sentence(layer: dict) -> str:
         return 'No: its experts differ by pyramid level, not by size.'
     if verdict == NOT:
         return 'No: nothing shows that its experts differ by size, or by pyramid level.'
-    return 'Not known: these data cannot tell.'
+    return 'Not known: these data are insufficient.'
 
 
 def _layer_sentence(layer: dict) -> str:
@@ -130,7 +130,7 @@ def _units(layer: dict) -> list[tuple[str, dict]]:
 
 
 def _doubt(layer: dict) -> str:
-    """Why sorting is no specialisation yet, in plain words."""
+    """Why sorting is not specialisation yet, in plain words."""
     if beyond_random(layer) is False:
         return 'but an untrained gate sorts them as well'
     if layer.get('swap') is None:
@@ -175,7 +175,7 @@ def _sorting_words(layer: dict) -> str:
 def _not_shown(layer: dict) -> str:
     """Says that sorting beyond the level was not shown, and in which unit for what reason."""
     if not layer.get('levels'):
-        return 'beyond the level nothing can be said, for the objects of this detector have none'
+        return 'beyond the level nothing can be said, because the objects of this detector have none'
     for number, (name, unit) in enumerate(_units(layer)):
         if unit.get('sorts') is True:
             continue
@@ -193,10 +193,10 @@ def _not_shown(layer: dict) -> str:
         where = '' if number == 0 else f' in the {name} unit'
         if p_value is None:
             reason = unit.get('p_value_reason') or (relative or {}).get('p_value_reason') or 'no p-value'
-            return f'whether the gate sorts by size beyond the level{where} cannot be told: {reason}'
+            return f'whether the gate sorts by size beyond the level{where} is unknown: {reason}'
         if p_value <= ALPHA and effect is not None and effect < MIN_CRAMERS_V:
             little = f'{words}; V below {MIN_CRAMERS_V}'
-            return f'beyond the level{where} the gate sorts by size too little to speak of ({little})'
+            return f'beyond the level{where} the gate sorts by size too weakly to matter ({little})'
         return f'that the gate sorts by size beyond the level{where} was not shown ({words})'
     random = f'; {_random_words(layer)}' if beyond_random(layer) is False else ''
     return f'the gate sorts by size beyond the level ({_sorting_words(layer)}){random}'
@@ -222,7 +222,7 @@ def _swap_words(layer: dict) -> str:
     if swap.get('costs_reason'):
         return f'the swap test cannot tell ({swap["costs_reason"]})'
     if not swap.get('costs'):
-        return f'swapping decisions between images costs nothing that could be seen ({_measured("AP", swap)})'
+        return f'swapping decisions between images has no measurable cost ({_measured("AP", swap)})'
     shown = ', '.join(_measured(name, swap) for name in ('AP', *_losses(layer)[:1]))
     return f'swapping decisions between images costs {shown} points'
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..checks import is_integer
+
+SIZE_NAMES = ('small', 'medium', 'large')
 QUANTILES = 3
 RELATIVE_NAMES = ('lower third', 'middle third', 'upper third')
 
@@ -82,7 +85,7 @@ def relative_sizes(
     Raises:
         ValueError: arrays of different lengths, an area that is none, or fewer than 2 quantiles.
     """
-    if isinstance(quantiles, bool) or not isinstance(quantiles, (int, np.integer)) or quantiles < 2:
+    if not is_integer(quantiles, 2):
         raise ValueError(f'quantiles={quantiles!r}: expected an integer >= 2')
     levels = np.asarray(levels)
     areas = checked_areas(areas, len(levels))
@@ -103,4 +106,4 @@ def relative_sizes(
 
 def size_names(num_sizes: int) -> list[str]:
     """Names of the size bins: COCO's for three."""
-    return ['small', 'medium', 'large'] if num_sizes == 3 else [f'size {index}' for index in range(num_sizes)]
+    return list(SIZE_NAMES) if num_sizes == 3 else [f'size {index}' for index in range(num_sizes)]

@@ -114,7 +114,7 @@ def measure_specialization(
         both = np.asarray(sizes) * quantiles + relative.bins
         rows = gather(image_ids, levels, experts, both, num_sizes=num_sizes * quantiles)
         views = [_View(num_sizes, quantiles, 'sizes'), _View(num_sizes, quantiles, 'relative')]
-    # one stream per part: the p-value must not depend on whether an interval was asked for
+    # one stream per part: the p-value must not depend on whether an interval was requested
     streams = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(5)]
     joint = rows.image_tables().sum(0)
     permuted = permuted_tables(rows, permutations, streams[0])

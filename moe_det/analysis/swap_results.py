@@ -1,4 +1,4 @@
-"""What other routings do to the average precision: the swap test and what stands beside it, as plain numbers.
+"""What other routings do to the average precision: the swap test and related routings, as plain numbers.
 
 Keys are documented in ``docs/size_specialization.md``. Letters: N images, g ground truths.
 """
@@ -15,7 +15,7 @@ from .result import ALPHA, holm
 from .sizes import RelativeSizes
 from .units import Unit
 
-FEWEST_IMAGES = 20  # a standard error from fewer resampled images is no yardstick
+FEWEST_IMAGES = 20  # a standard error from fewer resampled images is too imprecise
 MIN_LOSS = 0.001  # a loss of AP that exists but is smaller than this is not called a function
 
 
@@ -75,7 +75,7 @@ class Donors:
     Attributes:
         draws: how often routes were exchanged.
         images: images that got another's route.
-        left: images that kept their own, for want of another image with the same rows, or of another group.
+        left: images that kept their own because no other image had the same rows, or none of another group.
     """
 
     draws: int

@@ -1,4 +1,4 @@
-"""Utilisation of experts, also where they lie in slots: shards, of each of which every row runs one copy."""
+"""Utilisation of experts, even where they lie in slots: shards, of each of which every row runs one copy."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 from ..routing.metrics import LIVING_SHARE, Utilisation, utilisation
 from ..routing.routing import Usage
 
+FEWEST_ROWS = 20  # fewer may fall on the same experts by chance (two experts, top-1, fair: 2 in a million)
+
 
 def usage_in_slots(usage: Usage, slots: int = 1, living_share: float = LIVING_SHARE) -> Utilisation:
     """Utilisation in which an expert lives by its part of its slot's weights, and entropies are means over the slots.
@@ -18,7 +20,7 @@ def usage_in_slots(usage: Usage, slots: int = 1, living_share: float = LIVING_SH
     Args:
         usage: sums over rows; probabilities of a row sum to 1 over the experts of all slots.
         slots: G.
-        living_share: an expert lives if it holds more than this part of the weights of its slot.
+        living_share: an expert is living if it holds more than this share of the weights of its slot.
 
     Raises:
         ValueError: there were no rows.
@@ -39,11 +41,10 @@ def living_by_slot(used: Utilisation, slots: int, living_share: float = LIVING_S
     return [sum(lives[slot * copies : (slot + 1) * copies]) for slot in range(slots)]
 
 
-def collapsed(used: Utilisation, top_k: int, slots: int = 1) -> bool:
-    """Whether no more experts live than a single row uses, although there are more; in one slot at least."""
-    if slots == 1:
-        return used.collapsed(top_k)
-    return len(used.importance_share) > slots and min(living_by_slot(used, slots)) <= 1
+def fewest_living(num_experts: int, top_k: int, slots: int = 1) -> int:
+    """Experts of each slot that live unless it has collapsed: more than a row uses, or two where a row uses all."""
+    copies, chosen = num_experts // slots, top_k // slots
+    return chosen + 1 if chosen < copies else min(copies, 2)
 
 
 def usage_of_rows(weights: np.ndarray, probs: np.ndarray, slots: int = 1) -> dict:
@@ -57,13 +58,13 @@ def usage_of_rows(weights: np.ndarray, probs: np.ndarray, slots: int = 1) -> dic
     Returns:
         Fields of :class:`~moe_det.routing.metrics.Utilisation`.
     """
-    weights, probs = (torch.as_tensor(values, dtype=torch.float64) for values in (weights, probs))
+    mixed, gate = (torch.as_tensor(values, dtype=torch.float64) for values in (weights, probs))
     usage = Usage(
-        importance=weights.sum(0)[None],
-        load=(weights > 0).sum(0)[None].double(),
-        probs=probs.sum(0)[None],
-        entropy=torch.special.entr(probs).sum()[None],
-        rows=torch.tensor([float(len(weights))]),
+        importance=mixed.sum(0)[None],
+        load=(mixed > 0).sum(0)[None].double(),
+        probs=gate.sum(0)[None],
+        entropy=torch.special.entr(gate).sum()[None],
+        rows=torch.tensor([float(len(mixed))]),
     )
     used = usage_in_slots(usage, slots).to_dict()
     return {name: list(v) if isinstance(v, tuple) else v for name, v in used.items()}

@@ -21,7 +21,7 @@ class Evidence:
 
     Attributes:
         detection: measurement of the detection unit, or why it cannot be had.
-        training: of the training unit, likewise.
+        training: measurement of the training unit, or why it cannot be had.
         has_levels: whether objects have a level of a pyramid.
         beyond_random: whether the gate sorts more than random gates do; None where that was not measured.
         swap_costs: whether the detector loses when images exchange their routes; None where that is not known.

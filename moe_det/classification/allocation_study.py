@@ -13,7 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..common.checkpoints import file_sha256
-from ..common.console import say
+from ..common.console import say, write_result
 from ..dataset_check.before_run import check_data
 from ..errors import MoEConfigError
 from ..figures.heat import draw_heat
@@ -21,7 +21,6 @@ from ..figures.style import PAPER, Wording, drawing
 from ..routing.router import find_routers
 from ..running.launch import load_config
 from ..running.trained_model import load_trained_model
-from ..studies.top_k_sweep import write_json
 from .base import MoEClassifier
 from .cifar100_groups import class_groups
 from .class_allocation import (
@@ -53,7 +52,7 @@ def show_class_allocation(
         config: the config of a classifier.
         checkpoint: its weights.
         out_dir: folder of ``class_allocation.json`` and the figures; None takes one named after the checkpoint,
-            beside it.
+            next to it.
         top: classes listed per expert.
         data_root: folder that replaces the config's data folder.
         device: see :func:`.trained_model.analysis_device`.
@@ -63,7 +62,7 @@ def show_class_allocation(
         One per layer that decides once per image.
 
     Raises:
-        MoEDetError: the config, the checkpoint or the data cannot be used, or the model is no image classifier.
+        MoEDetError: the config, the checkpoint or the data cannot be used, or the model is not an image classifier.
     """
     cfg = load_config(config, cfg_options, data_root)
     model = load_trained_model(cfg, checkpoint, device)
@@ -77,7 +76,7 @@ def show_class_allocation(
     folder = Path(out_dir) if out_dir is not None else Path(checkpoint).with_suffix('.allocation')
     found: dict[str, Any] = {'config': str(config), 'checkpoint': str(checkpoint), 'sha256': file_sha256(checkpoint)}
     found['layers'] = [allocation.to_dict() for allocation in allocations]
-    write_json(str(folder / JSON_NAME), found)
+    write_result('--out-dir', folder / JSON_NAME, found)
     figures = write_figures(allocations, folder)
     for allocation in allocations:
         say(allocation_text(allocation, top))

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..checks import is_integer, is_number
+
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as torchvision's rgb_to_grayscale
 _ORDERS = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
 
@@ -30,11 +32,11 @@ class BatchAugmentation:
     """
 
     def __init__(self, flip: float = 0.0, jitter: Sequence[float] | None = None, padding: int = 0) -> None:
-        if isinstance(flip, bool) or not 0 <= flip <= 1:
+        if not is_number(flip, 0) or flip > 1:
             raise ValueError(f'flip={flip!r}: expected a probability from 0 to 1')
         if jitter is not None and (len(jitter) != 3 or not all(0 <= value <= 1 for value in jitter)):
             raise ValueError(f'jitter={jitter!r}: expected three numbers from 0 to 1')
-        if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
+        if not is_integer(padding, 0):
             raise ValueError(f'padding={padding!r}: expected an integer >= 0')
         self.flip, self.jitter, self.padding = float(flip), None if jitter is None else tuple(jitter), padding
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModel
 from torch import Tensor
 
+from ..checks import check_count
 from ..errors import MoEConfigError
 from ..routing.collection import collect_losses
-from ..routing.intervention import Intervention
-from ..routing.router import Router, find_routers
+from ..routing.intervention import Intervention, intervene
+from ..routing.records import Recorder
+from ..routing.router import find_routers
 from ..routing.routing import Routing
 from .preprocessor import ClassificationPreprocessor
 
@@ -25,12 +27,12 @@ class MoEClassifier(BaseModel):
 
     A batch is ``dict(inputs=(N, C, H, W), labels=(N,))``, as
     :class:`~moe_det.classification.dataset.ClassificationDataset` gives it. A subclass defines :meth:`classify`, and
-    beside it :meth:`task_loss` where its loss is not the cross entropy, and :meth:`classify_with_experts` where its
+    also :meth:`task_loss` where its loss is not the cross entropy, and :meth:`classify_with_experts` where its
     experts are classifiers of their own. It may hold any number of :class:`~moe_det.routing.router.Router`.
 
     - ``mode='tensor'`` returns the scores (N, K), whose softmax over the classes is the class probabilities.
     - ``mode='loss'`` returns ``loss_cls`` (or what :meth:`task_loss` gives), the routers' auxiliary losses
-      ``loss_moe_<constraint>``, and ``error``, the share of wrong answers in the batch, which is no loss. The model
+      ``loss_moe_<constraint>``, and ``error``, the share of wrong answers in the batch, which is not a loss. The model
       collects its routers itself, with or without ``MoEHook``.
     - ``mode='predict'`` returns a list with one dict for the whole batch: ``probs`` (N, K) class probabilities;
       ``labels`` (N,) or None; ``gates``, by layer, (N, E) gate probabilities (the layers that decide once per image);
@@ -59,8 +61,8 @@ class MoEClassifier(BaseModel):
             ClassificationPreprocessor() if data_preprocessor is None else data_preprocessor, init_cfg=init_cfg
         )
         for key, value, minimum in (('num_classes', num_classes, 2), ('test_top_k', test_top_k, 1)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < minimum):
-                raise MoEConfigError(f'model.{key}={value!r}: expected an integer >= {minimum}')
+            if value is not None:
+                check_count('model', key, value, minimum)
         self.num_classes = num_classes
         self.test_top_k = test_top_k
 
@@ -109,7 +111,6 @@ class MoEClassifier(BaseModel):
         """Losses of a batch; see the class."""
         routers = list(find_routers(self).values())
         for router in routers:
-            router.collected_by_owner = True  # MoEHook leaves them to this method
             router.start_step()
             if self.training:
                 router.supply('inputs', inputs)
@@ -120,52 +121,37 @@ class MoEClassifier(BaseModel):
 
     def predict(self, inputs: Tensor, labels: Tensor | None = None) -> list[dict]:
         """Predictions of a batch; see the class."""
-        with self._test_routing(), decisions(self) as gates:
+        with self._test_routing(), GateProbabilities(self) as gates:
             scores, expert_classes = self.classify_with_experts(inputs)
-        return [dict(probs=scores.float().softmax(1), labels=labels, gates=dict(gates), expert_classes=expert_classes)]
+        return [dict(probs=scores.float().softmax(1), labels=labels, gates=gates.found, expert_classes=expert_classes)]
 
     @contextmanager
     def _test_routing(self) -> Iterator[None]:
         """Applies ``test_top_k`` where nothing else intervenes; interventions act in evaluation alone."""
-        changed: list[Router] = []
-        if self.test_top_k is not None:
-            intervention = Intervention(top_k=self.test_top_k)
-            for name, router in find_routers(self).items():
+        with ExitStack() as stack:
+            if self.test_top_k is not None:
+                free = [name for name, router in find_routers(self).items() if router.intervention is None]
                 try:
-                    intervention.check(f'model.test_top_k, layer {name}', router.num_experts)
+                    stack.enter_context(intervene(self, dict.fromkeys(free, Intervention(top_k=self.test_top_k))))
                 except ValueError as error:
-                    raise MoEConfigError(str(error)) from error
-                if router.intervention is None:
-                    router.intervention = intervention
-                    changed.append(router)
-        try:
+                    raise MoEConfigError(f'model.test_top_k, layer {error}') from error
             yield
-        finally:
-            for router in changed:
-                router.intervention = None
 
 
-@contextmanager
-def decisions(model: torch.nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Collects the gate probabilities (N, E) of the layers that decide once per image, beside any other recorder.
+class GateProbabilities(Recorder):
+    """Collects the gate probabilities of the layers that decide once per image.
 
     Args:
         model: a model whose routers are called while inside, each once.
 
-    Yields:
-        By layer path, filled as the layers decide.
+    Attributes:
+        found: (N, E) by layer path, filled as the layers decide.
     """
-    found: dict[str, Tensor] = {}
-    names = {router: name for name, router in find_routers(model).items()}
 
-    def receive(router: Router, routing: Routing, layout) -> None:
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__(model)
+        self.found: dict[str, Tensor] = {}
+
+    def receive(self, layer: str, routing: Routing, layout) -> None:
         if layout.unit != 'patch':
-            found[names[router]] = routing.probs.detach()
-
-    for router in names:
-        router.recorders.append(receive)
-    try:
-        yield found
-    finally:
-        for router in names:
-            router.recorders.remove(receive)
+            self.found[layer] = routing.probs

@@ -12,6 +12,7 @@ from mmengine.dist import barrier, is_main_process
 from torch import Tensor
 from torch.utils.data import default_collate, get_worker_info
 
+from ..checks import check_count
 from ..errors import DataError, MoEConfigError, unknown_name
 from .augmentation import BatchAugmentation
 from .image_folder import folder_problem, read_folder
@@ -76,8 +77,8 @@ class ClassificationDataset:
     ) -> None:
         if split not in SPLITS:
             raise MoEConfigError(f'dataset.split: {unknown_name("split", split, SPLITS)}')
-        if subset is not None and (isinstance(subset, bool) or not isinstance(subset, int) or subset < 1):
-            raise MoEConfigError(f'dataset.subset={subset!r}: expected an integer >= 1')
+        if subset is not None:
+            check_count('dataset', 'subset', subset)
         try:
             self.augment = None if augment is None else BatchAugmentation(**augment)
         except (TypeError, ValueError) as error:

@@ -1,12 +1,12 @@
-"""What a run of a classifier needs beside mmengine's hooks."""
+"""What a run of a classifier needs in addition to mmengine's hooks."""
 
 from __future__ import annotations
 
 from mmengine.hooks import DistSamplerSeedHook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
+from ..common.runner_parts import plain_model
 from ..errors import MoEConfigError
 from .dataset import ClassificationDataset
 from .expert_classes import expert_class_figure, figure_pixels
@@ -16,9 +16,9 @@ class ClassificationHook(DistSamplerSeedHook):
     """Gives the sampler the run's seed and epoch, checks that data and model have the same classes, draws a figure.
 
     After a test the table of samples by expert and class of ``ClassificationMetric`` goes to the visualisation backends
-    as the picture ``experts_and_classes_<layer>``. The hook stands in the place of mmengine's sampler hook,
+    as the picture ``experts_and_classes_<layer>``. The hook replaces mmengine's sampler hook,
     ``default_hooks=dict(sampler_seed=...)``. Without a seed in the config mmengine draws one and keeps it in the
-    checkpoint; a resumed run then goes on in the order of the first.
+    checkpoint; a resumed run then continues in the order of the first.
     """
 
     def before_train(self, runner: Runner) -> None:
@@ -64,7 +64,7 @@ def _prepare(runner: Runner, loader: DataLoader, where: str) -> None:
     data = loader.dataset
     if isinstance(data, ClassificationDataset) and loader.num_workers == 0 and data.device.type != 'cpu':
         loader.pin_memory = False  # its batches are on the device, and torch pins memory of the host alone
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = plain_model(runner)
     outputs = getattr(model, 'num_classes', None)
     classes = (getattr(data, 'metainfo', None) or {}).get('classes')
     if outputs is not None and classes is not None and len(classes) != outputs:

@@ -21,7 +21,7 @@ SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.ppm', '.pgm', '.tif', '.
 
 
 def folder_problem(path: str) -> str | None:
-    """Says why ``path`` is no folder with ``train`` and ``test`` and no tar file; None when it is one."""
+    """Says why ``path`` is not a folder with ``train`` and ``test`` and no tar file; None when it is one."""
     file = Path(path)
     if file.is_file():
         return None if tarfile.is_tarfile(file) else f'{file.absolute()} is neither a folder nor a tar file'
@@ -44,7 +44,7 @@ def read_folder(
         split: ``'train'`` or ``'test'``.
         image_size: scale images to this height and width; None wants all images of one size.
         grayscale: one channel instead of three.
-        cache_dir: where the decoded arrays are kept; a change of the files makes them anew. None keeps nothing.
+        cache_dir: where the decoded arrays are kept; they are rebuilt when the files change. None keeps nothing.
 
     Raises:
         DataError: a split is missing, the splits have different classes, or an image is damaged or of another size.
@@ -155,7 +155,7 @@ def _decode_image(path: str, name: PurePosixPath, stream, image_size: int | None
     except (EOFError, tarfile.TarError):
         raise  # the archive, not the image
     except Exception as error:
-        raise DataError(f'{path}: {name} is no image that can be read: {error}') from error
+        raise DataError(f'{path}: {name} is not a readable image: {error}') from error
     pixels = np.asarray(image)
     return pixels[None] if grayscale else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
@@ -185,11 +185,11 @@ def _from_cache(cache: Path) -> LabelledImages | None:
         with np.load(cache, allow_pickle=False) as held:
             return LabelledImages(held['images'], held['labels'], tuple(str(name) for name in held['classes']))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None  # not there, or damaged: it is made anew
+        return None  # missing or damaged: it is rebuilt
 
 
 def _to_cache(cache: Path, data: LabelledImages) -> None:
-    """Writes beside the place and renames: no other process sees half a file. What cannot be written is not kept."""
+    """Writes a temporary file and renames it: no process sees half a file. What cannot be written is not kept."""
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=cache.parent, suffix='.tmp', delete=False) as file:

@@ -127,7 +127,7 @@ _PICKLED = {
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> object:
         if (module, name) not in _PICKLED:
-            raise pickle.UnpicklingError(f'it asks for {module}.{name}, which is no part of a data set')
+            raise pickle.UnpicklingError(f'it asks for {module}.{name}, which is not part of a data set')
         if module.startswith('numpy.core') and hasattr(np, '_core'):
             module = module.replace('numpy.core', 'numpy._core')  # numpy 2 renamed it
         return super().find_class(module, name)

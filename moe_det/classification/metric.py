@@ -10,6 +10,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
 from torch import Tensor
 
+from ..checks import is_integer
 from ..errors import DataError, MoEConfigError
 from .decomposition import Decomposition, DecompositionMeter
 from .expert_classes import expert_class_text
@@ -20,7 +21,7 @@ class ClassificationMetric(BaseMetric):
 
     All are over the whole test set, in a distributed run over that of all processes (the published H_u is that of the
     last batch). E is the expert with the largest gate probability, Y the class that this expert predicts; where experts
-    are no classifiers, the class that the model predicts. With several MoE layers the names end in the layer's,
+    are not classifiers, the class that the model predicts. With several MoE layers the names end in the layer's,
     ``I_EY/backbone.layer4``. The log also gets the table of samples by expert and class, which ``ClassificationHook``
     draws.
 
@@ -33,7 +34,7 @@ class ClassificationMetric(BaseMetric):
         decompositions: by layer, of the last evaluation, in the main process and in all others.
 
     Raises:
-        MoEConfigError: a rank that is no integer above 1.
+        MoEConfigError: a rank that is not an integer above 1.
     """
 
     default_prefix = ''
@@ -46,7 +47,7 @@ class ClassificationMetric(BaseMetric):
     ) -> None:
         super().__init__(collect_device, prefix)
         for rank in top_errors:
-            if isinstance(rank, bool) or not isinstance(rank, int) or rank < 2:
+            if not is_integer(rank, 2):
                 raise MoEConfigError(f'test_evaluator.top_errors={tuple(top_errors)!r}: expected integers above 1')
         self.top_errors = tuple(top_errors)
         self.decompositions: dict[str, Decomposition] = {}

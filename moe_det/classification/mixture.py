@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from mmengine.logging import MessageHub
 from torch import Tensor
 
+from ..checks import checked_number
 from ..errors import MoEConfigError, unknown_name
 from ..layers.settings import MoESettings
 from ..routing.class_mixtures import (
@@ -21,7 +22,6 @@ from ..routing.class_mixtures import (
     next_temperature,
     sample_experts,
 )
-from ..routing.constraint import checked_number
 from ..routing.dispatch import mix_all, plan_dispatch, run_sorted, touch_idle
 from ..routing.router import Router
 from ..routing.routing import Routing
@@ -84,8 +84,8 @@ class MixtureClassifier(MoEClassifier):
         self.mixture = mixture
         self._check(temperature)
         try:
-            self.temperature = None if temperature is None else checked_number(self, 'temperature', temperature)
-            self.temperature_decay = checked_number(self, 'temperature_decay', temperature_decay)
+            self.temperature = None if temperature is None else checked_number('temperature', temperature)
+            self.temperature_decay = checked_number('temperature_decay', temperature_decay)
             self.expert_group = self.settings.build_experts(
                 lambda: SmallConvNet(num_outputs=num_classes, **expert), MIXTURES[mixture]
             )

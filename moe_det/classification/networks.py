@@ -71,7 +71,7 @@ class SmallConvNet(nn.Module):
         self.fcs = cast('Sequence[nn.Linear]', nn.ModuleList(linear))
 
     def forward(self, x: Tensor, with_features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """(N, C, H, W) -> (N, outputs), and with them the last hidden layer before its ReLU where asked for."""
+        """(N, C, H, W) -> (N, outputs), and the last hidden layer before its ReLU where requested."""
         x = self.maps(x).flatten(1)
         for fc in self.fcs[:-1]:
             features = fc(x)

@@ -61,7 +61,7 @@ def conv_pool(x: Tensor, weight: Tensor, bias: Tensor, padding: int, norm: nn.Ba
         norm: BatchNorm of the convolution's output; H and W must be even then: pooling would drop pixels that it sees.
 
     Returns:
-        (N, C, (H + 2 padding - 2) // 2, likewise), in memory with C first.
+        (N, C, (H + 2 padding - 2) // 2, (W + 2 padding - 2) // 2), in memory with C first.
     """
     x = F.pad(x, (padding,) * 4)[:, 0] if padding else x[:, 0]
     height, width = ((length - 2) // 2 for length in x.shape[1:])

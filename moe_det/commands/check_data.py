@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from .start import run
+from .arguments import add_changes, whole_number
+from .start import main_of
 
 
 def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
@@ -16,33 +17,26 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
     )
     parser.add_argument('source', metavar='CONFIG|ANN_FILE.json', help='config, or annotation file in COCO format')
     parser.add_argument('--images', metavar='DIR', help='the images of an annotation file; a config names its own')
-    parser.add_argument('--data-root', metavar='DIR', help='folder that replaces the data folder of the config')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action='extend',
-        metavar='KEY=VALUE',
-        help='change config keys, as for the command train',
-    )
     parser.add_argument(
         '--decode', action='store_true', help='decode every image (default: headers, and whatever looks suspicious)'
     )
     parser.add_argument(
-        '--workers', type=int, metavar='N', help='processes that look at images (default: one per core, at most 8)'
+        '--workers',
+        type=whole_number(0),
+        metavar='N',
+        help='processes that look at images (default: one per core, at most 8)',
     )
     parser.add_argument('--strict', action='store_true', help='notes, which mmdet copes with, count as problems too')
     parser.add_argument(
-        '--examples', type=int, default=3, metavar='N', help='entries shown of each kind (default: %(default)s)'
+        '--examples',
+        type=whole_number(0),
+        default=3,
+        metavar='N',
+        help='entries shown of each kind (default: %(default)s)',
     )
     parser.add_argument('--json', dest='json_file', metavar='FILE', help='write the full report, with every entry')
-    args = parser.parse_args(argv)
-    for name in ('workers', 'examples'):
-        if (getattr(args, name) or 0) < 0:
-            parser.error(f'--{name} {getattr(args, name)}: expected a number >= 0')
-    return args
+    add_changes(parser, device=False)
+    return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None, prog: str | None = None) -> int:
-    """Returns the exit status: 0, 1 if there are problems, or 2 after an error of the user's."""
-    args = parse_args(argv, prog)
-    return run('moe_det.dataset_check.thorough:check_dataset', unexpected=2, **vars(args))
+main = main_of(parse_args, 'moe_det.dataset_check.thorough:check_dataset', unexpected=2)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from .start import run
+from .arguments import add_changes, file_name
+from .start import main_of
 
 
 def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
@@ -13,34 +14,27 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         prog=prog,
         description='Evaluate checkpoints on the test set and print one table: AP by object size, seeds, cost.',
         epilog='Runs with the same NAME are seeds of one setting. A work folder stands for its config and its last '
-        'checkpoint. Results are kept beside the checkpoints (FILE.pth.eval.json) and taken again while checkpoint, '
+        'checkpoint. Results are kept next to the checkpoints (FILE.pth.eval.json) and reused while checkpoint, '
         'config, annotations and package versions are the same.',
     )
     parser.add_argument('runs', nargs='+', metavar='NAME=RUN', help='RUN: WORK_DIR or CONFIG:CHECKPOINT')
-    parser.add_argument('--data-root', metavar='DIR', help='folder that replaces the data folder of every config')
     parser.add_argument(
         '--out',
         nargs='+',
         action='extend',
+        type=file_name('.md', '.json'),
         default=[],
         metavar='FILE',
         help='write the table (.md) or all numbers (.json)',
     )
     parser.add_argument('--fresh', action='store_true', help='evaluate again what has a stored result')
-    parser.add_argument('--device', help='cpu, cuda or cuda:N (default: cuda where there is one)')
-    parser.add_argument('--cfg-options', nargs='+', action='extend', metavar='KEY=VALUE', help='change every config')
+    add_changes(parser)
     args = parser.parse_args(argv)
     for given in args.runs:
         name, equals, where = given.partition('=')
         if not (name.strip() and equals and where):
             parser.error(f'{given}: expected NAME=WORK_DIR or NAME=CONFIG:CHECKPOINT')
-    for path in args.out:
-        if not path.endswith(('.md', '.json')):
-            parser.error(f'--out {path}: expected a name that ends in .md or .json')
     return args
 
 
-def main(argv: list[str] | None = None, prog: str | None = None) -> int:
-    """Returns the exit status: 0, 2 after an error of the user's, 130 after Ctrl-C."""
-    args = parse_args(argv, prog)
-    return run('moe_det.studies.run_results:compare_runs', **vars(args))
+main = main_of(parse_args, 'moe_det.studies.run_results:compare_runs')

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import argparse
 
+from .arguments import add_changes, command_parser, whole_number
 from .start import run
 
 
 def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     """Parses the command line; nothing heavy is imported before, so that --help and mistakes answer at once."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description='Export the dense mode of a network to ONNX, count its experts in the graph and compare the '
+    parser = command_parser(
+        prog,
+        'Export a network to ONNX with every expert in the graph, count the experts and compare the '
         'outputs in onnxruntime.',
-        epilog='The input is the normalised and padded image; boxes are not selected. Needs the package onnx, and '
+        'The input is the normalised and padded image; boxes are not selected. Needs the package onnx, and '
         'onnxruntime for the comparison.',
+        config='config of a single-stage detector or a classifier',
+        checkpoint='its checkpoint, file or URL',
     )
-    parser.add_argument('config', help='config of a single-stage detector or a classifier')
-    parser.add_argument('checkpoint', help='its checkpoint, file or URL')
     parser.add_argument('out', metavar='OUT.onnx', help='file to write')
     parser.add_argument(
-        '--shape', nargs=2, type=int, default=(800, 1344), metavar=('H', 'W'), help='size of the image (800 1344)'
+        '--shape',
+        nargs=2,
+        type=whole_number(1),
+        default=(800, 1344),
+        metavar=('H', 'W'),
+        help='size of the image (800 1344)',
     )
-    parser.add_argument('--batch', type=int, default=1, metavar='N', help='number of images (default: %(default)s)')
-    parser.add_argument('--cfg-options', nargs='+', action='extend', metavar='KEY=VALUE', help='change config keys')
-    args = parser.parse_args(argv)
-    if min(*args.shape, args.batch) < 1:
-        parser.error(f'--shape {args.shape[0]} {args.shape[1]} --batch {args.batch}: expected integers >= 1')
-    return args
+    parser.add_argument(
+        '--batch', type=whole_number(1), default=1, metavar='N', help='number of images (default: %(default)s)'
+    )
+    add_changes(parser, data=False, device=False)
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from .arguments import whole_number
 from .start import run
 
 
@@ -31,9 +32,6 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         metavar='K',
         help='kinds of scenes, each with six classes and a background tint of its own (default: %(default)s)',
     )
-    parser.add_argument('--workers', type=int, metavar='N', help='processes (default: one per core)')
+    parser.add_argument('--workers', type=whole_number(1), metavar='N', help='processes (default: one per core)')
     parser.add_argument('--overwrite', action='store_true', help='replace shapes of other settings')
-    args = parser.parse_args(argv)
-    if args.workers is not None and args.workers < 1:
-        parser.error(f'argument --workers: expected an integer >= 1, got {args.workers}')
-    return run('moe_det.studies.shapes_data:make_shapes_data', **vars(args))
+    return run('moe_det.studies.shapes_data:make_shapes_data', **vars(parser.parse_args(argv)))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 
 from ..called import command_line
+from .arguments import add_changes, whole_number
 from .start import run
-
-LEAST = (('permutations', 100), ('bootstrap', 0), ('limit', 1), ('seed', 0), ('swaps', 0), ('resamples', 50))
 
 
 def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
@@ -15,45 +14,48 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
     parser = argparse.ArgumentParser(
         prog=prog,
         description=__doc__,
-        epilog='Writes report.html, size_specialization.json and figures (PNG, SVG). An interrupted run goes on where '
-        'it stopped. Errors are one message; MOE_DET_TRACEBACK=1 in the environment shows where they come from.',
+        epilog='Writes report.html, size_specialization.json and figures (PNG, SVG). An interrupted run continues '
+        'where it stopped. Errors are one message; MOE_DET_TRACEBACK=1 in the environment shows where they come from.',
     )
     parser.add_argument('config', help='config file of a detector with MoE layers')
     parser.add_argument(
         'checkpoint', nargs='+', help='checkpoint file; several (runs of different seeds) are compared with each other'
     )
-    parser.add_argument('--data-root', help='folder that replaces the data folder of the config, in COCO layout')
     parser.add_argument('--out-dir', help='folder of the report (default: <work dir>/size_specialization)')
-    parser.add_argument('--permutations', type=int, default=10000, help='of routing rows between images (%(default)s)')
-    parser.add_argument('--bootstrap', type=int, default=10000, help='samples of images for intervals (%(default)s)')
+    parser.add_argument(
+        '--permutations', type=whole_number(100), default=10000, help='of routing rows between images (%(default)s)'
+    )
+    parser.add_argument(
+        '--bootstrap', type=whole_number(0), default=10000, help='samples of images for intervals (%(default)s)'
+    )
     parser.add_argument(
         '--area-ranges',
         nargs=2,
         type=float,
         default=(32.0, 96.0),
         metavar=('SIDE', 'SIDE'),
-        help='sides in original pixels that part small from medium and medium from large (32 96)',
+        help='limits in original pixels between small, medium and large sides (32 96)',
     )
-    parser.add_argument('--limit', type=int, metavar='N', help='only the first N images')
+    parser.add_argument('--limit', type=whole_number(1), metavar='N', help='only the first N images')
     parser.add_argument('--layers', nargs='+', metavar='NAME', help='only these MoE layers (default: all)')
     parser.add_argument(
         '--no-forcing',
         action='store_true',
-        help='no evaluation with forced or missing experts and other numbers of them',
+        help='skip forced and knocked-out experts and other numbers of experts',
     )
     parser.add_argument(
         '--no-figures', action='store_true', help='the page and the numbers, but no PNG and SVG files of the figures'
     )
     parser.add_argument(
         '--swaps',
-        type=int,
+        type=whole_number(0),
         default=4,
         metavar='N',
-        help='how often images exchange their routes in the swap test; 0 leaves it out, and no layer can then be '
+        help='how often images exchange their routes in the swap test; 0 skips it, and no layer can then be '
         'called size-specialised (%(default)s)',
     )
     parser.add_argument(
-        '--resamples', type=int, default=200, help='samples of images for intervals of AP (%(default)s)'
+        '--resamples', type=whole_number(50), default=200, help='samples of images for intervals of AP (%(default)s)'
     )
     parser.add_argument(
         '--groups',
@@ -61,26 +63,15 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         help="key of the json's images, such as video_id, that says which images belong together; without it they are "
         'taken as independent',
     )
-    parser.add_argument('--seed', type=int, default=0, help='of permutations and samples (%(default)s)')
-    parser.add_argument('--device', help='cpu, cuda or cuda:N (default: CUDA where there is one)')
+    parser.add_argument('--seed', type=whole_number(0), default=0, help='of permutations and samples (%(default)s)')
     parser.add_argument(
         '--launcher',
         choices=('none', 'pytorch'),
         default='none',
         help="'pytorch' in processes that torchrun started: they share the images (%(default)s)",
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action='extend',
-        metavar='KEY=VALUE',
-        help='change config keys, as for the command test',
-    )
+    add_changes(parser)
     args = parser.parse_args(argv)
-    for name, least in LEAST:
-        value = getattr(args, name)
-        if value is not None and value < least:
-            parser.error(f'--{name} {value}: expected at least {least}')
     if not 0 < args.area_ranges[0] < args.area_ranges[1]:
         parser.error(
             '--area-ranges {:g} {:g}: expected two sides in pixels, the smaller first'.format(*args.area_ranges)

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 
 def run(work: str | Callable, unexpected: int | None = None, **arguments: Any) -> int:
-    """Does the work of a command; what a user can mend ends in one message.
+    """Does the work of a command; errors that a user can fix end in one message.
 
     Args:
         work: a function, or ``'module:function'``, which is imported only now.
@@ -53,33 +53,20 @@ def run(work: str | Callable, unexpected: int | None = None, **arguments: Any) -
     return run_main(call)
 
 
-def add_run_options(parser: argparse.ArgumentParser, example: str) -> None:
-    """Adds what training and testing have in common; ``example`` is a key with a value."""
-    parser.add_argument('--data-root', help='folder that replaces the data folder of the config, in COCO layout')
-    parser.add_argument('--seed', type=int, help='seed of the run')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action='extend',
-        metavar='KEY=VALUE',
-        help=f'change config keys: {example} key="[a,b]" key="[(a,b),(c,d)]" (quotes, no blanks)',
-    )
-    parser.add_argument(
-        '--no-data-check',
-        dest='data_check',
-        action='store_false',
-        help='do not look at annotations and images first',
-    )
-    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
+def main_of(
+    parse_args: Callable[..., argparse.Namespace], work: str, unexpected: int | None = None
+) -> Callable[..., int]:
+    """Returns the ``main`` of a command, which takes its arguments and what the user typed before them.
 
+    Args:
+        parse_args: of the command.
+        work: ``'module:function'`` that takes what it parsed; see :func:`run`, as ``unexpected`` and exit status.
+    """
 
-def with_local_rank(args: argparse.Namespace) -> argparse.Namespace:
-    """Puts --local-rank, of torch.distributed.launch, which sets no environment, where torchrun puts it."""
-    if args.local_rank is not None:
-        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    del args.local_rank
-    return args
+    def main(argv: list[str] | None = None, prog: str | None = None) -> int:
+        return run(work, unexpected, **vars(parse_args(argv, prog)))
+
+    return main
 
 
 def leave(status: int) -> NoReturn:

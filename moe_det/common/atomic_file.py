@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, synced, renamed."""
+"""Atomic files, complete or absent: written to a temporary file, synced, renamed."""
 
 from __future__ import annotations
 

@@ -57,15 +57,16 @@ def check_checkpoint(path: str, where: str) -> str:
 def latest_checkpoint(work_dir: str) -> str | None:
     """Returns the checkpoint that training in ``work_dir`` saved last, or None before the first one.
 
-    mmengine notes an absolute path in ``last_checkpoint``; a folder that was moved since has the file beside the note.
+    mmengine notes an absolute path in ``last_checkpoint``; in a folder that was moved since, the file is next to the
+    note.
     """
     note = os.path.join(work_dir, 'last_checkpoint')
     if not os.path.isfile(note):
         return None
     with open(note, encoding='utf-8') as file:
         noted = file.read().strip()
-    beside = os.path.join(work_dir, os.path.basename(noted))
-    return next((path for path in (noted, beside) if os.path.isfile(path)), None)
+    here = os.path.join(work_dir, os.path.basename(noted))
+    return next((path for path in (noted, here) if os.path.isfile(path)), None)
 
 
 def best_checkpoint(work_dir: str) -> str | None:

@@ -61,7 +61,7 @@ def _mmdet_configs() -> Path:
 
 
 def _near_files(file: Path) -> str:
-    """Suggests files beside ``file``, configs of the package, or the nearest folder that exists."""
+    """Suggests files next to ``file``, configs of the package, or the nearest folder that exists."""
     folder = file.parent
     name = file.with_suffix('').as_posix().removeprefix('configs/').removeprefix(PREFIX)
     own = '' if file.is_absolute() else near(name, config_names())
@@ -143,7 +143,7 @@ def parse_options(options: Mapping | Iterable[str] | None) -> dict:
         options: ``key=value`` texts in mmengine's notation, a dict that is taken as it is, or None.
 
     Raises:
-        MoEConfigError: an entry is no ``key=value`` or has unbalanced brackets.
+        MoEConfigError: an entry is not ``key=value`` or has unbalanced brackets.
     """
     if options is None or isinstance(options, Mapping):
         return dict(options or {})

@@ -1,11 +1,15 @@
-"""What the command-line tools print, once however many processes run."""
+"""What the command-line tools print and write, once however many processes run."""
 
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import sys
 from collections.abc import Iterable
+from pathlib import Path
+
+from ..errors import MoEConfigError
 
 
 def rank() -> int:
@@ -38,3 +42,19 @@ def near(name: str, known: Iterable[str], count: int = 3) -> str:
     """Returns `` Did you mean 'a' or 'b'?`` for the entries of ``known`` that resemble ``name``, else an empty text."""
     matches = difflib.get_close_matches(name, [str(item) for item in known], n=count, cutoff=0.6)
     return f' Did you mean {" or ".join(repr(match) for match in matches)}?' if matches else ''
+
+
+def write_result(option: str, path: str | os.PathLike | None, content: dict | str) -> None:
+    """Writes a result, a dict as JSON, where an option of a command says; nowhere without the option.
+
+    Raises:
+        MoEConfigError: the file cannot be written.
+    """
+    if path is None:
+        return
+    text = content if isinstance(content, str) else json.dumps(content, indent=2)
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(text + '\n', encoding='utf-8')  # it may be a pipe: nothing to rename to
+    except OSError as error:
+        raise MoEConfigError(f'{option} {path}: cannot be written: {error.strerror}') from error

@@ -1,6 +1,6 @@
 """Lets torch load mmengine's own checkpoints with ``weights_only=True``.
 
-torch >= 2.6 refuses every class that nobody declared safe. A checkpoint of mmengine's Runner holds, beside tensors,
+torch >= 2.6 refuses every class that nobody declared safe. A checkpoint of mmengine's Runner holds, besides tensors,
 the log history: ``HistoryBuffer`` objects made of numpy arrays. Declaring those few classes keeps the protection;
 switching ``weights_only`` off would run any code that a checkpoint brings.
 """
@@ -64,7 +64,7 @@ def _history_method(owner: object, name: str) -> object:
     a call of getattr. The real getattr on any object would let a checkpoint reach code.
 
     Raises:
-        CheckpointError: anything else is asked for.
+        CheckpointError: anything else is requested.
     """
     from mmengine.logging import HistoryBuffer
 

@@ -2,7 +2,7 @@
 
 mmdet's loader takes an annotation without ``iscrowd`` as an object and any id as an id. pycocotools' evaluation reads
 ``annotation['iscrowd']``, and the matches of detections are annotation ids in a table of floats in which 0 stands for
-"unmatched": an object with the id 0 can never be found, and a text is no number. Exporters write such files.
+"unmatched": an object with the id 0 can never be found, and a text is not a number. Exporters write such files.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def complete_coco_files() -> None:
 def complete_annotations(annotations: object) -> None:
     """Fills in what the evaluation needs, in place: ``iscrowd`` where there is none, and ids above 0.
 
-    Ids are renumbered all together, in the order of the file, if one of them is no integer above 0. Ids
+    Ids are renumbered all together, in the order of the file, if one of them is not an integer above 0. Ids
     that are used twice stay: mmdet refuses them.
 
     Args:
-        annotations: the file's list; anything else is left alone, as are entries that are no objects.
+        annotations: the file's list; anything else is left alone, as are entries that are not objects.
     """
     if not isinstance(annotations, list) or not all(isinstance(annotation, dict) for annotation in annotations):
         return

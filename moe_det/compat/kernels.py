@@ -130,7 +130,7 @@ def roi_align_forward(
         aligned: shift by half a pixel, so that a pixel's value sits in its middle.
 
     Raises:
-        StackError: max pooling is asked for, which torchvision does not have.
+        StackError: max pooling is requested, which torchvision does not have.
     """
     _refuse_max_pooling(pool_mode)
     dtype = at_least_float32(input, rois)

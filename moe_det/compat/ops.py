@@ -83,7 +83,7 @@ def _missing_operator(name: str) -> Callable:
         raise StackError(
             f"the operator {name!r} needs mmcv's compiled operators, which this environment does not have; moe_det "
             f'replaces only {", ".join(_PROVIDED)}. Install an mmcv built for torch {kernels.torch.__version__}: a '
-            'prebuilt wheel of mmcv where one exists, or build onedl-mmcv beside the installed torch (it needs a '
+            'prebuilt wheel of mmcv where one exists, or build onedl-mmcv for the installed torch (it needs a '
             'compiler and time): MMCV_WITH_OPS=1 pip install --force-reinstall --no-deps --no-cache-dir '
             '--no-build-isolation onedl-mmcv'
         )
@@ -179,7 +179,7 @@ def _replace_stubs() -> None:
 
 
 def _stub_of(value: object) -> str | None:
-    """Returns the operator that a stub of onedl-mmdetection stands for, None when ``value`` is no such stub."""
+    """Returns the operator that a stub of onedl-mmdetection stands for, None when ``value`` is not such a stub."""
     function = value.__dict__.get('__init__') if isinstance(value, type) else value
     code = function.__code__ if isinstance(function, FunctionType) else None
     for text in code.co_consts if isinstance(code, CodeType) else ():

@@ -103,7 +103,7 @@ def check_packages() -> None:
         StackError: see the message; it names both distributions wherever one of them is the remedy.
     """
     versions = {name: _package_version(name) for name in _SUPPORTED}
-    # first: with an mmdet 2.x beside it, a missing mmengine is not the trouble
+    # first: next to an mmdet 2.x, a missing mmengine is not the problem
     old = [f'{name} {text}' for name, text in versions.items() if text and _numbers(text) < _SUPPORTED[name][0]]
     if old:
         minimum = ', '.join(f'{name}>={".".join(map(str, low))}' for name, (low, _) in _SUPPORTED.items())
@@ -130,7 +130,7 @@ def _import(name: str, versions: dict[str, str | None]) -> None:
     except AssertionError as error:  # mmdet asserts the range of mmcv and mmengine that it knows
         found = ', '.join(f'{package} {text}' for package, text in versions.items())
         raise StackError(
-            f'{name} refuses the packages beside it ({found}): {_first_line(error)}\n'
+            f'{name} refuses the installed packages ({found}): {_first_line(error)}\n'
             f'Often these are parts of two distributions. {INSTALL_HINT}'
         ) from error
     except ImportError as error:

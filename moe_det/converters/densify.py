@@ -57,7 +57,7 @@ def densify(
 
     Raises:
         MoEDetError: the config has no experts, a layer or an expert does not exist, or no choice was made; the weights
-            do not fit the config, or experts are no dense part of the model (another width, a skip, a shared expert,
+            do not fit the config, or experts are not a dense part of the model (another width, a skip, a shared expert,
             an added block); the data cannot be used.
     """
     check_out(out, checkpoint)
@@ -119,7 +119,7 @@ def chosen_experts(
 
 
 def of_copy(place: ExpertPlace, copy: int) -> tuple[int, ...]:
-    """The experts that are a copy's number in their slots: expert ``copy`` itself where experts are no shards."""
+    """The experts that are a copy's number in their slots: expert ``copy`` itself where experts are not shards."""
     return tuple(slot * place.copies + copy for slot in range(place.slots))
 
 
@@ -159,7 +159,7 @@ def dense_state(
         plain: state dict of the plain model, whose shapes decide what fits.
 
     Raises:
-        CheckpointError: experts are no dense part of the model.
+        CheckpointError: experts are not a dense part of the model.
     """
     prefixes = tuple(f'{path}.' for place in places for path in (place.path, place.router_path) if path)
     dense = {key: value for key, value in state.items() if not key.startswith(prefixes)}

@@ -52,7 +52,7 @@ def export_onnx(
     batch: int = 1,
     cfg_options: Sequence[str] | None = None,
 ) -> dict[str, int]:
-    """Exports the dense mode of a network; the function behind ``export_onnx.py``.
+    """Exports a network with every expert in the graph; the function behind ``export_onnx.py``.
 
     The graph has the size of its input built in. Its input is the normalised and padded image, its outputs are class
     logits and box deltas of every level (what the head gives to mmdet's selection of boxes).

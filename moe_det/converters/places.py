@@ -67,7 +67,7 @@ class ExpertPlace:
 
     @property
     def slots(self) -> int:
-        """Number of shards, of each of which every row runs one copy; 1 where experts are no shards."""
+        """Number of shards, of each of which every row runs one copy; 1 where experts are not shards."""
         return self.group.slots
 
     @property

@@ -80,7 +80,7 @@ def prune_experts(
     options = [f'model.{key}={value}' for key, value in changes.items()]
     save_model(out, pruned.state_dict(), pruned_cfg, read_checkpoint(path), path, {'tool': 'prune', 'kept': kept})
     for label, experts in kept.items():
-        say(f'{label}: kept the experts {", ".join(map(str, experts))}, numbered anew from 0')
+        say(f'{label}: kept the experts {", ".join(map(str, experts))}, renumbered from 0')
     if evaluate:
         say('testing before and after')
         before, after = test_metrics(cfg, path), test_metrics(pruned_cfg, out)

@@ -73,8 +73,8 @@ def upcycle(
         checkpoint: file or URL of the dense model.
         out: the checkpoint to write.
         noise: relative standard deviation of the noise; None takes each layer's ``copy_noise``.
-        seed: of noise, channels that are drawn anew and gates.
-        allow_missing: write the checkpoint also where something did not fit or the outputs differ.
+        seed: of noise, redrawn channels and gates.
+        allow_missing: write the checkpoint even where something did not fit or the outputs differ.
         cfg_options: changes of the config.
 
     Raises:
@@ -110,7 +110,7 @@ def upcycle(
     if problems and not allow_missing:
         raise CheckpointError(
             f'checkpoint {path} does not fit the config {config}: {brief(problems, 2)}; nothing was written '
-            '(--allow-missing writes it all the same)'
+            '(--allow-missing writes it anyway)'
         )
     notes = {'tool': 'upcycle', 'noise': 'copy_noise' if noise is None else noise, 'seed': seed}
     save_model(out, model.state_dict(), cfg, content, path, notes)
@@ -127,7 +127,7 @@ def fill_experts(
         model: the model.
         dense: the dense model's state dict.
         noise: relative noise, a function of the weights that the model had; None takes each layer's ``copy_noise``.
-        redraw: share of channels that is drawn anew; None takes each layer's ``copy_redraw``.
+        redraw: share of channels that is redrawn; None takes each layer's ``copy_redraw``.
 
     Returns:
         What became of the tensors.

@@ -21,7 +21,7 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
     """Returns the number of parameters, and of those that a single routing row uses.
 
     A row runs K of a layer's E experts, which are alike in size, or one copy of each shard; gates, shared experts and
-    everything dense count in full.
+    everything without experts count in full.
     """
     total = sum(p.numel() for p in model.parameters())
     idle = 0

@@ -1,16 +1,14 @@
-"""What a config costs, beside the same model without experts: the function behind moe_cost.py."""
+"""What a config costs, compared with the same model without experts: the function behind moe_cost.py."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from ..common.console import say
+from ..common.console import say, write_result
 from ..common.dense_counterpart import dense_counterpart
 from ..errors import MoEConfigError
 from ..running.launch import load_config
@@ -29,7 +27,7 @@ def moe_cost(
         config: a config file, or ``mmdet::...`` for one of mmdet's own.
         shape: height and width of the image; by default 800 and 1280 for detectors, the images' own for classifiers.
         cfg_options: changes of the config.
-        json_file: file for all numbers, besides.
+        json_file: also write all numbers to this file.
 
     Raises:
         MoEConfigError: the config has no model, the shape does not suit it, or the file cannot be written.
@@ -49,11 +47,7 @@ def moe_cost(
     dense, note = _dense_cost(cfg, size, cost)
     content = {'config': str(config), 'image': list(size), **_as_dict(cost), 'dense': dense and _as_dict(dense)}
     content['note'] = note
-    if json_file is not None:
-        try:
-            Path(json_file).write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
-        except OSError as error:
-            raise MoEConfigError(f'--json {json_file}: cannot be written: {error.strerror}') from error
+    write_result('--json', json_file, content)
     say(cost_markdown(cost, dense, note))
 
 

@@ -109,7 +109,7 @@ def _count(
     """Multiply-adds of each part, and of the experts that sorted dispatch would leave out.
 
     Args:
-        model: with dense dispatch where idle experts are to be told.
+        model: with ``dispatch='dense'`` where idle experts are to be counted.
         data: of one image, preprocessed.
         sorted_groups: paths of the groups whose experts will not all run.
 
@@ -137,7 +137,7 @@ def _count(
 
 
 def _run_all_experts(model: nn.Module) -> None:
-    """Switches every layer to dense dispatch, which decides nothing from values."""
+    """Switches every layer to running all experts, which decides nothing from values."""
     for module in model.modules():
         for key, value in list(vars(module).items()):
             if isinstance(value, MoESettings):

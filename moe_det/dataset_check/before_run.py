@@ -1,4 +1,4 @@
-"""The look at the data before anything is built: what would make a run fail or learn nonsense ends in one message.
+"""Checks the data before anything is built: what would break a run or its labels ends in one message.
 
 Annotation files are checked entry by entry, and the labels that they give are compared (:mod:`.labels`); of the images,
 all are looked for and the headers of some are read. What mmdet copes with is counted in one warning. Of image
@@ -143,7 +143,7 @@ def check_data(cfg: Config, splits: Sequence[str] = ('train', 'val'), trained: T
 def _check_objects(
     cfg: Config, split: str, found: Sequence[Scored], of_metrics: Sequence[CocoFile], all_known: bool
 ) -> None:
-    """Nothing to learn, or nothing to score, is an error: mmdet would train all the same, and give an AP of -1."""
+    """Nothing to learn, or nothing to score, is an error: mmdet would train anyway, and report an AP of -1."""
     if split == 'train':
         groups = [[item.file for item in found]] if all_known else []
     else:
@@ -177,9 +177,9 @@ def _all_of_them(file: CocoFile, images: str | None = None) -> str:
 def _check_entries(where: str, file: CocoFile) -> None:
     if file.report.kinds(errors=True):
         raise DataError(
-            f'{where}: {file.path}: training would fail or learn nonsense:\n'
+            f'{where}: {file.path}: training would fail or learn something wrong:\n'
             + _indented(file.report)
-            + f'\n    all of them:  {_all_of_them(file)}\n    run all the same:  --no-data-check'
+            + f'\n    all of them:  {_all_of_them(file)}\n    to skip this check:  --no-data-check'
         )
     if file.report.kinds(errors=False):
         notes = '; '.join(line.partition(' [')[0] for line in file.report.lines(errors=False, examples=0))
@@ -216,7 +216,7 @@ def _check_images(where: str, folder: str, file: CocoFile, reading: Reading, tol
     if errors == sum(report.counts.get(kind, 0) for kind in BROKEN_IMAGE) and errors <= tolerated:
         warn(f'{text}\n    the run skips such images (SkipBadImagesHook, max_images={tolerated})')
     else:
-        raise DataError(f'{text}\n    run all the same:  --no-data-check')
+        raise DataError(f'{text}\n    to skip this check:  --no-data-check')
 
 
 def _check_filter(where: str, dataset: dict, file: CocoFile) -> None:

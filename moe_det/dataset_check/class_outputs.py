@@ -20,12 +20,12 @@ def check_outputs(where: str, path: str, labels: int, model: Mapping) -> None:
         model: the config's ``model``.
 
     Raises:
-        DataError: it predicts more or fewer; has the line that mends it.
+        DataError: it predicts more or fewer; has the line that fixes it.
     """
     for key, outputs in class_outputs(model):
         if outputs != labels:
             less = outputs < labels
-            why = 'the others could not be learnt' if less else 'a prediction of another one would end the evaluation'
+            why = 'the others could not be learned' if less else 'a prediction of another one would end the evaluation'
             raise DataError(
                 f'{where}: {path} has {labels} of the classes of the config, but the model '
                 f'predicts num_classes={outputs} ({key}): {why}; set\n'

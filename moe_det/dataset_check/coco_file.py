@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import mmap
-import os
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
+from ..analysis.coco_json import no_collection, read_json
 from ..errors import DataError
 from . import ImageEntry, Report, check_entries
 from .entries import ENTRY_KEYS
@@ -29,7 +26,7 @@ class CocoFile:
         categories: the names of its categories, in its order.
         category_ids: their ids.
         usable: annotations of each category that mmdet keeps, in the same order.
-        crowds: those among them that are crowds, which are neither learnt nor scored.
+        crowds: those among them that are crowds, which are neither learned nor scored.
         images: its images that have a file name.
         report: what is wrong with its entries.
     """
@@ -45,58 +42,6 @@ class CocoFile:
     report: Report
 
 
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Halves the time of a large file: nothing in its millions of lists and dicts is garbage yet."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
-
-
-def read_json(path: str) -> Any:
-    """Returns the parsed content of a JSON file.
-
-    Raises:
-        DataError: the file cannot be opened, is no text, is truncated or is no JSON; names the byte where it ends.
-    """
-    try:
-        with _no_collection(), open(path, encoding='utf-8') as file:
-            return json.load(file)
-    except OSError as error:
-        raise DataError(f'{path}: cannot be read: {error.strerror}') from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f'{path}: expected JSON text, found binary data at byte {error.start}{_beginning(path)}'
-        ) from error
-    except json.JSONDecodeError as error:
-        size = os.path.getsize(path)
-        if size == 0:
-            raise DataError(f'{path}: the file is empty, expected COCO annotations in JSON') from error
-        offset = len(error.doc[: error.pos].encode())
-        if error.pos >= len(error.doc.rstrip()) or error.msg.startswith('Unterminated string'):
-            raise DataError(
-                f'{path}: the file is truncated: it ends at byte {size} in the middle of its JSON (what is open there '
-                f'began at byte {offset}). Copy or download it again'
-            ) from error
-        raise DataError(f'{path}: not JSON: {error.msg} at byte {offset} of {size}{_beginning(path)}') from error
-    except RecursionError as error:
-        raise DataError(f'{path}: not COCO annotations: its JSON is nested too deep to be read') from error
-    except ValueError as error:  # an integer of thousands of digits
-        raise DataError(f'{path}: the JSON cannot be read: {error}') from error
-    except MemoryError as error:
-        size = os.path.getsize(path)
-        raise DataError(f'{path}: not enough memory to read its {size:,} bytes of JSON') from error
-
-
-def _beginning(path: str) -> str:
-    with open(path, 'rb') as file:
-        return f'; the file begins with {file.read(40)!r}'
-
-
 def read_coco(path: str, annotations_required: bool = True, keep: int | None = 5) -> CocoFile:
     """Parses an annotation file and checks its entries.
 
@@ -109,7 +54,7 @@ def read_coco(path: str, annotations_required: bool = True, keep: int | None = 5
         CocoFile: the counts, names and problems that later checks need; the parsed file itself is released.
 
     Raises:
-        DataError: the file is no COCO annotation file; names the list that is wrong and what was expected.
+        DataError: the file is not a COCO annotation file; names the list that is wrong and what was expected.
     """
     content = read_json(path)
     if not isinstance(content, dict):
@@ -127,7 +72,7 @@ def read_coco(path: str, annotations_required: bool = True, keep: int | None = 5
     if not content['images']:
         raise DataError(f"{path}: the list 'images' is empty, expected at least one image")
     report = Report(keep)
-    with _no_collection():
+    with no_collection():
         usable = check_entries(content, report)
     categories = [category for category in content['categories'] if isinstance(category, dict)]
     return CocoFile(

@@ -60,7 +60,7 @@ class _Entry:
         self.report.add(kind, self.where, detail, self.id, self.file)
 
     def complete(self) -> bool:
-        """Reports an entry that is no object or lacks keys."""
+        """Reports an entry that is not an object or lacks keys."""
         if not isinstance(self.content, dict):
             self.add('not_an_object', f'expected an object with {_names(self.keys)}, got {shown(self.content)}')
             return False
@@ -79,7 +79,7 @@ class _Entry:
         return is_id(value)
 
     def is_number(self, value: Any, text: str, largest: float = LARGEST_NUMBER) -> bool:
-        """Reports a value that is no number up to ``largest``; ``text`` shows it."""
+        """Reports a value that is not a number up to ``largest``; ``text`` shows it."""
         if type(value) in _NUMBERS:
             if not abs(value) <= largest:
                 self.add('non_finite', text)

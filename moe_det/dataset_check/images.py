@@ -25,7 +25,7 @@ from .report import Report, shown
 _ORIENTATION = 0x0112  # the EXIF tag
 _TIFF_BITS = 258
 _HEAD = 32
-_LISTED_FOLDERS = 256  # fewer files are asked for one by one, which is quicker than to list a large folder
+_LISTED_FOLDERS = 256  # fewer files are looked up one by one, which is quicker than listing a large folder
 _CHUNK = 32
 
 

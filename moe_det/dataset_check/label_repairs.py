@@ -1,4 +1,4 @@
-"""Lines for the user to paste: into a config that names other classes than the data, or into Python to mend a file."""
+"""Lines for the user to paste: into a config that names other classes than the data, or into Python to fix a file."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def config_classes(where: str, dataset: Mapping, kind: type | None) -> tuple[str
     """Returns the class names of a data set's config; None where it has none.
 
     Raises:
-        DataError: they are no list of different texts.
+        DataError: they are not a list of different texts.
     """
     classes = (dataset.get('metainfo') or {}).get('classes', getattr(kind, 'METAINFO', {}).get('classes'))
     if isinstance(classes, str):
@@ -95,7 +95,7 @@ def check_labels(files: Sequence[Labels], model: Mapping | None = None) -> tuple
 
     Raises:
         DataError: a class has two labels, or has none, or the model predicts another number of classes; names files
-            and classes, and has the lines that mend it.
+            and classes, and has the lines that fix it.
     """
     for labels in files:
         _check_common(labels)
@@ -134,7 +134,7 @@ def _check_common(labels: Labels) -> None:
 
 
 def _check_misspelt(labels: Labels, files: Sequence[Labels]) -> None:
-    """Classes without a category beside categories without a class: one is meant by the other, or objects are lost."""
+    """Classes without a category and categories without a class: probably misspelt, else objects would be lost."""
     if not (labels.absent and labels.ignored):
         return
     hints = ''.join(f'\n    {name!r}:{hint}' for name in labels.absent if (hint := near(name, labels.ignored, 1)))

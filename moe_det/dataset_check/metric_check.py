@@ -164,7 +164,7 @@ def _check_classwise(where: str, metric: Mapping, file: CocoFile) -> None:
     if metric.get('classwise') and (any(isinstance(ident, str) for ident in ids) or ids != sorted(ids)):
         raise DataError(
             f'{where}: classwise=True would give the classes the AP of other ones: the category ids of {file.path} are '
-            f'not numbers in ascending order ({", ".join(map(repr, ids[:8]))}). Number them anew, or leave it out'
+            f'not numbers in ascending order ({", ".join(map(repr, ids[:8]))}). Renumber them, or leave it out'
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-# wider values are no pixels: in fp32 they end in infinite losses
+# wider values are not pixels: in fp32 they end in infinite losses
 LARGEST_NUMBER = 1e7
 
 
@@ -14,7 +14,7 @@ class Kind:
     """A kind of problem.
 
     Attributes:
-        error: training would fail or learn nonsense; else a note: mmdet copes with it, in the way that ``what`` says.
+        error: training would fail or learn something wrong; else a note: mmdet copes with it as ``what`` says.
         what: one phrase for the report.
     """
 
@@ -24,17 +24,17 @@ class Kind:
 
 KINDS = {
     # the file and its entries
-    'unreadable_json': Kind(True, 'the file is no COCO annotation file'),
-    'not_an_object': Kind(True, 'an entry is no JSON object'),
+    'unreadable_json': Kind(True, 'the file is not a COCO annotation file'),
+    'not_an_object': Kind(True, 'an entry is not a JSON object'),
     'missing_key': Kind(True, 'an entry lacks a key that mmdet reads'),
     'bad_mark': Kind(True, "a mark is neither 0 nor 1: any text, '0' too, counts as true"),
     'number_as_text': Kind(True, 'a number is written as a text'),
     'not_a_number': Kind(True, 'something else stands where a number is expected'),
     'non_finite': Kind(True, f'a number is NaN, infinite or beyond {LARGEST_NUMBER:.0e}'),
-    'bad_box': Kind(True, 'a box is no list of four numbers [x, y, width, height]'),
+    'bad_box': Kind(True, 'a box is not a list of four numbers [x, y, width, height]'),
     'bad_id': Kind(True, 'an id is neither an integer nor a text'),
     'id_type': Kind(True, 'an id is a text where the entry that it names has a number, or the other way round'),
-    'bad_name': Kind(True, 'a name is no text, or empty'),
+    'bad_name': Kind(True, 'a name is not text, or empty'),
     'bad_image_size': Kind(True, "an image's width or height is not positive"),
     'duplicate_image_id': Kind(True, 'two images have one id: all but the last are lost'),
     'duplicate_annotation_id': Kind(True, 'two annotations have one id: mmdet refuses the file'),
@@ -52,18 +52,16 @@ KINDS = {
     'nothing_usable': Kind(True, 'mmdet would leave out every annotation'),
     'only_crowds': Kind(True, 'nothing to learn and nothing to score: every annotation is a crowd (iscrowd=1)'),
     'no_iscrowd': Kind(False, "an annotation has no 'iscrowd', or null; it is read as 0"),
-    'zero_id': Kind(False, "an annotation's id is 0, pycocotools' sign of no match; ids are numbered anew when read"),
-    'ignored': Kind(False, "an annotation is marked 'ignore'; training leaves it out, the evaluation counts it"),
+    'zero_id': Kind(False, "an annotation's id is 0, pycocotools' sign of no match; ids are renumbered when read"),
+    'ignored': Kind(False, "an annotation is marked 'ignore'; ignored in training, counted in evaluation"),
     'text_id': Kind(False, "ids are texts; mmdet takes them, tools that expect COCO's integers do not"),
     'duplicate_file': Kind(False, 'two images are one file'),
     'orphan_annotation': Kind(False, 'an annotation belongs to no image of the file; it is left out'),
-    'negative_box': Kind(
-        False, 'a box has a negative width or height; training leaves it out, the evaluation counts it'
-    ),
-    'zero_box': Kind(False, 'a box has no width or no height; training leaves it out, the evaluation counts it'),
-    'tiny_box': Kind(False, 'a box is narrower than a pixel; training leaves it out, the evaluation counts it'),
-    'no_area': Kind(False, "an annotation's area is 0; training leaves it out, the evaluation counts it"),
-    'outside_image': Kind(False, 'a box lies outside its image; training leaves it out, the evaluation counts it'),
+    'negative_box': Kind(False, 'a box has a negative width or height; ignored in training, counted in evaluation'),
+    'zero_box': Kind(False, 'a box has no width or no height; ignored in training, counted in evaluation'),
+    'tiny_box': Kind(False, 'a box is narrower than a pixel; ignored in training, counted in evaluation'),
+    'no_area': Kind(False, "an annotation's area is 0; ignored in training, counted in evaluation"),
+    'outside_image': Kind(False, 'a box lies outside its image; ignored in training, counted in evaluation'),
     'partly_outside': Kind(False, 'a box reaches more than a pixel beyond its image; it is kept as it is'),
     # the images
     'missing_image': Kind(True, 'an image file does not exist'),

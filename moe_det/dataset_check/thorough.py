@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
 
@@ -11,7 +10,7 @@ from mmengine.registry import init_default_scope
 
 from ..common.config_edit import SPLITS, set_data_root, split_datasets
 from ..common.config_file import merge_options, read_config
-from ..common.console import say, warn
+from ..common.console import say, warn, write_result
 from ..common.software import cores
 from ..errors import DataError, MoEConfigError
 from . import Reading, Report, check_images
@@ -95,9 +94,9 @@ def check_dataset(
     notes = sum(target.report.total(errors=False) for target in targets)
     if json_file:
         files = [target.as_dict() for target in targets]
-        _write(json_file, {'errors': errors, 'notes': notes, 'together': problem, 'files': files})
+        write_result('--json', json_file, {'errors': errors, 'notes': notes, 'together': problem, 'files': files})
         say(f'Full report: {json_file}')
-    say(f'{errors:,} errors (training would fail or learn nonsense), {notes:,} notes (mmdet copes with them)')
+    say(f'{errors:,} errors (training would fail or learn something wrong), {notes:,} notes (mmdet copes with them)')
     return PROBLEMS if errors or (strict and notes) else CLEAN
 
 
@@ -144,7 +143,7 @@ def _of_config(source: str, cfg: Config) -> list[_Checked]:
 
 
 def _compare(cfg: Config, targets: list[_Checked]) -> str | None:
-    """Returns what would stop train.py or test.py though every file is right for itself: labels, metrics, classes."""
+    """Returns what would stop train.py or test.py although every file is valid by itself: labels, metrics, classes."""
     known = {os.path.realpath(target.annotations): target.file for target in targets if target.file is not None}
 
     def read(where: str, path: str) -> CocoFile:
@@ -198,11 +197,3 @@ def _print(target: _Checked, examples: int) -> None:
             say(f'    {line}' if line.startswith(' ') else f'  {word}: {line}')
     if not target.report.counts:
         say('  clean')
-
-
-def _write(path: str, content: dict) -> None:
-    try:
-        with open(path, 'w', encoding='utf-8') as file:
-            json.dump(content, file, indent=1, allow_nan=False)
-    except OSError as error:
-        raise MoEConfigError(f'--json {path}: cannot be written: {error.strerror}') from error

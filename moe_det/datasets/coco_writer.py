@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
-
 import numpy as np
 from pycocotools import mask as coco_mask
 
@@ -51,10 +47,3 @@ def _run_lengths(mask: np.ndarray) -> list[int]:
     if changes.size and changes[-1] == mask.size:
         runs = runs[:-1]
     return [int(run) for run in runs]
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(path.name + '.part')
-    temporary.write_text(json.dumps(content), encoding='utf-8')
-    os.replace(temporary, path)

@@ -6,16 +6,16 @@ about the size of its objects; with 1 all its objects have nearly one size.
 
 The default 0.4 follows photographs. Measured is the share of the variance of ``log sqrt(area)`` that lies between
 images: the intraclass correlation ICC(1) of a one-way analysis of variance with images as groups, over the annotated
-mask areas of objects that are no crowds. Beside it stands, over images, the correlation of the logarithm of the number
-of objects with their mean log size:
+mask areas of objects that are not crowds. The last column is, over images, the correlation of the logarithm of the
+number of objects with their mean log size:
 
 ========================================================  =======================  =================
 data                                                      ICC(1)                   correlation
 ========================================================  =======================  =================
 subset of 421 images of COCO 2017 (418 with objects)      0.34 (95 %: 0.30-0.38)   -0.64
 ``scene_scale`` 0.4, seeds 0, 1, 2, 300 images of 256 px  0.36, 0.24, 0.36         -0.80, -0.71, -0.74
-``scene_scale`` 0, likewise                               -0.04, -0.01, -0.05      -0.48, -0.44, -0.46
-``scene_scale`` 1, likewise                               0.95, 0.92, 0.94         -0.94, -0.91, -0.92
+``scene_scale`` 0, same seeds                             -0.04, -0.01, -0.05      -0.48, -0.44, -0.46
+``scene_scale`` 1, same seeds                             0.95, 0.92, 0.94         -0.94, -0.91, -0.92
 ========================================================  =======================  =================
 
 The interval is a bootstrap over images; ``benchmarks/shapes_statistics.py`` prints the table. The subset's class mix is
@@ -26,12 +26,13 @@ whatever the scene scale.
 that a gate can tell apart, and classes that are hard to tell apart without knowing the kind.
 
 Each class has a hue of its own, most shapes are plain and stand nearly upright before a quiet background: the set is
-meant to be learnt within minutes, so it says nothing about how well a detector tells shapes apart.
+meant to be learned within minutes, so it says nothing about how well a detector tells shapes apart.
 """
 
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -40,8 +41,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..common.atomic_file import write_atomically
 from ..errors import DataError, MoEConfigError
-from .coco_writer import annotations_of, write_json
+from .coco_writer import annotations_of
 from .shapes_folder import (
     DESCRIPTION,
     SPLITS,
@@ -149,7 +151,7 @@ def make_shapes(
 ) -> bool:
     """Makes the data set in COCO's layout: ``annotations/``, ``train2017/``, ``val2017/``.
 
-    The annotation files come last, so a folder without them is unfinished and is made anew. The same settings give the
+    The annotation files come last, so a folder without them is unfinished and is rebuilt. The same settings give the
     same bytes with the same versions of numpy and Pillow.
 
     Args:
@@ -196,7 +198,7 @@ def _make_all(folder: Path, settings: ShapesSettings, workers: int, progress: Ca
         if pool:
             pool.shutdown(cancel_futures=True)
     for split, content in contents.items():
-        write_json(annotation_file(folder, split), content)
+        write_atomically(annotation_file(folder, split), json.dumps(content))
 
 
 def _coco(settings: ShapesSettings, split: str, annotations: list[dict]) -> dict:

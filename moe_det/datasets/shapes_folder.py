@@ -10,8 +10,8 @@ import json
 import re
 from pathlib import Path
 
+from ..common.atomic_file import write_atomically
 from ..errors import DataError
-from .coco_writer import write_json
 
 SPLITS = ('train', 'val')
 MARKER = 'shapes.json'
@@ -77,7 +77,7 @@ def prepare_folder(folder: Path, record: dict) -> None:
     for split in SPLITS:
         annotation_file(folder, split).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / MARKER, record)
+    write_atomically(folder / MARKER, json.dumps(record))
     annotation_file(folder, SPLITS[0]).parent.mkdir(exist_ok=True)
     for split in SPLITS:
         image_folder(folder, split).mkdir(exist_ok=True)
@@ -103,7 +103,7 @@ def _names(folder: Path) -> set[str]:
 
 
 def _read(path: Path) -> dict:
-    """Content of a json file; empty if there is none or it is no json object."""
+    """Content of a json file; empty if there is none or it is not a json object."""
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError):

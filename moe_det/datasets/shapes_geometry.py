@@ -58,7 +58,7 @@ def _cross(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     # a five-pointed star is ten mirror images of one wedge, so three reflections bring every pixel into the wedge
-    # between the top point (0, 1) and the notch beside it, where the outline is one straight line
+    # between the top point (0, 1) and the notch next to it, where the outline is one straight line
     cos36, sin36 = math.cos(math.pi / 5.0), math.sin(math.pi / 5.0)
     x, y = np.abs(u), v
     for nx in (cos36, -cos36):

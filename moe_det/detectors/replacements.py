@@ -1,4 +1,4 @@
-"""What takes the place of a detector's module: convolutions, FFNs, linear layers, and blocks beside stages."""
+"""What replaces a detector's modules: convolutions, FFNs, linear layers, and blocks after stages."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from .replacements import REPLACEMENTS, Replacement, conv_of
 
 
 class WithExperts:
-    """Any detector of mmdet, some of whose modules have experts; what is built is the detector itself.
+    """Builds any detector of mmdet with experts in chosen modules; the result is the detector itself.
 
     Lay it over an inherited model, whose other keys stay as they are::
 
@@ -32,13 +32,13 @@ class WithExperts:
     Each entry of ``experts`` has ``modules``, a pattern of module paths or a list of them (``*`` stands for one name or
     a part of it, ``**`` for any number of names), ``type`` and the keys of that type:
 
-    - ``MoEFFN`` takes the place of the feed-forward networks of transformer layers;
-    - ``MoEConv2d`` takes the place of convolutions, also of those inside ConvModules;
-    - ``MoELinear`` takes the place of linear layers of box heads, whose rows are regions of interest;
+    - ``MoEFFN`` replaces the feed-forward networks of transformer layers;
+    - ``MoEConv2d`` replaces convolutions, including those inside ConvModules;
+    - ``MoELinear`` replaces linear layers of box heads, whose rows are regions of interest;
     - ``MoEBlock`` is added after stages and blocks of backbones, with ``in_channels`` where a module does not tell.
 
-    Checkpoints of the detector without experts load, and fill them. A module that is used in several places gets one
-    set of experts.
+    Checkpoints of the detector without experts load and fill the experts. A module that is used in several places gets
+    one set of experts.
 
     Args:
         detector: ``type`` of the detector.

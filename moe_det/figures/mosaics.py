@@ -1,4 +1,4 @@
-"""Figures made of pictures: what each expert likes most, and the routing of single images."""
+"""Figures made of pictures: each expert's top-activating images, and the routing of single images."""
 
 from __future__ import annotations
 

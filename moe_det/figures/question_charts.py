@@ -38,7 +38,7 @@ def information_chart(layers: Sequence[dict], theme: Theme, wording: Wording) ->
     for i, (layer, units) in enumerate(rows):
         name = str(layer['name'])
         name = name if len(name) <= 48 else name[:23] + '…' + name[-24:]
-        # above its rows, not beside them: layers have long names
+        # above its rows, not next to them: layers have long names
         place = ('axes fraction', 'data')
         axes.annotate(name, (0, 3 * i), (0, 0), place, 'offset points', va='center', size=9.5, weight='bold')
         for j, (kind, words, marker) in enumerate(_KINDS):

@@ -18,12 +18,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 
-from ..analysis.ground_truth import COCO_LIMITS, SIZE_NAMES
-from ..analysis.sizes import size_bins
+from ..analysis.ground_truth import COCO_LIMITS
+from ..analysis.sizes import SIZE_NAMES, size_bins
 from ..analysis.slots import top_experts
 from .palette import size_colour
 
-# hues that no size's box has; the expert's number is always printed beside them
+# hues that no size's box has; the expert's number is always printed next to them
 EXPERT_COLOURS = ('#e6a700', '#7b3fb0', '#00a9b5', '#d81b60', '#6d8b00', '#5d4037', '#8fa3b0', '#283593')
 TINT = 0.42
 SMALLEST_TINT = 0.12  # of a row whose best expert has next to no weight

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any, cast
+from typing import Any
 
+from ..analysis.definitions import MINUS, MISSING
+from ..checks import is_number
 from ..errors import DataError
 
 RESULTS_FORMAT = 2
-MISSING = '–'
-MINUS = '−'
 
 
 @dataclass(frozen=True)
@@ -32,9 +31,7 @@ class Number:
 
 def finite(value: object) -> float | int | None:
     """The value if it is a finite number, else None."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        return None
-    return cast(float, value)  # or a number of numpy's, which counts as one
+    return value if is_number(value) else None
 
 
 def readable(results: dict) -> dict:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop
 
+from ..checks import check_count
+from ..common.runner_parts import plain_model
 from ..errors import MoEConfigError
 from ..routing.distillation import DistillationConstraint
 from ..routing.router import find_routers
@@ -16,7 +17,7 @@ class AuxiliaryLossHook(Hook):
     """Drops the soft constraints' losses after a part of the training, an option of arXiv 2204.10598 that is off there.
 
     The experts can then specialise without being pulled towards balance. The losses stay in the log, as 0; learned gate
-    noise goes on. Beside ``MoEHook``, with ``iterations`` where training is counted in them (``IterBasedTrainLoop``)::
+    noise continues. Use it together with ``MoEHook``; in an ``IterBasedTrainLoop`` give ``iterations``::
 
         custom_hooks = [dict(type='MoEHook'), dict(type='AuxiliaryLossHook', epochs=100)]
 
@@ -25,7 +26,7 @@ class AuxiliaryLossHook(Hook):
         iterations: training iterations with auxiliary losses, instead of ``epochs``.
 
     Raises:
-        MoEConfigError: not exactly one of the two is given, it is no such number, or (when training starts) no layer
+        MoEConfigError: not exactly one of the two is given, it is not such a number, or (when training starts) no layer
             has a soft constraint, or ``epochs`` are given to a training that counts none.
     """
 
@@ -35,8 +36,7 @@ class AuxiliaryLossHook(Hook):
         if len(given) != 1:
             raise MoEConfigError(f'AuxiliaryLossHook: epochs={epochs}, iterations={iterations}: expected one of them')
         ((self.unit, self.last),) = given.items()
-        if isinstance(self.last, bool) or not isinstance(self.last, int) or self.last < 0:
-            raise MoEConfigError(f'AuxiliaryLossHook.{self.unit}={self.last!r}: expected an integer >= 0')
+        check_count('AuxiliaryLossHook', self.unit, self.last, minimum=0)
         self._weights: list[tuple[SoftConstraint, float]] = []
 
     def before_train(self, runner) -> None:
@@ -50,9 +50,9 @@ class AuxiliaryLossHook(Hook):
                 f'AuxiliaryLossHook.epochs={self.last}: train_cfg counts iterations and knows no epochs; use '
                 'iterations=N'
             )
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = plain_model(runner)
         constraints = [c for router in find_routers(model).values() for c in router.constraints.values()]
-        # a distilled gate learns from its own loss: that one is no constraint on the experts' use
+        # a distilled gate learns from its own loss: that one is not a constraint on the experts' use
         soft = [c for c in constraints if isinstance(c, SoftConstraint) and not isinstance(c, DistillationConstraint)]
         if not soft:
             raise MoEConfigError(

@@ -8,10 +8,9 @@ from contextlib import AbstractContextManager
 import numpy as np
 from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 
-from ..analysis.ground_truth import SIZE_NAMES
-from ..analysis.sizes import size_bins
+from ..analysis.sizes import SIZE_NAMES, size_bins
+from ..common.runner_parts import plain_model
 from ..dataset_check.dataset_paths import annotation_file
 from ..errors import MoEConfigError
 from ..probing.following import following
@@ -45,8 +44,8 @@ class ExpertSizeHook(Hook):
     - ``moe_size_share/<layer>/<size>/<expert>`` in the visualisation backends: the table's shares. With shards,
       copy c of shard s is expert s * copies + c, and every shard has an equal part of the weights.
 
-    A large gap is no specialisation in size: size and level nearly coincide, and a gate that recognises its level shows
-    one. The command ``moe-det report`` tells them apart.
+    A large gap is not specialisation in size: size and level nearly coincide, and a gate that recognises its level has
+    one too. The command ``moe-det report`` distinguishes the two.
 
     Args:
         ann_file: COCO json of the validation set; None takes the one of ``val_evaluator`` or the data set.
@@ -86,7 +85,7 @@ class ExpertSizeHook(Hook):
         """
         self._read(runner)
         self._stop()  # a validation that was interrupted
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = plain_model(runner)
         routers = find_routers(model)
         self._slots = {name: router.slots for name, router in routers.items()}
         if not routers:
@@ -107,18 +106,20 @@ class ExpertSizeHook(Hook):
         samples = data_batch['data_samples']
         if any('img_id' not in sample.metainfo_keys() for sample in samples):
             raise MoEConfigError("ExpertSizeHook: PackDetInputs of the validation pipeline needs 'img_id' in meta_keys")
+        assert self._recorder is not None  # started before the epoch
         self._recorder.records.clear()
         self._recorder.start_batch(range(len(samples)))  # ids of a json may be of any kind
 
     def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Gives every ground truth of the batch its row's weights."""
+        assert self._recorder is not None  # started before the epoch
         layers: dict[str, list[RoutingRecord]] = {}
         for record in self._recorder.records:
             layers.setdefault(record.layer, []).append(record)
         for position, sample in enumerate(outputs):
             objects = self._objects_of(sample.img_id)
             sizes = size_bins(objects.areas)
-            found = {}
+            found: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
             for name, records in layers.items():
                 mass = np.zeros((records[0].weights.shape[1], len(SIZE_NAMES)))
                 if name in self._numbered:
@@ -170,7 +171,7 @@ class ExpertSizeHook(Hook):
         self._recorder = self._detections = None
 
     def _write_shares(self, runner) -> None:
-        values = {}
+        values: dict[str, float] = {}
         for name, mass in self.mass.items():
             for size, column in zip(SIZE_NAMES, mass.T, strict=True):
                 if column.sum():
@@ -186,7 +187,7 @@ class ExpertSizeHook(Hook):
             self._objects = read_objects(self.path)
 
     def _objects_of(self, image_id: Hashable) -> ImageObjects:
-        objects = self._objects.get(image_id)
+        objects = (self._objects or {}).get(image_id)
         if objects is None:
             return ImageObjects.none()
         if self._classes is None:

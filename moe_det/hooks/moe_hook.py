@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 from mmengine.dataset import DefaultSampler
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook, LoggerHook
-from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapperDict
 from torch import nn
 
-from ..analysis.usage import collapsed, living_by_slot, usage_in_slots
+from ..analysis.usage import FEWEST_ROWS, fewest_living, living_by_slot, usage_in_slots
+from ..checks import is_integer
+from ..common.runner_parts import optim_wrappers, plain_model
 from ..errors import MoEConfigError
 from ..routing.collection import attach_collection
 from ..routing.experts import ExpertGroup
 from ..routing.metrics import Utilisation
 from ..routing.records import UsageRecorder
-from ..routing.router import find_routers
+from ..routing.router import Router, find_routers
 from ..routing.routing import Usage
 
 INTERVAL_WITHOUT_LOGGER = 50
 MOST_LAYERS_LOGGED = 4  # with more, one line of extremes over all layers
-KEPT_USAGE = ('recent', 'waiting')  # of a router, in checkpoints
-FEWEST_ROWS_JUDGED = 20  # fewer may fall on the same experts by chance (two experts, top-1, fair: 2 in a million)
 
 
 class MoEHook(Hook):
@@ -36,28 +37,31 @@ class MoEHook(Hook):
     - ``moe_living_experts``: experts with more than 1 % of the weights, copies with more than 1 % of their shard's.
     - ``moe_gate_entropy``: mean entropy of a row's gate probabilities in bits; with shards, of the choice of one copy.
 
-    A warning appears when no more experts live than a single row uses, or a single copy of a shard, over at least 20
-    rows. Validation and test end with a table. With gradient accumulation the state of hard constraints moves once per
-    step of the optimizer, by the usage in all of its iterations.
+    A warning appears when no more experts live than a single row uses (a single one, where a row uses all), or a
+    single copy of a shard, over at least 20 rows. Validation and test end with a table. With gradient accumulation the
+    state of hard constraints moves once per step of the optimizer, by the usage in all of its iterations.
 
     Args:
         interval: iterations between two logs; by default those of the logger (``default_hooks.logger.interval``).
 
     Attributes:
         utilisation: by layer, of the last validation or test.
+        recent: usage since the last log, by layer.
     """
 
     priority = 'NORMAL'  # before LoggerHook, which writes what this hook measures
 
     def __init__(self, interval: int | None = None) -> None:
-        if interval is not None and (isinstance(interval, bool) or not isinstance(interval, int) or interval < 1):
+        if interval is not None and not is_integer(interval, 1):
             raise MoEConfigError(f"MoEHook.interval={interval!r}: expected an integer >= 1, or None for the logger's")
         self.interval = interval
         self.utilisation: dict[str, Utilisation] = {}
         self._model: nn.Module | None = None
-        self._handles = []
+        self._routers: dict[str, Router] = {}
+        self._handles: list = []
+        self.recent: dict[str, Usage] = {}
         self._collapsed: set[str] = set()
-        self._step_follows = True
+        self._optimizer_follows = True
         self._recorder: UsageRecorder | None = None
 
     def before_run(self, runner) -> None:
@@ -66,7 +70,7 @@ class MoEHook(Hook):
         Raises:
             MoEConfigError: the config builds no MoE layer.
         """
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = plain_model(runner)
         if model is self._model:
             return
         if not any(isinstance(module, ExpertGroup) for module in model.modules()):
@@ -77,46 +81,39 @@ class MoEHook(Hook):
             )
         for handle in self._handles:
             handle.remove()
-        self._model = model
-        self._handles = attach_collection(model)
-        for router in find_routers(model).values():
-            router.monitored = True
+        self._model, self._routers, self.recent = model, find_routers(model), {}
+        self._handles = attach_collection(model, lambda: self._optimizer_follows)
+        for name, router in self._routers.items():
+            self._handles.append(router.collected.observe(functools.partial(self._add, name)))
+
+    def _add(self, layer: str, usage: Usage) -> None:
+        before = self.recent.get(layer)
+        self.recent[layer] = usage if before is None else before + usage
 
     # -- training ----------------------------------------------------------------------------------------------
 
     def before_train(self, runner) -> None:
-        """Takes the logger's interval where it has none; assumes a step of the optimizer in every iteration."""
+        """Takes the logger's interval by default; assumes an optimizer step in every iteration until told otherwise."""
         if self.interval is None:
             loggers = [hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)]
             self.interval = loggers[0] if loggers else INTERVAL_WITHOUT_LOGGER
-        self._say(step_follows=True)
+        self._optimizer_follows = True
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
-        """Tells the layers whether a step of the optimizer follows this iteration."""
-        wrapper = runner.optim_wrapper
-        wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
-        follows = any(one.should_sync() for one in wrappers)
-        if follows != self._step_follows:
-            self._say(step_follows=follows)
+        """Looks whether a step of the optimizer follows this iteration."""
+        self._optimizer_follows = any(one.should_sync() for one in optim_wrappers(runner))
 
     def after_train(self, runner) -> None:
         """Leaves the layers as they are without this hook."""
-        self._say(step_follows=True)
-
-    def _say(self, step_follows: bool) -> None:
-        self._step_follows = step_follows
-        for router in find_routers(self._model).values():
-            router.step_follows = step_follows
+        self._optimizer_follows = True
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Logs the utilisation since the last log."""
         if not self.every_n_train_iters(runner, self.interval):
             return
-        layers = {}
-        for name, router in find_routers(self._model).items():
-            if router.recent is not None:
-                layers[name] = usage_in_slots(router.recent, router.slots)
-                router.recent = None
+        routers = self._routers.items()
+        layers = {name: usage_in_slots(self.recent[name], r.slots) for name, r in routers if name in self.recent}
+        self.recent = {}
         self._log(runner, 'train/moe', layers)
         self._warn_of_collapse(runner, layers)
 
@@ -146,16 +143,15 @@ class MoEHook(Hook):
         return scalars
 
     def _warn_of_collapse(self, runner, layers: dict[str, Utilisation]) -> None:
-        routers = find_routers(self._model)
         for name, used in layers.items():
-            if used.rows < FEWEST_ROWS_JUDGED:
+            if used.rows < FEWEST_ROWS:
                 continue
-            router = routers[name]
-            if not collapsed(used, router.top_k, router.slots):
+            router = self._routers[name]
+            living = living_by_slot(used, router.slots)
+            if min(living) >= fewest_living(router.num_experts, router.top_k, router.slots):
                 self._collapsed.discard(name)
             elif name not in self._collapsed:
                 self._collapsed.add(name)
-                living = living_by_slot(used, router.slots)
                 many = 'experts' if router.slots == 1 else f'copies of shard {living.index(min(living))}'
                 runner.logger.warning(
                     f'{name}: routing has collapsed: {min(living)} of {router.copies} {many} hold more than 1 % of the '
@@ -168,8 +164,8 @@ class MoEHook(Hook):
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Adds the usage since the last log and the one that waits for a step."""
-        for kind in KEPT_USAGE:
-            kept = {name: getattr(router, kind) for name, router in find_routers(self._model).items()}
+        waiting = {name: router.step.waiting for name, router in self._routers.items()}
+        for kind, kept in (('recent', self.recent), ('waiting', waiting)):
             checkpoint[f'moe_{kind}_usage'] = {
                 name: [sums.cpu() for sums in vars(usage).values()] for name, usage in kept.items() if usage is not None
             }
@@ -178,47 +174,24 @@ class MoEHook(Hook):
         """Takes them back in a resumed run."""
         if not getattr(runner, '_resume', False) or self._model is None:
             return
-        for kind in KEPT_USAGE:
-            kept = checkpoint.get(f'moe_{kind}_usage') or {}
-            for name, router in find_routers(self._model).items():
-                if name in kept:
-                    setattr(router, kind, Usage(*kept[name]).to(router.experts_and_k.device))
+        recent, waiting = (checkpoint.get(f'moe_{kind}_usage') or {} for kind in ('recent', 'waiting'))
+        for name, router in self._routers.items():
+            device = router.experts_and_k.device
+            if name in recent:
+                self.recent[name] = Usage(*recent[name]).to(device)
+            if name in waiting:
+                router.step.waiting = Usage(*waiting[name]).to(device)
 
     # -- validation and test -----------------------------------------------------------------------------------
 
-    def _start_recording(self) -> None:
-        if self._recorder is not None:
-            self._recorder.stop()  # of a validation that was interrupted
-        self._recorder = UsageRecorder(self._model).start()
-
-    def _stop_recording(self, runner) -> None:
-        self._recorder.stop()
-        self.utilisation = {}
-        for name, router in self._recorder.routers.items():
-            usage = self._recorder.usage.get(name)
-            if usage is None:  # more processes than images: this one takes part in the sums all the same
-                device = router.experts_and_k.device
-                experts = [torch.zeros(1, router.num_experts, device=device) for _ in range(3)]
-                usage = Usage(*experts, *(torch.zeros(1, device=device) for _ in range(2)))
-            for sums in (usage.importance, usage.load, usage.probs, usage.entropy, usage.rows):
-                all_reduce(sums)
-            if usage.rows.sum() > 0:
-                self.utilisation[name] = usage_in_slots(usage, router.slots)
-        if self.utilisation:
-            runner.logger.info('Expert utilisation\n' + utilisation_table(self.utilisation))
-
-    def _count(self, loop, batch_idx: int) -> None:
-        """Leaves out the image that a sampler repeats so that all processes get as many; it is a process's last."""
-        dataloader = getattr(loop, 'dataloader', None)
-        sampler, repeated = getattr(dataloader, 'sampler', None), 0
-        if isinstance(sampler, DefaultSampler) and batch_idx == len(dataloader) - 1:
-            added = range(len(sampler.dataset), sampler.total_size)
-            repeated = sum(position % sampler.world_size == sampler.rank for position in added)
-        self._recorder.left_out = repeated
-
     def before_val_epoch(self, runner) -> None:
         """Starts to sum the usage."""
-        self._start_recording()
+        if self._recorder is not None:
+            self._recorder.stop()  # of a validation that was interrupted
+        assert self._model is not None  # found before the run
+        self._recorder = UsageRecorder(self._model).start()
+
+    before_test_epoch = before_val_epoch
 
     def before_val_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Counts every image once."""
@@ -228,18 +201,37 @@ class MoEHook(Hook):
         """Counts every image once."""
         self._count(runner.test_loop, batch_idx)
 
-    def after_val_epoch(self, runner, metrics=None) -> None:
-        """Logs the table and the scalars."""
-        self._stop_recording(runner)
-        self._log(runner, 'val/moe_val', self.utilisation)
-
-    def before_test_epoch(self, runner) -> None:
-        """Starts to sum the usage."""
-        self._start_recording()
+    def _count(self, loop, batch_idx: int) -> None:
+        """Leaves out the image that a sampler repeats so that all processes get as many; it is a process's last."""
+        dataloader: Any = getattr(loop, 'dataloader', None)
+        sampler, repeated = getattr(dataloader, 'sampler', None), 0
+        if isinstance(sampler, DefaultSampler) and batch_idx == len(dataloader) - 1:
+            added = range(len(sampler.dataset), sampler.total_size)
+            repeated = sum(position % sampler.world_size == sampler.rank for position in added)
+        if self._recorder is not None:
+            self._recorder.left_out = repeated
 
     def after_test_epoch(self, runner, metrics=None) -> None:
         """Logs the table."""
-        self._stop_recording(runner)
+        assert self._recorder is not None  # started before the epoch
+        self._recorder.stop()
+        self.utilisation = {}
+        for name, router in self._routers.items():
+            usage = self._recorder.usage.get(name)
+            if usage is None:  # more processes than images: this one takes part in the sums all the same
+                zero = torch.zeros(router.num_groups, router.num_experts, device=router.experts_and_k.device)
+                usage = Usage(*(zero.clone() for _ in range(3)), *(zero[:, 0].clone() for _ in range(2)))
+            for sums in vars(usage).values():
+                all_reduce(sums)
+            if usage.rows.sum() > 0:
+                self.utilisation[name] = usage_in_slots(usage, router.slots)
+        if self.utilisation:
+            runner.logger.info('Expert utilisation\n' + utilisation_table(self.utilisation))
+
+    def after_val_epoch(self, runner, metrics=None) -> None:
+        """Logs the table and the scalars."""
+        self.after_test_epoch(runner)
+        self._log(runner, 'val/moe_val', self.utilisation)
 
 
 def utilisation_table(layers: dict[str, Utilisation]) -> str:

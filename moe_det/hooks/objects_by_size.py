@@ -11,11 +11,10 @@ from mmdet.structures.bbox import bbox_overlaps
 from mmengine.structures import InstanceData
 from torch import nn
 
-from ..analysis.ground_truth import SIZE_NAMES
+from ..analysis.ground_truth import GroundTruth
 from ..analysis.patches import patch_grid
+from ..analysis.sizes import SIZE_NAMES
 from ..analysis.slots import expert_name
-from ..dataset_check.coco_file import read_json
-from ..errors import DataError
 from ..probing.regions import LEAST_OVERLAP
 from ..routing.records import RoutingRecord
 from ..routing.rows import patch_numbers
@@ -53,29 +52,19 @@ def read_objects(path: str) -> dict[Hashable, ImageObjects]:
     """Reads the ground truths of a COCO json by image, crowds left out.
 
     Raises:
-        DataError: the file is no COCO annotation file, has no objects, or an object has no ``area``.
+        DataError: the file is not a COCO annotation file, has no objects, or an object has no ``area``.
     """
-    content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get('annotations'), list):
-        raise DataError(f"{path}: expected COCO annotations with the list 'annotations'")
-    names = {category['id']: str(category['name']) for category in content.get('categories', [])}
-    by_image: dict[Hashable, list[dict]] = {}
-    for annotation in content['annotations']:
-        if annotation.get('iscrowd'):
-            continue
-        if not isinstance(annotation.get('area'), (int, float)):
-            raise DataError(f"{path}: annotation {annotation.get('id')} has no 'area', so no COCO size")
-        by_image.setdefault(annotation['image_id'], []).append(annotation)
-    if not by_image:
-        raise DataError(f'{path}: no objects (crowds are left out), so there is nothing to tell by size')
+    truths = GroundTruth(path)
+    names, objects = truths.category_names, truths.objects
     found = {}
-    for image_id, entries in by_image.items():
-        boxes = np.array([entry['bbox'] for entry in entries], dtype=float)
+    for position, image_id in enumerate(truths.image_ids):
+        at = objects.of_image(position)
+        boxes = objects.boxes[at]
         found[image_id] = ImageObjects(
-            areas=np.array([entry['area'] for entry in entries], dtype=float),
+            areas=objects.areas[at],
             centres=boxes[:, :2] + boxes[:, 2:] / 2,
-            categories=tuple(names.get(entry['category_id'], '') for entry in entries),
-            boxes=boxes.reshape(-1, 4),
+            categories=tuple(names[category] for category in objects.categories[at]),
+            boxes=boxes,
         )
     return found
 

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 
+from ..checks import is_integer, is_number
+from ..common.runner_parts import plain_model
 from ..errors import MoEConfigError, unknown_name
+from ..routing.annealing import Annealing
 from ..routing.router import Router, find_routers
 
-ATTRIBUTES = {  # argument -> what the router has for it while training, and its value without a schedule
-    'noise': ('noise_scale', 1.0),
-    'temperature': ('temperature', 1.0),
-    'balance': ('balance_scale', 1.0),
-    'top_k': ('training_top_k', None),
-}
 NOBODY = {
     'noise': 'no MoE layer has gate noise; set moe.noise=True',
     'balance': 'no MoE layer has a soft constraint',
@@ -52,7 +48,7 @@ class MoEScheduleHook(Hook):
     Each schedule is a dict of ``start``, ``end`` and ``until``: the value goes linearly from ``start`` to ``end`` over
     the first ``until`` of all iterations (0.33: a third) and stays there. It depends on the iteration alone, so a
     resumed run goes on bit for bit. Validation and test always choose as the config says: no noise, temperature 1, its
-    ``top_k``. A schedule acts on every layer that has what it changes. Beside ``MoEHook``::
+    ``top_k``. A schedule acts on every layer that has what it changes. Use it together with ``MoEHook``::
 
         custom_hooks = [
             dict(type='MoEHook'),
@@ -79,12 +75,12 @@ class MoEScheduleHook(Hook):
         given = dict(noise=noise, temperature=temperature, balance=balance, top_k=top_k)
         self.schedules = {key: _read(key, value) for key, value in given.items() if value is not None}
         if not self.schedules:
-            raise MoEConfigError(f'MoEScheduleHook: expected at least one of {", ".join(ATTRIBUTES)}')
+            raise MoEConfigError(f'MoEScheduleHook: expected at least one of {", ".join(given)}')
         self._routers: dict[str, list[Router]] = {}
 
     def before_train(self, runner) -> None:
         """Finds the layers that follow each schedule."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = plain_model(runner)
         routers = find_routers(model)
         self._routers = {key: [r for r in routers.values() if _follows(r, key)] for key in self.schedules}
         for key, found in self._routers.items():
@@ -109,11 +105,11 @@ class MoEScheduleHook(Hook):
     def after_train(self, runner) -> None:
         """Leaves the layers as they are without this hook."""
         for key in self.schedules:
-            self._set(key, ATTRIBUTES[key][1])
+            self._set(key, getattr(Annealing, key))
 
     def _set(self, key: str, value: float | None) -> None:
         for router in self._routers[key]:
-            setattr(router, ATTRIBUTES[key][0], value)
+            router.annealing = replace(router.annealing, **{key: value})
 
 
 def _follows(router: Router, key: str) -> bool:
@@ -137,17 +133,17 @@ def _read(key: str, value: object) -> Schedule:
     for name in names:
         number: Any = value.get(name)
         whole = key == 'top_k' and name != 'until'
-        fits = isinstance(number, int if whole else (int, float)) and not isinstance(number, bool)
+        fits = is_integer(number, 1) if whole else is_number(number, 0)
         if name == 'until':
             fits, expected = fits and 0 < number <= 1, 'a share of all iterations in (0, 1]'
         elif whole:
-            fits, expected = fits and number >= 1, 'an integer >= 1'
+            expected = 'an integer >= 1'
         elif key == 'temperature' and name == 'end':
             fits, expected = fits and number == 1, '1, the temperature of validation and test'
         elif key == 'temperature':
-            fits, expected = fits and 0 < number < math.inf, 'a number > 0'
+            fits, expected = fits and number > 0, 'a number > 0'
         else:
-            fits, expected = fits and 0 <= number < math.inf, 'a number >= 0'
+            expected = 'a number >= 0'
         if not fits:
             raise MoEConfigError(f'{where}.{name}={number!r}: expected {expected}')
     return Schedule(**value)

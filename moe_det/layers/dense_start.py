@@ -20,7 +20,7 @@ def start_from_dense(
     prefix: str,
     settings: MoESettings,
     label: str,
-    part: Callable[[str, Tensor, int], Tensor] | None = None,
+    shard_axis: Callable[[str], int | str] = lambda name: 0,
 ) -> None:
     """Rewrites a state dict in place so that experts are copies of the dense tensors in it, and says so in the log.
 
@@ -29,17 +29,27 @@ def start_from_dense(
         dense: key of a dense tensor in it -> name of the tensor inside an expert; without any, nothing happens.
         group: the experts.
         prefix: of the experts in the state dict, ending in ``experts.``.
-        settings: how copies are told apart.
+        settings: noise and redrawn channels, which make the copies differ.
         label: what has the experts, for the log.
-        part: see :func:`~moe_det.routing.dense_copies.copy_dense_to_experts`.
+        shard_axis: name of a tensor -> the axis along which shards of it lie side by side, or ``'sum'``.
     """
     if not dense:
         return
     noise, redraw = settings.copy_noise, settings.copy_redraw
+
+    def shard_of(name: str, tensor: Tensor, expert: int) -> Tensor:
+        axis = shard_axis(name)
+        if axis == 'sum':
+            return tensor / group.slices
+        if tensor.dim() <= axis or tensor.shape[axis] % group.slices:  # cannot be cut: as it is, which may not fit
+            return tensor
+        return tensor.chunk(group.slices, dim=axis)[expert // group.copies]
+
+    part = shard_of if group.slices > 1 else None
     problems = copy_dense_to_experts(state_dict, dense, group, prefix, noise, redraw, part)
     words = f'{len(group)} experts' if group.slots == 1 else f'{group.slots} shards of {group.copies} copies'
     words += ' and a shared one' if group.slices > group.slots else ''
-    redrawn = f' and {redraw:.0%} of the channels drawn anew' if redraw else ''
+    redrawn = f' and {redraw:.0%} of the channels redrawn' if redraw else ''
     note = f'; not copied: {problems[0]}' + (', ...' if len(problems) > 1 else '') if problems else ''
     print_log(
         f'{label}: {len(dense) - len(problems)} of {len(dense)} dense tensors copied into {words} with relative noise '

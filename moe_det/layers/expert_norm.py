@@ -10,9 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 class ExpertBatchNorm2d(nn.BatchNorm2d, _BatchNorm):  # both: mmengine's init_cfg finds layers by their direct bases
     """BatchNorm2d that normalises a single value per channel with its running statistics.
 
-    While training, routing may leave an expert one row, and the top level of a small image has one pixel. The variance
-    of one value says nothing, and PyTorch refuses it; a plain branch would see the other rows of the batch there. The
-    running statistics are then used as in evaluation, and stay as they are.
+    In training, routing may leave an expert a single row, and the top level of a small image has a single pixel. The
+    variance of one value is meaningless, and PyTorch refuses it; a plain branch would see the other rows of the batch
+    there. The running statistics are then used as in evaluation, and are not updated.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ from mmcv.cnn import build_norm_layer
 from mmengine.model import kaiming_init
 from torch import Tensor, nn
 
+from ..checks import check_count
 from .moe_layer import MoELayer
-from .settings import MoESettings, check_count, check_expert_norm
+from .settings import MoESettings, check_expert_norm
 
 
 class _BlockExpert(nn.Sequential):
@@ -31,8 +32,8 @@ class _BlockExpert(nn.Sequential):
 class MoEBlock(nn.Module):
     """x + sum_k w_k E_k(x) with narrow bottleneck experts (arXiv 2204.10598, "residual" variant).
 
-    The experts' last norm starts at zero, so that a pretrained backbone computes at first what it did without the
-    block. In a config of any detector with a Bottleneck ResNet::
+    The experts' last norm starts at zero, so that a pretrained backbone initially computes what it did without the
+    block. For any detector with a Bottleneck ResNet::
 
         backbone=dict(plugins=[dict(cfg=dict(type='MoEBlock', num_experts=4, top_k=2),
                                     stages=(False, False, False, True), position='after_conv3')])

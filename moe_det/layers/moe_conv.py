@@ -10,11 +10,12 @@ from mmengine.model import kaiming_init
 from torch import nn
 from torch.nn.modules.utils import _pair
 
+from ..checks import check_count
 from ..errors import MoEConfigError
 from ..routing.rows import HALO
 from .dense_start import start_from_dense
 from .moe_layer import MoELayer
-from .settings import MoESettings, check_count, split_settings
+from .settings import MoESettings, split_settings
 
 
 class NoSingleWeightError(MoEConfigError, AttributeError):
@@ -24,7 +25,7 @@ class NoSingleWeightError(MoEConfigError, AttributeError):
 class MoEConv2d(MoELayer):
     """E convolutions of which each routing row runs K (arXiv 2204.10598, single-conv variant).
 
-    Takes the arguments of :class:`torch.nn.Conv2d` and, beside them, the keys of
+    Takes the arguments of :class:`torch.nn.Conv2d` and the keys of
     :class:`~moe_det.layers.settings.MoESettings`. A checkpoint with a plain convolution in its place fills every
     expert, plus noise::
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import copy
 import re
+from typing import Any, Literal
 
 from mmcv.cnn.bricks.transformer import FFN
 from mmengine.model import initialize
 from torch import Tensor, nn
 
+from ..checks import check_choice
 from ..errors import MoEConfigError, unknown_name
 from ..routing.dispatch import touch_idle
 from ..routing.tokens import TOKEN, token_layout
 from ..routing.windows import WINDOW, Windows
 from .dense_start import start_from_dense
 from .flat_rows import FlatExperts, check_flat, mixed
-from .settings import MoESettings, check_choice, split_settings
+from .settings import MoESettings, split_settings
 from .shard_settings import OF_SHARDS, settings_of_shards
 from .width import inner_width
 
@@ -24,9 +26,11 @@ FFN_PLACEMENTS = ('ffn', 'shards')
 OWN_KEYS = ('placement', 'width', *OF_SHARDS)
 
 
-def ffn_shard_axis(name: str) -> int | str:
+def ffn_shard_axis(name: str) -> int | Literal['sum']:
     """How the shards' tensors of this name make up the dense one's: side by side along an axis, or by their sum."""
-    return {'layers.0.0.weight': 0, 'layers.0.0.bias': 0, 'layers.1.weight': 1, 'layers.1.bias': 'sum'}[name]
+    if name == 'layers.1.bias':
+        return 'sum'
+    return {'layers.0.0.weight': 0, 'layers.0.0.bias': 0, 'layers.1.weight': 1}[name]
 
 
 class FFNExpert(nn.Module):
@@ -52,21 +56,6 @@ class FFNExpert(nn.Module):
         return self.layers(x)
 
 
-class FFNExperts(FlatExperts):
-    """Experts of an FFN, on rows (R, C) that are tokens or (R, T, C) that are images.
-
-    Attributes:
-        cut: whether experts are slices of the FFN.
-    """
-
-    cut = False
-
-    @property
-    def slices(self) -> int:
-        """The shards, and the shared expert where shards have one."""
-        return self.slots + (self.cut and self.shared is not None)
-
-
 class MoEFFN(nn.Module):
     """Experts in place of the feed-forward network (FFN) of a transformer layer: of DETR's family, of Swin.
 
@@ -74,8 +63,8 @@ class MoEFFN(nn.Module):
     ``unit='window'`` the tokens of a window of Swin's attention decide together (windows of shifted blocks are those of
     the others, so that each is one place of the image), with ``unit='image'`` all tokens of an image. The
     identity, dropout and layer scale of the FFN act after the mixture. A checkpoint with the FFN fills every expert,
-    plus noise; with ``weighting='straight_through'``, several experts, or shards, the model then computes at first
-    what the dense one does. It comes into a detector with
+    plus noise; with ``weighting='straight_through'``, several experts, or shards, the model then initially computes
+    what the dense one does. Put it into a detector with
     :class:`~moe_det.detectors.with_experts.WithExperts`::
 
         model = dict(type='WithExperts', detector='DINO', experts=[
@@ -90,8 +79,8 @@ class MoEFFN(nn.Module):
             - ``placement``: what an expert replaces: the whole ``ffn`` (default), or one of the ``shards`` that its
               hidden channels are cut into; a row then runs one copy of each shard, at the cost of the FFN.
             - ``shards`` and ``copies``: of ``placement='shards'``, number of slices, which must divide the hidden
-              channels, and of alternatives of each; default 2 and 4. With ``shared_expert`` one slice more, which
-              every row runs. ``num_experts`` and ``top_k`` follow.
+              channels, and of alternatives of each; default 2 and 4. With ``shared_expert`` there is one more slice,
+              which every row runs. ``num_experts`` and ``top_k`` follow.
             - ``width``: factor of an expert's hidden channels, or ``'matched'`` for K experts at the cost of the FFN;
               default 1.
 
@@ -99,7 +88,7 @@ class MoEFFN(nn.Module):
         MoEConfigError: MoE keys that cannot be built from, or hidden channels that cannot be cut.
     """
 
-    def __init__(self, dense: FFN, label: str, windows: Windows | None = None, **moe) -> None:
+    def __init__(self, dense: FFN, label: str, windows: Windows | None = None, **moe: Any) -> None:
         super().__init__()
         self.windows = windows
         common, own = split_settings(moe)
@@ -129,7 +118,7 @@ class MoEFFN(nn.Module):
         make_expert = self.settings.expert_maker(
             lambda: FFNExpert(dense, hidden), label, self.embed_dims, self.embed_dims
         )
-        self.expert_group = self.settings.build_experts(make_expert, slots=slots, group=FFNExperts)
+        self.expert_group = self.settings.build_experts(make_expert, slots=slots, group=FlatExperts)
         if self.router is not None and self.router.gate.freezes_experts:
             self.expert_group.freeze()
         self.expert_group.cut = self.cut
@@ -155,7 +144,7 @@ class MoEFFN(nn.Module):
         return hidden // slices
 
     def init_weights(self) -> None:
-        """Initialises the experts as the FFN asks for."""
+        """Initialises the experts as the FFN's ``init_cfg`` says."""
         if self.init_cfg:
             for expert in [*self.expert_group.experts, self.expert_group.shared]:
                 if expert is not None:
@@ -196,22 +185,9 @@ class MoEFFN(nn.Module):
             rows, seen = tokens, tokens.transpose(1, 2)[..., None]
         return mixed(self.expert_group, self.router, rows, seen, layout).reshape(x.shape)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         pattern = re.compile(re.escape(prefix) + r'(layers\..+)')
         dense = {key: match[1] for key in state_dict if (match := pattern.match(key))}
         experts, label = f'{prefix}expert_group.experts.', prefix.rstrip('.')
-        part = self._part_of if self.cut else None
-        start_from_dense(state_dict, dense, self.expert_group, experts, self.settings, label, part)
+        start_from_dense(state_dict, dense, self.expert_group, experts, self.settings, label, ffn_shard_axis)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def _part_of(self, name: str, tensor: Tensor, expert: int) -> Tensor:
-        """What an expert takes of a dense tensor."""
-        return _slice(name, tensor, expert // self.expert_group.copies, self.expert_group.slices)
-
-
-def _slice(name: str, tensor: Tensor, number: int, slices: int) -> Tensor:
-    """A slice of one of the FFN's tensors; one that cannot be cut stays as it is, and will not fit."""
-    axis = ffn_shard_axis(name)
-    if axis == 'sum':
-        return tensor / slices
-    return tensor if tensor.shape[axis] % slices else tensor.chunk(slices, dim=axis)[number]

@@ -25,7 +25,7 @@ class MoELayer(nn.Module):
         where: the config key of the settings, for messages.
         num_levels: calls in one step; balance inside levels keeps state for each.
         out_channels: C', ``in_channels`` by default; an attentive gate must know it.
-        halo: pixels of its neighbours that a patch sees; as many as an expert reaches, and patches are exact.
+        halo: pixels of its neighbours that a patch sees; with an expert's full reach, patches are exact.
 
     Raises:
         MoEConfigError: balance inside levels for a layer that sees one level.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from mmdet.registry import MODELS
 from torch import nn
 
+from ..checks import check_choice, check_count, check_flag, is_number
 from ..errors import MoEConfigError, unknown_name
 from ..registry import CONSTRAINTS, EXPERTS, build_named
 from ..routing.dispatch import Mixture
@@ -24,26 +25,8 @@ from .gates import build_gate
 BALANCE_OVER = ('all', 'level')
 
 
-def check_choice(where: str, key: str, value: object, choices: Sequence[str]) -> None:
-    """Raises MoEConfigError unless ``value`` is one of ``choices``."""
-    if value not in choices:
-        raise MoEConfigError(f'{where}.{key}: {unknown_name("value", value, choices)}')
-
-
-def check_count(where: str, key: str, value: object, minimum: int = 1) -> None:
-    """Raises MoEConfigError unless ``value`` is an integer >= ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise MoEConfigError(f'{where}.{key}={value!r}: expected an integer >= {minimum}')
-
-
-def check_flag(where: str, key: str, value: object) -> None:
-    """Raises MoEConfigError unless ``value`` is True or False."""
-    if not isinstance(value, bool):
-        raise MoEConfigError(f'{where}.{key}={value!r}: expected True or False')
-
-
 def check_expert_norm(where: str, norm_cfg: dict | None) -> None:
-    """Raises MoEConfigError for synchronised norms: a process whose expert got no rows would make the others wait."""
+    """Raises MoEConfigError for synchronised norms: a process whose expert got no rows would block the others."""
     if norm_cfg is None:
         return
     kind = str(norm_cfg.get('type'))
@@ -67,33 +50,34 @@ class MoESettings:
             ``KLConstraint``, ``ImportanceConstraint``, ``SwitchConstraint``, ``EntropyConstraint``,
             ``ZLossConstraint``, ``SampleSimilarityConstraint``. Hard: ``RelativeImportanceConstraint``,
             ``MeanImportanceConstraint``, ``SelectionBiasConstraint``.
-        unit: what one decision is about: ``level`` (an image at a level), ``image`` (one decision for all levels)
-            or ``patch`` (a cell of a grid laid over each level). A ``MoEFFN`` has ``token`` (default),
-            ``window`` (of Swin) and ``image``, a ``MoELinear`` ``roi``, a region of interest.
-        grid: cells per axis for ``unit='patch'``, >= 2; other units take none. An expert sees as much around its patch
-            as its convolution reaches, so that a patch computes what the whole map would; an expert of several
-            convolutions sees one pixel (shards two) and takes what lies farther for padding.
+        unit: what one decision covers: ``level`` (an image at a level), ``image`` (one decision for all levels)
+            or ``patch`` (a cell of a grid laid over each level). A ``MoEFFN`` has ``token`` (default), ``window`` (of
+            Swin) and ``image``, a ``MoELinear`` has ``roi``, a region of interest.
+        grid: cells per axis for ``unit='patch'``, >= 2; not allowed for other units. An expert sees as much around its
+            patch as its convolution reaches, so that the result equals that on the whole map; an expert of several
+            convolutions sees one pixel (shards two) and treats everything beyond as padding.
         balance_over: rows among which usage is balanced: ``all`` or inside each ``level``.
         noise: learned gate noise while training; None takes it when all constraints are soft.
-        shared_expert: an additional expert that runs on every row and is added.
-        dispatch: ``sorted`` (cost of K experts) or ``dense`` (all experts run; for export and compilation).
-        soft_mixture: says that ``top_k == num_experts`` is meant.
-        copy_noise: relative standard deviation of the noise that tells experts apart when they are copied from a
-            dense checkpoint.
-        copy_redraw: share of each convolution's output channels, from 0 to below 1, that is drawn anew for every
-            expert copied from a dense checkpoint, with mean and standard deviation of the convolution; predictors
-            keep their channels. It tells experts further apart than noise can; the model no longer computes at the
-            start what the dense one does.
-        copies_share: whether experts are a common part plus a difference of their own, so that what all rows teach
-            reaches all experts; for experts that start from a dense checkpoint. Checkpoints load either way.
-        weighting: ``softmax`` weights, or with ``top_k=1`` ``straight_through``: the chosen expert counts in full
-            and the gate learns from the gradient of its probability. Experts copied from a dense checkpoint then
-            compute at the start what the dense layer does.
+        shared_expert: adds an expert that runs on every row; its output is added to the mixture.
+        dispatch: ``sorted`` (cost of K experts) or ``dense`` (all experts run on every row; for export and
+            compilation).
+        soft_mixture: confirms that ``top_k == num_experts`` is intended.
+        copy_noise: relative standard deviation of the noise that is added to experts copied from a dense checkpoint,
+            so that they differ.
+        copy_redraw: share of each convolution's output channels, in [0, 1), that is redrawn for every expert copied
+            from a dense checkpoint, with mean and standard deviation of the convolution; predictors keep their
+            channels. Experts then differ more than noise can make them; initially the model no longer computes what
+            the dense one does.
+        copies_share: whether experts are a common part plus their own difference, so that every row trains every
+            expert; for experts that start from a dense checkpoint. Checkpoints load either way.
+        weighting: ``softmax`` weights, or with ``top_k=1`` ``straight_through``: the chosen expert has
+            weight 1, and the gate learns from the gradient of its probability. Experts copied from a dense checkpoint
+            then initially compute what the dense layer does.
         mixes: ``outputs`` of the chosen experts, or their ``kernels``: a row runs one module whose weights are the
-            mixture of theirs, at the cost of one expert whatever E and K are (CondConv, arXiv 1904.04971; SMEAR,
+            mixture of theirs, at the cost of one expert regardless of E and K (CondConv, arXiv 1904.04971; SMEAR,
             arXiv 2306.03745). With ``top_k=num_experts`` every expert learns from every row.
-        expert: a class of your own in place of the layer's experts, a dict with ``type`` and the class's arguments,
-            which is built with ``in_channels`` and ``out_channels`` besides; docs/architecture.md has its contract.
+        expert: your own class instead of the layer's experts: a dict with ``type`` and the class's arguments;
+            ``in_channels`` and ``out_channels`` are passed as well. docs/architecture.md states its contract.
     """
 
     num_experts: int = 4
@@ -156,12 +140,10 @@ class MoESettings:
             check_count(where, 'grid', self.grid, minimum=2)
         elif self.grid is not None:
             raise MoEConfigError(f"{where}.grid={self.grid!r}: only unit='patch' takes a grid, unit is {self.unit!r}")
-        noise = self.copy_noise
-        if isinstance(noise, bool) or not isinstance(noise, (int, float)) or not 0 <= noise < float('inf'):
-            raise MoEConfigError(f'{where}.copy_noise={noise!r}: expected a number >= 0')
-        redraw = self.copy_redraw
-        if isinstance(redraw, bool) or not isinstance(redraw, (int, float)) or not 0 <= redraw < 1:
-            raise MoEConfigError(f'{where}.copy_redraw={redraw!r}: expected a number >= 0 and < 1')
+        if not is_number(self.copy_noise, 0):
+            raise MoEConfigError(f'{where}.copy_noise={self.copy_noise!r}: expected a number >= 0')
+        if not is_number(self.copy_redraw, 0) or self.copy_redraw >= 1:
+            raise MoEConfigError(f'{where}.copy_redraw={self.copy_redraw!r}: expected a number >= 0 and < 1')
         if self.copies_share and self.num_experts == 1:
             raise MoEConfigError(f'{where}.copies_share=True: num_experts=1 leaves no copies that could share')
         check_choice(where, 'mixes', self.mixes, MIXES)

@@ -1,12 +1,12 @@
-"""Keys of experts that are slices of a dense part: ``shards`` of them, of each so many ``copies``."""
+"""Keys of experts that are slices of a dense part: the number of ``shards`` and of ``copies`` of each."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..checks import check_count
 from ..errors import MoEConfigError
 from ..routing.kernel_mixture import OUTPUTS
-from .settings import check_count
 
 OF_SHARDS = {'shards': 2, 'copies': 4}  # default values
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from numbers import Real
 
+from ..checks import is_number
 from ..errors import MoEConfigError
 
 MATCHED = 'matched'
@@ -64,6 +64,6 @@ def inner_width(
                 'top_k or a factor'
             )
         return matched_width(cost, dense_cost, top_k, channels, multiple)
-    if isinstance(width, bool) or not isinstance(width, Real) or not 0 < width <= 4:
+    if not is_number(width) or not 0 < width <= 4:
         raise MoEConfigError(f"{where}.width={width!r}: expected a factor in (0, 4] or '{MATCHED}'")
     return max(1, round(width * channels / multiple)) * multiple

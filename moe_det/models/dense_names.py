@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from torch import Tensor
-
 
 def _replaced_conv(placement: str, stacked_convs: int) -> int:
     return 0 if placement == 'first' else stacked_convs - 1
@@ -57,23 +55,3 @@ def shard_axis(name: str) -> int | Literal['sum']:
     """
     axes: dict[str, int | Literal['sum']] = {'predictor.weight': 1, 'predictor.bias': 'sum'}
     return axes.get(name, 0)
-
-
-def shard_of(name: str, tensor: Tensor, shard: int, shards: int) -> Tensor:
-    """What a shard takes of a plain head's tensor.
-
-    Args:
-        name: of the tensor inside an expert.
-        tensor: the plain head's.
-        shard: number of the shard.
-        shards: G.
-
-    Returns:
-        The slice, or for ``'sum'`` the G-th part; a number without axes, or an axis that G does not divide, as it is.
-    """
-    axis = shard_axis(name)
-    if axis == 'sum':
-        return tensor / shards
-    if tensor.dim() <= axis or tensor.shape[axis] % shards:
-        return tensor
-    return tensor.chunk(shards, dim=axis)[shard]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..checks import check_choice, check_flag
 from ..errors import MoEConfigError, unknown_name
-from ..layers.settings import MoESettings, check_choice, check_flag, split_settings
+from ..layers.settings import MoESettings, split_settings
 from ..layers.shard_settings import OF_SHARDS, settings_of_shards
 from ..routing.kernel_mixture import OUTPUTS
 

@@ -8,9 +8,10 @@ from mmdet.models.backbones.resnet import BasicBlock, ResNet
 from mmdet.models.layers import ResLayer
 from torch import nn
 
+from ..checks import check_flag, is_integer
 from ..errors import MoEConfigError, unknown_name
 from ..layers.moe_conv import MoEConv2d
-from ..layers.settings import MoESettings, check_expert_norm, check_flag, split_settings
+from ..layers.settings import MoESettings, check_expert_norm, split_settings
 from ..layers.width import inner_width
 from .resnet_stages import MoEStage, narrow_stage, projection, stage_cost
 from .small_images import keep_resolution
@@ -22,7 +23,7 @@ PAPER_WIDTHS = (25 / 64, 50 / 128, 90 / 256, 180 / 512)
 
 
 def _is_stage(value: object, num_stages: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= num_stages
+    return is_integer(value, 1) and value <= num_stages
 
 
 class MoEResNet(ResNet):
@@ -44,7 +45,7 @@ class MoEResNet(ResNet):
             - ``residual``: adds an outer skip, identity where shapes agree, else a strided 1x1 convolution and norm.
             - ``width``: inner width of an expert as a share of the stage's, ``'matched'`` for K experts at the cost
               of one stage, or None: the paper's narrow widths for BasicBlocks, 1.0 for Bottlenecks.
-        small_images: the stem of a ResNet for CIFAR, a 3x3 convolution with stride 1 and no max-pooling.
+        small_images: use the CIFAR stem, a 3x3 convolution with stride 1 and no max-pooling.
         **kwargs: mmdet's ResNet. ``init_cfg=[]`` keeps PyTorch's initialisation.
 
     Raises:
@@ -76,7 +77,7 @@ class MoEResNet(ResNet):
             check_expert_norm('backbone.moe', kwargs.get('norm_cfg'))
         check_flag('backbone', 'small_images', small_images)
         self._small_images = small_images
-        # PyTorch's initialisation was asked for, while MoEConv2d starts with the one of mmcv's convolutions
+        # PyTorch's initialisation was requested, while MoEConv2d uses that of mmcv's convolutions
         self._default_init = kwargs.get('init_cfg') is not None and not kwargs['init_cfg']
         self._stage_number = 0
         super().__init__(depth=depth, **kwargs)

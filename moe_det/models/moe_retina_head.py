@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Sequence
 from typing import cast
@@ -22,7 +21,7 @@ from ..routing.kernel_mixture import OUTPUTS
 from ..routing.router import Router
 from ..routing.rows import rows_of
 from .box_sizes import supply_box_sizes
-from .dense_names import dense_name, replaced_keys, shard_of
+from .dense_names import dense_name, replaced_keys, shard_axis
 from .head_branch import BranchShape, Decision, build_branch_experts, experts_in_branch, feature_channels
 from .head_settings import BRANCHES, read_head_settings
 from .head_start import start_experts, start_predictor, without_predictor_overrides
@@ -31,30 +30,25 @@ WHERE = 'bbox_head.moe'  # in messages
 
 
 def _refuse_keys_of_other_heads(keys: dict) -> None:
-    """Raises MoEConfigError for a key that RetinaHead has not, as when the config is one of FCOS."""
+    """Raises MoEConfigError for a key that RetinaHead does not have, for example in a config of FCOS."""
     known = {name for cls in RetinaHead.__mro__ for name in inspect.signature(cls.__init__).parameters}
     for key in keys:
         if key not in known:
             raise MoEConfigError(
-                f'bbox_head.{key}: is no key of RetinaHead, which MoERetinaHead extends. Other heads keep their '
+                f'bbox_head.{key}: is not a key of RetinaHead, which MoERetinaHead extends. Other heads keep their '
                 "type and get experts by name: model = dict(type='WithExperts', detector=..., experts=[dict(modules="
                 "'bbox_head.cls_convs.*', type='MoEConv2d')])"
             )
-
-
-def _part_of(group: ExpertGroup, name: str, tensor: Tensor, expert: int) -> Tensor:
-    return shard_of(name, tensor, expert // group.copies, group.slices)
 
 
 class MoERetinaHead(RetinaHead):
     """RetinaHead whose class branch, box branch or both are mixtures of experts (arXiv 2204.10598).
 
     One gate decision per routing row is made on the pyramid's maps, for all levels before the first convolution; an
-    attentive gate decides when the experts' towers have run.
-    Class experts are mixed as probabilities and returned as logits, box experts are mixed as deltas; shards add up to
-    the logits and deltas themselves, at the cost of the dense head and with its outputs at the start. The head adds
-    its own auxiliary losses to the losses it returns. A checkpoint of a plain RetinaNet fills every expert of the
-    same shape, plus noise::
+    attentive gate decides when the experts' towers have run. Class experts are mixed as probabilities and returned as
+    logits, box experts are mixed as deltas. The outputs of shards are summed to the logits and deltas themselves, at
+    the cost of the dense head and with its initial outputs. The head adds its own auxiliary losses to the losses it
+    returns. A checkpoint of a plain RetinaNet fills every expert of the same shape, plus noise::
 
         bbox_head=dict(type='MoERetinaHead', moe=dict(
             num_experts=4, top_k=2, constraint=dict(type='KLConstraint', weight=0.25)))
@@ -69,7 +63,7 @@ class MoERetinaHead(RetinaHead):
               by channels; a row then runs one copy of each shard, with weight 1.
             - ``shards`` and ``copies``: of ``placement='shards'``, number of slices G, which must divide the channels
               and the norm's groups, and of alternatives of each; default 2 and 4. ``num_experts`` and ``top_k`` follow.
-              With ``shared_expert`` one slice more, which every row runs: then G + 1 must divide them.
+              With ``shared_expert`` there is one more slice, which every row runs; G + 1 must then divide them.
             - ``class_mixture``: whether whole class branches are mixed as ``probabilities`` (default) or ``logits``.
             - ``width``: factor of an expert's inner channels, or ``'matched'`` for K experts at the cost of one
               dense branch; default 1.
@@ -156,7 +150,6 @@ class MoERetinaHead(RetinaHead):
                 )
             if router.gate.freezes_experts:
                 self.branch_experts[name].freeze()
-            router.collected_by_owner = True
             self.routers[name] = router
 
     def init_weights(self) -> None:
@@ -251,7 +244,7 @@ class MoERetinaHead(RetinaHead):
     ) -> dict:
         """RetinaHead's losses and, per router and soft constraint, ``loss_moe_<constraint>_<branch>``."""
         losses = super().loss_by_feat(cls_scores, bbox_preds, batch_gt_instances, *args, **kwargs)
-        asking = [router for router in self.routers.values() if 'box_sizes' in router.asked]
+        asking = [router for router in self.routers.values() if 'box_sizes' in router.constraints.asked]
         if asking:
             grid, strides = self.settings.grid or 1, self.prior_generator.strides
             supply_box_sizes(asking, batch_gt_instances, cls_scores, grid, strides)
@@ -266,8 +259,7 @@ class MoERetinaHead(RetinaHead):
         for branch, group in self.branch_experts.items():
             dense = replaced_keys(state_dict, prefix, branch, self.moe.placement, self.stacked_convs)
             experts, label = f'{prefix}branch_experts.{branch}.experts.', f'{prefix}{branch}'
-            part = functools.partial(_part_of, group) if group.slices > 1 else None
-            start_from_dense(state_dict, dense, group, experts, self.settings, label, part)
+            start_from_dense(state_dict, dense, group, experts, self.settings, label, shard_axis)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def dense_name(self, branch: str, name: str) -> str:

@@ -2,8 +2,8 @@
 
 The channels of the last convolution, its norm and activation, and with them the input channels of the predictor, are
 cut into G *shards*; each has R *copies*. A routing row runs one copy of every shard, whose outputs add up to what the
-uncut branch would give: it costs the dense branch, whatever R is. Expert number e is copy e % R of shard e // R.
-A shared expert is one slice more, which every row runs (shared experts of DeepSeekMoE, arXiv 2401.06066).
+uncut branch would give: it costs as much as the dense branch, whatever R is. Expert number e is copy e % R of shard e
+// R. A shared expert is one slice more, which every row runs (shared experts of DeepSeekMoE, arXiv 2401.06066).
 """
 
 from __future__ import annotations
@@ -109,6 +109,7 @@ class ShardGroup(ExpertGroup):
     an intervention gives several copies of a shard), experts run one by one as in any group.
     """
 
+    cut = True
     halo = 2  # pixels of its neighbours that a patch needs: one for each of the two convolutions
 
     def forward(
@@ -123,11 +124,6 @@ class ShardGroup(ExpertGroup):
             return super().forward(rows, routing, layout, plan)
         (block,) = self._merged([tuple(range(len(self)))]).values()
         return self.with_shared([block(x) for x in rows], rows)
-
-    @property
-    def slices(self) -> int:
-        """The shards, and the shared expert where there is one."""
-        return self.slots + (self.shared is not None)
 
     @property
     def _merges(self) -> bool:
@@ -170,7 +166,7 @@ class RowsByCombination:
     Attributes:
         counts: combination of copies -> rows that chose it, in the order in which they follow each other.
         order: (R_l,) row of each sorted one; None where nothing is rearranged.
-        places: (R_l,) sorted position of each row; None likewise.
+        places: (R_l,) sorted position of each row; None as for ``order``.
     """
 
     counts: dict[Combination, int]

@@ -1,4 +1,4 @@
-"""Which anchors teach the head a ground truth: the positives of the head's own assigner."""
+"""Which anchors train the head on a ground truth: the positives of the head's own assigner."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def positive_anchors(
     """Finds the anchors that each ground truth is assigned, as a training step would.
 
     Args:
-        head: a dense head with an ``assigner``.
+        head: a one-stage head with an ``assigner``.
         outputs: what the head's forward returned for the batch: class scores by level first.
         boxes: per image (n, 4) ground truth boxes x1, y1, x2, y2 in pixels of the resized image.
         labels: per image (n,) class labels.

@@ -1,4 +1,4 @@
-"""The routings that a detector is evaluated under beside its own: each expert forced, each knocked out, other K.
+"""Routings to evaluate a detector under, besides the gate's own: each expert forced, each knocked out, other K.
 
 Those that need to know what the detector did under its own routing are made in :mod:`moe_det.probing.swaps`.
 """

@@ -8,14 +8,16 @@ C channels.
 from __future__ import annotations
 
 import dataclasses
-import os
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-NO_ROW = -1
+from ..analysis.units import NO_ROW
+from ..common.atomic_file import write_atomically
+
 _SEPARATOR = '|'
 _BY_NAME = ('conditions', 'losses')
 
@@ -33,7 +35,7 @@ class LayerFindings:
         features: (R, C) spatial mean of the map that the gate sees, fp32; the levels' mean where a row serves all.
         detection_rows: (n,) for a layer that decides once per level of the head's pyramid, the row of each
             detection's anchor; else ``NO_ROW``.
-        positive_rows: (p,) likewise, the row of each positive anchor.
+        positive_rows: (p,) the same for the row of each positive anchor.
         truth_rows: (g,) for any other layer, which decides once per image or patch of it, the row at each ground
             truth's centre; else ``NO_ROW``.
     """
@@ -90,10 +92,9 @@ class Findings:
         for kind in _BY_NAME:
             for name, values in getattr(self, kind).items():
                 arrays[_SEPARATOR.join((kind, name))] = values
-        unfinished = path.with_suffix('.tmp')
-        with open(unfinished, 'wb') as file:
-            np.savez_compressed(file, **arrays)
-        os.replace(unfinished, path)
+        content = io.BytesIO()
+        np.savez_compressed(content, **arrays)
+        write_atomically(path, content.getbuffer())
 
     @staticmethod
     def load(path: Path) -> Findings:

@@ -85,7 +85,7 @@ def refuse_tokens(
 
 
 def pyramid_levels(model: nn.Module, findings: Findings) -> list[dict]:
-    """The levels of a dense head: index, name (P3, ...), stride in pixels, number of detections from it.
+    """The levels of a one-stage head: index, name (P3, ...), stride in pixels, number of detections from it.
 
     Of a head with queries the one that stands for all queries, without stride, and the maps of an encoder's tokens.
     """

@@ -27,7 +27,7 @@ def image_losses(
     """The detection loss of each image of a batch, as if it were trained on alone.
 
     Args:
-        head: a dense head in eval mode, or one of DETR's family.
+        head: a one-stage head in eval mode, or one of DETR's family.
         outputs: what the head's forward returned for the batch, such as class scores and box deltas by level, or by
             decoder layer.
         truths: ground truths of each image.

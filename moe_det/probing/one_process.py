@@ -13,7 +13,7 @@ def one_process() -> Iterator[None]:
     """Hides the process group from mmdet and mmengine while inside.
 
     The losses of many heads average their number of positives over the processes. Processes that share images ask
-    about different ones, and not equally often: one would wait for the others without end, and a loss would depend on
+    about different ones, and not equally often: one would wait for the others forever, and a loss would depend on
     the images of another process.
     """
     is_initialized = dist.is_initialized

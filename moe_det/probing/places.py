@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..analysis.units import NO_ROW
 from ..routing.rows import patch_numbers
-from .findings import NO_ROW
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class Probe:
 
     Args:
         model: in eval mode, with MoE layers.
-        conditions: routings to evaluate beside the detector's own.
+        conditions: routings to evaluate besides the detector's own.
         grids: cells per axis of the layers that route patches, by layer; others may be absent.
         rows: whether to keep the routing rows of the detector's own routing, and what they served. A second pass over
             the same images, with other conditions, does without.

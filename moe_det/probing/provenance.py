@@ -1,8 +1,8 @@
 """Where a detection came from: the pyramid level and the anchor that produced it.
 
-mmdet forgets both between the score filter and the end of NMS. While a :class:`ProvenanceRecorder` is entered, a dense
-head's results carry them as two more fields, ``level`` and ``anchor``, through score filter, top-k, NMS and the
-limit of detections per image.
+mmdet forgets both between the score filter and the end of NMS. While a :class:`ProvenanceRecorder` is entered, a
+one-stage head's results carry them as two more fields, ``level`` and ``anchor``, through score filter, top-k, NMS and
+the limit of detections per image.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class ProvenanceError(ValueError):
 
 
 class ProvenanceRecorder:
-    """Context manager that makes a dense head add ``level`` and ``anchor`` to its results.
+    """Context manager that makes a one-stage head add ``level`` and ``anchor`` to its results.
 
     ``level`` is the position in the pyramid that the head reads; ``anchor`` is the position within the level in mmdet's
     order: row by row, then column by column, then anchor by anchor of one location.
@@ -32,7 +32,7 @@ class ProvenanceRecorder:
     ``_bbox_post_process``: RetinaNet, FCOS, ATSS, GFL and their relatives.
 
     Args:
-        head: the detector's dense head.
+        head: the detector's one-stage head (``bbox_head``).
 
     Attributes:
         map_sizes: (H, W) of each level of the last batch.
@@ -98,7 +98,7 @@ def _selecting_module(head: BaseDenseHead) -> ModuleType:
 def cannot_follow(head: BaseDenseHead | None) -> str | None:
     """Why detections of this head cannot be followed; None if they can."""
     if not isinstance(head, BaseDenseHead):
-        return 'the detector has no dense head of its own (two-stage detectors refine their boxes a second time)'
+        return 'the detector has no one-stage head (two-stage detectors refine their boxes a second time)'
     if not hasattr(_selecting_module(head), FILTER):
         return f"{type(head).__name__} does not use mmdet's score filter for each level"
     return None
@@ -114,7 +114,7 @@ def locations(head: BaseDenseHead, level: int, anchor: Tensor, width: int) -> tu
     """Row and column on the level's map of anchors as :class:`ProvenanceRecorder` numbers them.
 
     Args:
-        head: the dense head.
+        head: the one-stage head.
         level: position in the pyramid.
         anchor: (n,) anchor numbers.
         width: W of the level's map.

@@ -1,6 +1,6 @@
 """Detections of DETR's family and the object query that made each; the query that is matched to each ground truth.
 
-Queries stand in the place of anchors: their number in the image is called ``anchor`` here too, and the one level that
+Queries stand instead of anchors: their number in the image is called ``anchor`` here too, and the one level that
 all of them are on is 0.
 """
 

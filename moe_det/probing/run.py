@@ -1,4 +1,4 @@
-"""Probes a detector on a data set, part by part, so that an interrupted run goes on where it stopped."""
+"""Probes a detector on a data set, part by part, so that an interrupted run continues where it stopped."""
 
 from __future__ import annotations
 

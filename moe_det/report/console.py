@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
+from ..analysis.result import UNDETERMINED
 from ..figures import values
 from ..figures.tables import AP_COLUMNS
 from ..figures.values import finite
@@ -61,7 +62,7 @@ def _row(layer: dict) -> list[str]:
         values.fixed(relative.get('cramers_v')).text,
         values.MISSING if above.value is None else f'above {above.text}',
         lost.strip(),
-        str(layer.get('verdict') or 'undetermined'),
+        str(layer.get('verdict') or UNDETERMINED),
     ]
 
 

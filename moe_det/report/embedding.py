@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..figures.pictures import IMAGE_SIDE, Pictures
 
-_MODEST_BYTES = 60_000  # larger files are encoded anew
+_MODEST_BYTES = 60_000  # larger files are re-encoded
 _BUDGET_BYTES = 16_000_000  # of all pictures; browsers on phones still open such a page
 
 

@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from ..analysis.result import VERDICTS
+from ..analysis.result import UNDETERMINED, VERDICTS
 from ..figures import captions, charts, palette, question_charts, questions, routing_tables, tables, values
 from ..figures.pictures import Pictures
 from ..figures.style import PAGE, Wording, drawing, inline_svg
@@ -100,11 +100,11 @@ def _render(results: dict, embedder: Embedder) -> str:
 
 
 def _verdict_class(verdict: str | None) -> str:
-    return verdict.replace(',', '').replace(' ', '-') if verdict in VERDICTS else 'undetermined'
+    return verdict.replace(',', '').replace(' ', '-') if verdict in VERDICTS else UNDETERMINED
 
 
 def data_element(number: Number) -> Markup:
-    """A number as HTML: ``<data>`` carries the exact value beside the printed one."""
+    """A number as HTML: ``<data>`` carries the exact value next to the printed one."""
     if number.value is None:
         text = number.text or values.MISSING
         return Markup('<span class="none" title="{}">{}</span>').format(number.why or 'not available', text)
@@ -155,7 +155,7 @@ def _inline(figure: Figure | None, prefix: str, label: str = '') -> Markup | Non
 
 
 def _favourites(entry: dict, most: int, results: dict, embedder: Embedder) -> dict:
-    """An expert's favourites with their pictures embedded."""
+    """An expert's top-activating images and objects with their pictures embedded."""
     order = {size['name']: i for i, size in enumerate(results['sizes'])}
     shown = {'expert': entry['expert'], 'images': [], 'objects': [], 'left_out': 0}
     for kind in ('images', 'objects'):

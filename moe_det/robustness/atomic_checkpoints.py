@@ -1,8 +1,8 @@
 """mmengine's CheckpointHook made safe against kills and full disks, in place, in any config.
 
 A subclass alone would serve only those who name it in ``default_hooks``; replacing mmengine's file backend for all
-files would change programs that import moe_det for something else. So the hook that a run has gets a class in front of
-its own, and a backend of ours for its local files.
+files would change programs that import moe_det for something else. So the run's own hook gets a class in front of its
+own, and our backend for its local files.
 """
 
 from __future__ import annotations
@@ -144,5 +144,5 @@ def _readable_failure(path: str) -> Iterator[None]:
     except OSError as error:
         raise CheckpointError(
             f'{path}: cannot be saved: {error.strerror or error}. The checkpoints saved before are untouched: make '
-            'room (or mend the disk) and run the same command with --resume'
+            'room (or fix the disk) and run the same command with --resume'
         ) from error

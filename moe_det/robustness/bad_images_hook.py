@@ -14,6 +14,7 @@ from mmengine.dist import all_gather_object, get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop
 
+from ..checks import check_count
 from ..errors import MoEConfigError
 from .tolerant_loading import BLANK, REFUSE, SKIP, make_tolerant, too_many
 
@@ -26,8 +27,8 @@ class SkipBadImagesHook(Hook):
 
     Another image, drawn at random, takes the place of a skipped one. Each file is named once in the log with the
     reason, the end of an epoch gives the totals over all processes, and ``bad_images.jsonl`` in the work folder
-    (``bad_images.rank1.jsonl``, ... of other processes) lists every skip, also of the run that this one resumes.
-    Works with data loaders of any number of workers.
+    (``bad_images.rank1.jsonl``, ... of other processes) lists every skip, including those of the run that this one
+    resumes. Works with data loaders of any number of workers.
 
     Args:
         max_images: different files of the run that may be unreadable; one more is an error that names them. Processes
@@ -40,8 +41,7 @@ class SkipBadImagesHook(Hook):
     interval = 1000
 
     def __init__(self, max_images: int = 100, evaluation: str = REFUSE) -> None:
-        if isinstance(max_images, bool) or not isinstance(max_images, int) or max_images < 0:
-            raise MoEConfigError(f'SkipBadImagesHook.max_images={max_images!r}: expected an integer >= 0')
+        check_count('SkipBadImagesHook', 'max_images', max_images, minimum=0)
         if evaluation not in (REFUSE, BLANK):
             raise MoEConfigError(f"SkipBadImagesHook.evaluation={evaluation!r}: expected 'error' or 'blank'")
         self.max_images = max_images
@@ -62,7 +62,7 @@ class SkipBadImagesHook(Hook):
         self._read = os.path.getsize(self._journal) if os.path.exists(self._journal) else 0
 
     def before_train(self, runner) -> None:
-        """Makes the training data tolerant; a run that resumes goes on with the journal, another one starts it anew."""
+        """Makes the training data tolerant; a resumed run continues the journal, a new run starts a new one."""
         self._find_journal(runner)
         if runner.iter:
             self._read = 0

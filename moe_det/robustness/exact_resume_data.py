@@ -1,4 +1,4 @@
-"""Puts a run's training data into an order and under seeds that a resumed run finds again."""
+"""Makes data order and seeds reproducible, so that a resumed run sees the same batches."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _skips_by_itself(loop: IterBasedTrainLoop) -> bool:
 
 
 class EndlessBatches:
-    """Stands in the place of mmengine's endless iterator of an iteration-based loop.
+    """Stands instead of mmengine's endless iterator of an iteration-based loop.
 
     Args:
         loader: a data loader with placed batches.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import nn
 
 from ..common.atomic_file import unfinished_files
+from ..common.runner_parts import optim_wrappers, plain_model
 from ..errors import CheckpointError
 from .atomic_checkpoints import save_safely
 from .exact_resume_data import go_to_iteration, number_from, number_from_zero, place_batches, sampler_seed_of
@@ -26,18 +26,18 @@ class ExactResumeHook(Hook):
     - **Random numbers.** Each iteration, and each sample's augmentation, draws from a stream of its own: a function of
       the run's seed and the place (iteration; epoch and position of the sample). So a resumed run, another number of
       data workers, or a validation in between changes nothing.
-    - **Data order.** Resuming within an epoch goes on with the next batch; what was done is skipped without loading it.
-      A seed that mmengine drew because the config has none is kept for the sampler too.
-    - **What else a checkpoint lacks**: gradients when it falls between the steps of gradient accumulation; a validation
-      that was due after the checkpoint and that the kill prevented is done first.
-    - **Files.** Checkpoints and ``last_checkpoint`` are written beside their place, synced and renamed, and older
-      checkpoints are deleted after that. A full disk is one message, and the old checkpoint stays.
+    - **Data order.** Resuming within an epoch continues with the next batch; earlier batches are skipped without
+      loading them. A seed that mmengine drew because the config has none is kept for the sampler too.
+    - **Other missing state**: gradients, when a checkpoint falls between the steps of gradient accumulation. A
+      validation that was due after the checkpoint and that the kill prevented is run first.
+    - **Files.** Checkpoints and ``last_checkpoint`` are written to a temporary file, synced and renamed, and older
+      checkpoints are deleted after that. A full disk gives one message, and the old checkpoint stays.
     - **Resuming by itself** (``resume=True`` without ``load_from``) takes the newest good checkpoint of the work folder
       when the last one is truncated or missing, and says so. Checkpoints of other models are refused.
 
     On GPUs two runs are equal only with ``randomness=dict(seed=..., deterministic=True)``. State that a transform or a
-    hook keeps for itself is not in a checkpoint: mmdet's ``CachedMosaic`` and mmengine's ``EarlyStoppingHook`` start
-    afresh.
+    hook keeps for itself is not in a checkpoint: mmdet's ``CachedMosaic`` and mmengine's ``EarlyStoppingHook``
+    restart.
     """
 
     priority = 'VERY_HIGH'  # the streams are set before other hooks draw
@@ -74,7 +74,7 @@ class ExactResumeHook(Hook):
         """
         self._resumed = checkpoint.get(KEY) or {}
         if getattr(runner, '_resume', False):
-            _check_same_model(_model(runner), checkpoint.get('state_dict') or {}, runner._load_from)
+            _check_same_model(plain_model(runner), checkpoint.get('state_dict') or {}, runner._load_from)
 
     def before_train(self, runner: Runner) -> None:
         """Prepares data, checkpoint writing and, in a resumed run, what the kill left open."""
@@ -104,7 +104,7 @@ class ExactResumeHook(Hook):
             self._first = self._batches_done(runner) if unchanged else 0
         elif isinstance(loop, IterBasedTrainLoop) and self._placed is not None:
             go_to_iteration(loop, self._placed)
-        _set_gradients(_model(runner), resumed.get('gradients') or {})
+        _set_gradients(plain_model(runner), resumed.get('gradients') or {})
         if resumed and not resumed['validated'] and self._validation_due(runner):
             runner.register_hook(_MissedValidation(), priority='LOWEST')
 
@@ -183,8 +183,8 @@ class ExactResumeHook(Hook):
             **_data_size(runner),
             'validated': self._validated == (meta['epoch'], meta['iter']),
         }
-        if 'optimizer' in checkpoint and _accumulating(runner.optim_wrapper):
-            named = _model(runner).named_parameters()
+        if 'optimizer' in checkpoint and _accumulating(runner):
+            named = plain_model(runner).named_parameters()
             checkpoint[KEY]['gradients'] = {name: p.grad.detach().cpu() for name, p in named if p.grad is not None}
             if runner.world_size > 1:
                 runner.logger.warning(
@@ -203,10 +203,6 @@ class _MissedValidation(Hook):
         runner.val_loop.run()
 
 
-def _model(runner: Runner) -> nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
-
-
 def _data_size(runner: Runner) -> dict[str, int]:
     loader = runner.train_loop.dataloader
     batch = getattr(loader.batch_sampler, 'batch_size', None)
@@ -214,9 +210,8 @@ def _data_size(runner: Runner) -> dict[str, int]:
     return {key: value for key, value in sizes.items() if isinstance(value, int)}
 
 
-def _accumulating(optim_wrapper) -> bool:
-    wrappers = getattr(optim_wrapper, 'optim_wrappers', {'': optim_wrapper}).values()
-    return any(wrapper._inner_count % wrapper._accumulative_counts for wrapper in wrappers)
+def _accumulating(runner: Runner) -> bool:
+    return any(wrapper._inner_count % wrapper._accumulative_counts for wrapper in optim_wrappers(runner))
 
 
 def _set_gradients(model: nn.Module, gradients: dict) -> None:

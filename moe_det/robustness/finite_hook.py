@@ -8,15 +8,16 @@ from typing import Any
 import torch
 from mmengine.dist import all_gather_object, all_reduce, get_rank, is_distributed
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapperDict
 from torch import Tensor, nn
 
 from ..called import command
+from ..checks import check_count
 from ..common.checkpoints import latest_checkpoint
-from ..errors import MoEConfigError, NonFiniteError
-from ..routing.distributed import in_backward
+from ..common.runner_parts import optim_wrappers, plain_model
+from ..errors import NonFiniteError
 from ..routing.router import find_routers
+from ..routing.routing import Routing
+from ..routing.rows import RowLayout
 from .non_finite import describe_images, first_bad_layer, flag_of_gradients, non_finite_parameters
 
 
@@ -29,7 +30,7 @@ class FiniteHook(Hook):
 
     The checks are computed on the device and read back once per step, just before the optimizer's step. Under a loss
     scale (fp16) an infinite gradient lets the scaler skip the step, as it should, and stops nothing; losses and logits
-    are watched all the same, and so is a scaler that does nothing but skip.
+    are still watched, and so is a scaler that does nothing but skip.
 
     Args:
         max_skipped_steps: iterations in a row in which a loss scaler may skip the optimizer's step. Each skip halves
@@ -39,8 +40,7 @@ class FiniteHook(Hook):
     priority = 'VERY_HIGH'  # before anything is logged, averaged or saved
 
     def __init__(self, max_skipped_steps: int = 50) -> None:
-        if isinstance(max_skipped_steps, bool) or not isinstance(max_skipped_steps, int) or max_skipped_steps < 1:
-            raise MoEConfigError(f'FiniteHook.max_skipped_steps={max_skipped_steps!r}: expected an integer >= 1')
+        check_count('FiniteHook', 'max_skipped_steps', max_skipped_steps)
         self.max_skipped_steps = max_skipped_steps
         self._handles: list = []
         self._runner: Any = None
@@ -62,21 +62,18 @@ class FiniteHook(Hook):
         self._skipped = 0
         model = self._attach_gates(runner)
         self._handles.append(model.register_forward_hook(self._see_losses, with_kwargs=True))
-        wrapper = runner.optim_wrapper
-        wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
-        for one in wrappers:
+        for one in optim_wrappers(runner):
             self._handles.append(one.optimizer.register_step_pre_hook(self._before_step))
 
     def _attach_gates(self, runner) -> nn.Module:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = plain_model(runner)
         for name, router in find_routers(model).items():
 
-            def see(module: nn.Module, inputs: tuple, routing, name: str = name) -> None:
-                if not in_backward():  # a forward that activation checkpointing repeats was seen before
-                    self._logits.append((name, routing.logits.detach()))
-                    self._checked = False
+            def see(routing: Routing, layout: RowLayout, name: str = name) -> None:
+                self._logits.append((name, routing.logits.detach()))
+                self._checked = False
 
-            self._handles.append(router.register_forward_hook(see))
+            self._handles.append(router.decided.observe(see))
         return model
 
     def _see_losses(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
@@ -162,7 +159,7 @@ class FiniteHook(Hook):
             if not torch.isfinite(logits).all()
         ]
         faults += [f'{name}={float(loss):g}' for name, loss in self._losses.items() if not torch.isfinite(loss)]
-        runner, model = self._runner, self._model()
+        runner, model = self._runner, plain_model(self._runner)
         if gradients is not None and not faults:
             named = non_finite_parameters(model, gradients=True)
             faults += [f'gradients of {named}'] if named else []
@@ -186,10 +183,6 @@ class FiniteHook(Hook):
         where = f'iteration {runner.iter + 1} (epoch {runner.epoch + 1})'
         raise NonFiniteError(f'{where}: NaN or infinite values:\n{text}\n   {self._advice()}')
 
-    def _model(self) -> nn.Module:
-        model = self._runner.model
-        return model.module if is_model_wrapper(model) else model
-
     def _advice(self) -> str:
         last = latest_checkpoint(self._runner.work_dir)
         saved = f'The last checkpoint is {last}; nothing was saved since' if last else 'No checkpoint was saved yet'
@@ -202,11 +195,11 @@ class FiniteHook(Hook):
     # -- validation and test -----------------------------------------------------------------------------------
 
     def before_val(self, runner) -> None:
-        """Watches the gates also where nothing is trained."""
+        """Watches the gates even where nothing is trained."""
         self._watch(runner)
 
     def before_test(self, runner) -> None:
-        """Watches the gates also where nothing is trained."""
+        """Watches the gates even where nothing is trained."""
         self._watch(runner)
 
     def _watch(self, runner) -> None:
@@ -237,7 +230,7 @@ class FiniteHook(Hook):
         if not logits or torch.stack([torch.isfinite(values).all() for _, values in logits]).all().item():
             return
         names = sorted({name for name, values in logits if not torch.isfinite(values).all()})
-        weights = non_finite_parameters(self._model(), gradients=False)
+        weights = non_finite_parameters(plain_model(self._runner), gradients=False)
         raise NonFiniteError(
             f'{what}, batch {batch_idx + 1}: NaN or infinite gate logits of {", ".join(names)}; images: '
             f'{describe_images(((), {"data_samples": outputs}))}'

@@ -29,7 +29,7 @@ def check_resumable(path: str, where: str) -> str:
 
     Raises:
         CheckpointError: the file is missing, empty, truncated or damaged, holds other objects than tensors and plain
-            values, or is no checkpoint of a training run.
+            values, or is not a checkpoint of a training run.
     """
     path = check_checkpoint(path, where)
     if not is_remote(path):
@@ -66,12 +66,12 @@ def _read(path: str, changed: int, size: int) -> int:
     missing = [key for key in NEEDED if not isinstance(content, dict) or key not in content]
     if missing:
         raise CheckpointError(
-            f'is no checkpoint of a training run: {", ".join(missing)} missing. To start from its weights, give it as '
-            'load_from without resume'
+            f'is not a checkpoint of a training run: {", ".join(missing)} missing. To start from its weights, give it '
+            'as load_from without resume'
         )
     meta = content['meta']
     if not all(isinstance(meta.get(key), int) for key in ('epoch', 'iter')):
-        raise CheckpointError('is no checkpoint of a training run: its meta has no epoch and iter')
+        raise CheckpointError('is not a checkpoint of a training run: its meta has no epoch and iter')
     return meta['iter']
 
 

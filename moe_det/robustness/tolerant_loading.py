@@ -21,7 +21,7 @@ MOST_IN_A_ROW = 50  # damaged images one after the other: then it is not single 
 class TolerantLoader:
     """Reads an image with mmcv's ``LoadImageFromFile`` and writes down what it cannot read.
 
-    A truncated image counts as unreadable also where the decoder makes something of it. Every image that cannot be read
+    A truncated image counts as unreadable even where the decoder makes something of it. Every image that cannot be read
     becomes a line of the journal, a file of JSON lines, which processes of a data loader share.
 
     Args:
@@ -67,7 +67,7 @@ class TolerantLoader:
     def _cope(self, results: dict, path: str, reason: str) -> dict | None:
         if self.policy == REFUSE:
             raise DataError(
-                f'{path}: the image cannot be read: {reason}. Left out, it would change the metrics in silence: mend '
+                f'{path}: the image cannot be read: {reason}. Left out, it would silently change the metrics: fix '
                 "the file, take it out of the annotations, or let SkipBadImagesHook's evaluation='blank' count its "
                 'objects as missed'
             )
@@ -120,7 +120,7 @@ def _reason(error: Exception, path: str) -> str:
 
 
 def _truncated(path: str, decoded: bool) -> str | None:
-    """Says that a local file is cut off; of one that was decoded all the same, Pillow must say so too."""
+    """Says that a local file is cut off; of one that was decoded nevertheless, Pillow must say so too."""
     try:
         with open(path, 'rb') as file:
             start = file.read(16)

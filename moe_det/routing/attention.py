@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import is_integer
 from .gates import GAPLinearGate, Gate
 
 
@@ -16,10 +17,10 @@ class AttentiveGate(Gate):
 
     A query network turns the row into a hidden vector g of h values, q = W_q g; the key of expert i is W_k h_i, with
     h_i the spatial mean of its last features (a head's expert: of its tower; other experts: of their output). W_q and
-    W_k have no bias, W_k is shared by the experts. There are no values beside the experts' outputs. Every expert runs
-    on every row, also when ``top_k`` mixes fewer of them; :class:`~moe_det.routing.distillation.DistilledGate` fits
-    a plain gate to it, which runs K. The gradient reaches an expert through its key as well as its output. An expert
-    with NaN features spoils every decision, as its key is part of them.
+    W_k have no bias, W_k is shared by the experts. The only values are the experts' outputs. Every expert runs
+    on every row, even when ``top_k`` mixes fewer of them; :class:`~moe_det.routing.distillation.DistilledGate` fits
+    a plain gate to it, which runs K. The gradient reaches an expert through its key as well as its output. NaN
+    features of one expert make all routing weights NaN, because every row attends to that expert's key.
 
     Args:
         in_channels: C.
@@ -30,7 +31,7 @@ class AttentiveGate(Gate):
             gate.
 
     Raises:
-        ValueError: h is no positive integer, or the query network has another number of outputs.
+        ValueError: h is not a positive integer, or the query network has another number of outputs.
     """
 
     needs_keys = True
@@ -45,7 +46,7 @@ class AttentiveGate(Gate):
         query: Gate | None = None,
     ) -> None:
         super().__init__(in_channels, num_experts)
-        if isinstance(hidden_channels, bool) or not isinstance(hidden_channels, int) or hidden_channels < 1:
+        if not is_integer(hidden_channels, 1):
             raise ValueError(f'hidden_channels={hidden_channels!r}: expected an integer >= 1')
         self.query = GAPLinearGate(in_channels, hidden_channels) if query is None else query
         if self.query.num_experts != hidden_channels:
@@ -54,7 +55,7 @@ class AttentiveGate(Gate):
         self.to_key = nn.Linear(key_channels, hidden_channels, bias=False)
 
     def forward(self, feature: Tensor, keys: Tensor | None = None) -> Tensor:
-        """Logits in full precision also under autocast.
+        """Logits in full precision even under autocast.
 
         Args:
             feature: (R, C, H, W).

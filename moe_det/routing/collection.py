@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,29 +28,33 @@ def collect_losses(routers: list[Router]) -> dict[str, Tensor]:
     return losses
 
 
-def attach_collection(model: nn.Module) -> list[RemovableHandle]:
+def attach_collection(model: nn.Module, optimizer_follows: Callable[[], bool] = lambda: True) -> list[RemovableHandle]:
     """Makes a detector add its layers' auxiliary losses to the loss dict that its ``forward`` returns.
 
     Works on the detector inside a data-parallel wrapper too: the losses are then part of the wrapped forward. Layers
-    of a head that adds its own losses are left to it.
+    that the forward has collected itself, such as those of MoERetinaHead, are left to it.
 
     Args:
         model: a detector whose forward in ``mode='loss'`` returns a dict.
+        optimizer_follows: whether a step of the optimizer follows the forward that begins.
 
     Returns:
         Handles; ``remove()`` undoes it.
     """
     routers = list(find_routers(model).values())
+    collections: list[int] = []  # of each router, before the forward
 
     def start(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not module.training or kwargs.get('mode') == 'loss':
             for router in routers:  # an interrupted forward must not move the next one's levels
-                router.start_step()
+                router.start_step(optimizer_follows())
+        collections[:] = [router.step.collections for router in routers]
 
     def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> object:
         if not module.training or not isinstance(output, dict):
             return output
-        losses = collect_losses([router for router in routers if not router.collected_by_owner])
+        left = [r for r, before in zip(routers, collections, strict=True) if r.step.collections == before]
+        losses = collect_losses(left)
         return {**output, **losses} if losses else output
 
     return [

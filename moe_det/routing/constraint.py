@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import numbers
-from collections.abc import Callable
+from collections.abc import Callable, ItemsView, Iterable, ValuesView
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from .routing import Routing
-
-
-def checked_number(owner: object, key: str, value: object, minimum: float = 0.0) -> float:
-    """Returns ``value`` as a float.
-
-    Raises:
-        ValueError: it is no finite number or smaller than ``minimum``.
-    """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value) or value < minimum:
-        raise ValueError(f'{key}={value!r}: expected a number >= {minimum:g}')
-    return float(value)
 
 
 class Constraint(nn.Module):
@@ -33,7 +21,7 @@ class Constraint(nn.Module):
         key: short name; the loss appears as ``loss_moe_<key>``.
         learned_noise: whether the gate gets learned noise while it trains under this constraint (arXiv 2204.10598:
             soft constraints do, hard ones do not).
-        samples: what the constraint asks to know of each row beside its decision, a kind of
+        samples: what the constraint needs to know about each row besides its decision, a kind of
             :class:`~moe_det.routing.samples.RowSamples`; None for nothing.
         slots: groups of experts of which a row runs one each; the router sets it. All of them get the same total
             weight, so that a balance over all experts is one inside each group.
@@ -70,3 +58,58 @@ class Constraint(nn.Module):
 
     def after_dropping_experts(self) -> None:
         """Makes the state that of a layer which never had the experts that were just dropped from it."""
+
+
+class Constraints(nn.ModuleDict):
+    """The constraints of a router by their keys.
+
+    Args:
+        num_experts: E.
+        num_groups: G.
+        slots: of the router.
+
+    Attributes:
+        asked: what they ask to know of each row; nothing else is computed or kept.
+    """
+
+    if TYPE_CHECKING:  # torch's ModuleDict does not say what it holds
+
+        def __getitem__(self, key: str) -> Constraint: ...
+        def items(self) -> ItemsView[str, Constraint]: ...
+        def values(self) -> ValuesView[Constraint]: ...
+
+    def __init__(self, num_experts: int, num_groups: int, slots: int) -> None:
+        super().__init__()
+        self.prepared_for = num_experts, num_groups, slots
+        self.asked: frozenset[str] = frozenset()
+
+    def add(self, constraints: Iterable[Constraint]) -> None:
+        """Adds constraints, and prepares them for the router.
+
+        Raises:
+            ValueError: two of one kind.
+        """
+        num_experts, num_groups, slots = self.prepared_for
+        for constraint in constraints:
+            if constraint.key in self:
+                raise ValueError(f'two constraints of the kind {constraint.key!r}; give each kind once')
+            constraint.slots = slots
+            constraint.prepare(num_experts, num_groups)
+            self[constraint.key] = constraint
+        self.asked = frozenset(c.samples for c in self.values() if c.samples is not None)
+
+    def mask(self, logits: Tensor, groups: Tensor) -> Tensor:
+        """The (R, E) logits that all of them allow."""
+        for constraint in self.values():
+            logits = constraint.mask(logits, groups)
+        return logits
+
+    def losses(self, routing: Routing, factor: float) -> dict[str, Tensor]:
+        """The auxiliary losses by key; ``factor`` is the schedule's."""
+        losses = {key: constraint.loss(routing) for key, constraint in self.items()}
+        return {key: loss * factor if self[key].scheduled else loss for key, loss in losses.items() if loss is not None}
+
+    def move(self, routing: Routing) -> None:
+        """Moves their states by one step."""
+        for constraint in self.values():
+            constraint.update(routing)

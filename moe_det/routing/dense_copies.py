@@ -43,11 +43,11 @@ def copy_dense_to_experts(
     Each expert's floating-point parameters get independent noise of ``noise`` times the parameter's own standard
     deviation, because identical experts would stay identical under equal routing. Buffers are copied as they are.
     The noise is a function of the weights that the experts had before, not of the random generators: data-parallel
-    wrappers make processes agree on weights before a checkpoint is loaded, on generators (mmengine's
-    ``diff_rank_seed``) nobody does, and nothing sends the copies to the other processes afterwards.
+    wrappers make processes agree on weights before a checkpoint is loaded, but nothing makes them agree on generators
+    (mmengine's ``diff_rank_seed``), and nothing sends the copies to the other processes afterwards.
 
-    A group with a common part gets the dense branch as that, and noise and redrawn channels as differences. A shared
-    expert beside shards is one slice more, without noise.
+    In a group with a common part, the dense branch becomes that part, and noise and redrawn channels become the
+    differences. A shared expert alongside shards is one more slice, without noise.
 
     Args:
         state_dict: holds the dense tensors; they are replaced by one set per expert.
@@ -55,7 +55,7 @@ def copy_dense_to_experts(
         experts: the group to fill.
         prefix: prefix of the group in the state dict, ending in ``experts.``.
         noise: relative standard deviation of the noise, >= 0.
-        redraw: share of each convolution's output channels, in [0, 1), that is drawn anew for every expert, with mean
+        redraw: share of each convolution's output channels, in [0, 1), that is redrawn for every expert, with mean
             and standard deviation of the convolution's weights. A child named ``predictor`` keeps its channels.
         part: (name in an expert, dense tensor, expert) -> what the expert takes of it; all of it by default. Experts
             of one slot must take the same. A shared slice asks for the expert after the last.
@@ -108,7 +108,7 @@ def _add_noise(copy: Tensor, noise: float, generator: torch.Generator) -> None:
 
 
 def _redraw_channels(copy: Tensor, source: Tensor, share: float, generator: torch.Generator) -> None:
-    """Draws a share of the output channels anew, in place, with mean and deviation of ``source``."""
+    """Redraws a share of the output channels in place, with mean and deviation of ``source``."""
     channels = torch.randperm(len(copy), generator=generator)[: round(share * len(copy))]
     drawn = torch.randn(len(channels), *copy.shape[1:], generator=generator)
     source = source.float()

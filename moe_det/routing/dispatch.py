@@ -34,8 +34,8 @@ class LevelPlan:
         slices: with one choice per row, the experts in the order in which their rows follow each other; empty where
             an expert's rows lie apart.
         order: (R_l * K,) assignment in (row, k) order of each sorted one; None where nothing is rearranged.
-        rows: (R_l * K,) row of each sorted assignment, within the level; None likewise.
-        places: (R_l * K,) sorted position of each assignment, in (row, k) order; None likewise.
+        rows: (R_l * K,) row of each sorted assignment, within the level; None as for ``order``.
+        places: (R_l * K,) sorted position of each assignment, in (row, k) order; None as for ``order``.
         choices: (R_l, K) experts of each row, E for no expert.
     """
 
@@ -78,7 +78,7 @@ def copy_to_host(indices: Tensor) -> np.ndarray:
 def plan_dispatch(routings: Sequence[Routing], level_rows: Sequence[int]) -> list[list[LevelPlan]]:
     """Sorts the rows of several routings by expert, with one copy to the host for all of them.
 
-    There are few rows, so the host sorts them; what it must send back goes in one piece.
+    There are few rows, so the host sorts them; the indices go back to the device in one transfer.
 
     Args:
         routings: routings over the same rows, for example of the class and of the box branch.

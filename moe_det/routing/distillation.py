@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checks import checked_number
 from ..errors import CheckpointError
 from .attention import AttentiveGate
-from .constraint import Constraint, checked_number
+from .constraint import Constraint
 from .distributed import sum_over_ranks
 from .experts import ExpertGroup
 from .gates import GAPLinearGate, Gate
@@ -51,11 +52,12 @@ class DistilledGate(Gate):
     """A plain gate (student) that learns the decisions of a trained attentive gate (teacher).
 
     The second phase of arXiv 2302.14703, attentive gate: the experts come from a checkpoint that was trained with
-    ``AttentiveGate`` (``load_from``) and are frozen, norms included; the student is trained with the task loss and,
-    beside it, KL(p_att || p). ``kl_weight=0`` is the paper's version, the task loss alone. The student decides, in
-    training as in evaluation. While the KL is computed every expert runs; else, and always in evaluation, the K chosen
-    ones. A checkpoint of this gate loads into a config with the plain student gate. Leave ``constraint`` out, and
-    freeze what feeds the experts (``frozen_stages=4`` and ``FrozenFPN``), so that they keep seeing what they know::
+    ``AttentiveGate`` (``load_from``) and are frozen, norms included; the student is trained with the task loss
+    plus KL(p_att || p). ``kl_weight=0`` is the paper's version, the task loss alone. The student decides, both in
+    training and in evaluation. While the KL is computed, every expert runs; otherwise, and always in evaluation, only
+    the K chosen ones. A checkpoint of this gate loads into a config with the plain student gate. Leave ``constraint``
+    out, and freeze everything before the experts (``frozen_stages=4`` and ``FrozenFPN``), so that their inputs do not
+    change::
 
         gate=dict(type='DistilledGate', teacher=dict(type='AttentiveGate', hidden_channels=128))
 
@@ -92,7 +94,7 @@ class DistilledGate(Gate):
             raise ValueError(f'teacher is a {type(self.teacher).__name__}, expected an AttentiveGate')
         if self.student.needs_keys or self.student.freezes_experts:
             raise ValueError(f'student is a {type(self.student).__name__}, expected a plain gate')
-        self.kl_weight = checked_number(self, 'kl_weight', kl_weight)
+        self.kl_weight = checked_number('kl_weight', kl_weight)
         self.teacher.requires_grad_(False)
 
     def train(self, mode: bool = True) -> DistilledGate:
@@ -148,7 +150,7 @@ class DistilledGate(Gate):
 
 
 def finish_distillation(model: nn.Module) -> nn.Module:
-    """Leaves the students alone, in place: the model is then that of a config with the plain gate.
+    """Replaces each distilled gate by its student, in place: the model is then that of a config with the plain gate.
 
     The experts can be trained again.
 

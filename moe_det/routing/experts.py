@@ -34,7 +34,7 @@ class ExpertGroup(nn.Module):
         experts: E modules (R, C, H, W) -> (R, C', H', W') of the same shapes.
         shared: an expert that runs on every row and whose output is added (DeepSeekMoE, arXiv 2401.06066).
         mixture: how outputs become one, see :mod:`moe_det.routing.mixtures`.
-        dispatch: ``'sorted'`` (cost of K experts) or ``'dense'`` (all experts, for export and compilation).
+        dispatch: ``'sorted'`` (cost of K experts) or ``'dense'`` (all experts run, for export and compilation).
         slots: groups of experts of which every row runs one each; see :mod:`moe_det.routing.selection`.
         common: whether experts hold differences from a common part, see :mod:`moe_det.routing.shared_copies`. It
             starts at 0: call :meth:`start_common` when the experts are initialised.
@@ -62,6 +62,7 @@ class ExpertGroup(nn.Module):
         self.frozen_for_distillation = False
         self.dense_copy: DenseCopy | None = None  # set by copy_dense_to_experts
 
+    cut = False  # whether experts are slices of a dense module, and the shared one is another slice
     pool = staticmethod(global_average)  # (R, C, ...) features of an expert -> (R, C) key of an attentive gate
 
     def __len__(self) -> int:
@@ -78,15 +79,15 @@ class ExpertGroup(nn.Module):
 
     @property
     def slices(self) -> int:
-        """Parts that a dense branch is cut into for its experts; 1 where each takes the place of all of it."""
-        return self.slots
+        """Parts that a dense module is cut into for its experts; 1 where each takes the place of all of it."""
+        return self.slots + (self.cut and self.shared is not None)
 
     # -- common part -------------------------------------------------------------------------------------------
 
     def weights_of(self, expert: int) -> dict[str, Tensor]:
         """The weights that an expert computes with, by name: its parameters, plus the common part where there is one.
 
-        With gradient; a sum is computed anew in each call.
+        With gradient; a sum is recomputed in each call.
         """
         weights: dict[str, Tensor] = dict(self.experts[expert].named_parameters())
         if self.common is None:
@@ -95,13 +96,13 @@ class ExpertGroup(nn.Module):
         return {name: common.get_parameter(name) + difference for name, difference in weights.items()}
 
     def runnable(self) -> Experts:
-        """E callables that run the experts as they are; ask anew in each forward."""
+        """E callables that run the experts as they are; call it again in each forward."""
         if self.common is None:
             return list(self.experts)
         return [SummedExpert(self, expert) for expert in range(len(self))]
 
     def start_common(self) -> None:
-        """After experts were initialised: the first one of each slot becomes the common part, the others its copies.
+        """After initialisation: the first expert of each slot becomes the common part, the others its copies.
 
         Their differences are noise of ``copy_noise``. Does nothing where experts have no common part.
         """
@@ -155,7 +156,7 @@ class ExpertGroup(nn.Module):
             rows: L tensors (R_l, C, h_l, w_l).
             routing: the decision; None with a single expert (of each slot), which then is a plain module.
             layout: where the rows lie; None without a decision.
-            plan: per level, from :func:`~moe_det.routing.dispatch.plan_dispatch`; not needed in dense mode.
+            plan: per level, from :func:`~moe_det.routing.dispatch.plan_dispatch`; not needed with ``dispatch='dense'``.
 
         Returns:
             L tensors (R_l, C', h'_l, w'_l).

@@ -47,7 +47,7 @@ class Gate(nn.Module):
         return False
 
     def forward(self, feature: Tensor, keys: Tensor | None = None) -> Tensor:
-        """(R, C, H, W) -> (R, E) logits, in full precision also under autocast.
+        """(R, C, H, W) -> (R, E) logits, in full precision even under autocast.
 
         Args:
             feature: (R, C, H, W).
@@ -57,7 +57,7 @@ class Gate(nn.Module):
             return self.logits(feature)
 
     def constraints(self) -> list[Constraint]:
-        """Constraints that training the gate needs beside the layer's own."""
+        """Constraints that training the gate needs in addition to the layer's own."""
         return []
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
@@ -76,7 +76,7 @@ class Gate(nn.Module):
 
 
 def _linear(layer: nn.Linear, pooled: Tensor) -> Tensor:
-    """Applies a linear layer in the precision of its input, also when the model was cast to half."""
+    """Applies a linear layer in the precision of its input, even when the model was cast to half."""
     return F.linear(pooled, layer.weight.to(pooled.dtype), layer.bias.to(pooled.dtype))
 
 
@@ -101,7 +101,7 @@ class GAPLinearGate(Gate):
 class ConvGAPGate(Gate):
     """3x3 convolution without padding and nonlinearity, average pooling, linear layer: Conv-GAP of arXiv 2204.10598.
 
-    A map smaller than the kernel is zero-padded to 3 pixels, so that the smallest pyramid levels work.
+    Maps smaller than the kernel are zero-padded to 3 pixels, so that the smallest pyramid levels work.
 
     Args:
         in_channels: C.

@@ -1,6 +1,6 @@
 """Hard constraints: over-used experts are forbidden or made less likely; no auxiliary loss, no gate noise.
 
-State is kept per balance group in persistent buffers, so that a resumed run goes on where it stopped. It moves once
+State is kept per balance group in persistent buffers, so that a resumed run continues where it stopped. It moves once
 per training step, from the importance or load summed over all rows of the step and all processes.
 """
 
@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .constraint import Constraint, checked_number
+from ..checks import checked_number
+from .constraint import Constraint
 from .routing import Routing
 
 
@@ -33,7 +34,7 @@ class ThresholdConstraint(HardConstraint):
 
     def __init__(self, threshold: float | None = None) -> None:
         super().__init__()
-        self.threshold = checked_number(self, 'threshold', self.default_threshold if threshold is None else threshold)
+        self.threshold = checked_number('threshold', self.default_threshold if threshold is None else threshold)
 
     def extra_repr(self) -> str:
         return f'threshold={self.threshold:g}'
@@ -130,7 +131,7 @@ class SelectionBiasConstraint(HardConstraint):
 
     def __init__(self, rate: float = 1e-3) -> None:
         super().__init__()
-        self.rate = checked_number(self, 'rate', rate)
+        self.rate = checked_number('rate', rate)
 
     def extra_repr(self) -> str:
         return f'rate={self.rate:g}'

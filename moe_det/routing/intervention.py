@@ -1,6 +1,6 @@
-"""Interventions: another choice of experts than the gate's, to see what an expert does.
+"""Interventions: overriding the gate's choice of experts, to see what an expert does.
 
-Utilisation and specialisation are observed; only what happens when the routing is changed tells what an expert causes.
+Utilisation and specialisation are observations; only changing the routing shows what an expert causes.
 Interventions act in eval mode alone, so that a forgotten one cannot reach training.
 """
 
@@ -29,9 +29,9 @@ class Intervention:
     Attributes:
         forced: the only expert for every row, or several that share every row equally. Together they get the weight
             that the row's chosen experts had: 1 where weights sum to 1, else (K = 1) the gate's probability of its own
-            choice, the scale that experts learnt with. With slots they replace the choice in their own slots alone.
+            choice, the scale that experts learned with. With slots they replace the choice in their own slots alone.
         knocked_out: an expert that no row may choose; the next best (of its slot) takes its place and weights are
-            normalised anew.
+            renormalised.
         top_k: another number of chosen experts; not with slots.
         routes: decisions to replay instead of the gate's; none of the others can be given with them.
     """
@@ -120,12 +120,13 @@ class Intervention:
             for expert in forced:
                 choice = torch.full_like(indices[:, slot], expert)
                 columns.append((choice, torch.full_like(log_weights[:, slot], -math.log(len(forced)))))
-        return tuple(torch.stack(column, dim=1) for column in zip(*columns, strict=True))
+        chosen, weights = zip(*columns, strict=True)
+        return torch.stack(chosen, dim=1), torch.stack(weights, dim=1)
 
 
 @contextmanager
 def intervene(model: nn.Module, interventions: Mapping[str, Intervention]) -> Iterator[None]:
-    """Changes the routing of a model's layers while inside.
+    """Changes the routing of a model's layers while inside; the innermost of several changes a layer.
 
     Args:
         model: a model in eval mode.
@@ -143,10 +144,11 @@ def intervene(model: nn.Module, interventions: Mapping[str, Intervention]) -> It
         if layer not in routers:
             raise KeyError(f'no MoE layer {layer!r}; the model has {", ".join(routers) or "none"}')
         intervention.check(layer, routers[layer].num_experts, routers[layer].slots)
+    before = {layer: routers[layer].intervention for layer in interventions}
     try:
         for layer, intervention in interventions.items():
             routers[layer].intervention = intervention
         yield
     finally:
-        for layer in interventions:
-            routers[layer].intervention = None
+        for layer, intervention in before.items():
+            routers[layer].intervention = intervention

@@ -29,13 +29,14 @@ class KernelMixture(ExpertGroup):
 
     CondConv (arXiv 1904.04971, equation 1) and Dynamic Convolution (arXiv 1912.03458) do this to a convolution, SMEAR
     (arXiv 2306.03745) to all parameters of an expert, norms and biases included. A row costs one expert, however many
-    are mixed, besides the E multiply-adds for each weight; and every expert in the mixture learns from the row. Where
-    an expert is one convolution without an activation that is the mixture of outputs; elsewhere it is another function.
+    are mixed, plus E multiply-adds per weight, and every expert in the mixture learns from the row. Where an expert is
+    a single convolution without activation, this equals the mixture of outputs; elsewhere it is a different function.
 
-    Arguments as of ExpertGroup. ``mixture`` and ``dispatch`` have no meaning: there is one output, and nothing to sort.
+    Arguments are those of ExpertGroup. ``mixture`` and ``dispatch`` have no meaning: there is one output, and nothing
+    to sort.
 
     Raises:
-        MoEConfigError: experts with running statistics, which are no weights and would be each expert's own.
+        MoEConfigError: experts with running statistics, which are not weights and cannot be mixed.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -61,32 +62,29 @@ class KernelMixture(ExpertGroup):
             return super().forward(rows, routing, layout, plan)
         assert layout is not None  # comes with a decision
         weights = routing.dense(routing.weights, 0.0)
-        stacked = self._stacked()
         counts = [len(x) for x in rows]
         if layout.unit == 'image':  # a row is an image, on all levels
-            merged = [_merged(stacked, weights)] * len(rows)
+            merged = [self._merged(weights)] * len(rows)
         else:
-            merged = [_merged(stacked, of_level) for of_level in weights.split(counts)]
+            merged = [self._merged(of_level) for of_level in weights.split(counts)]
         outputs = [self._run(x, of_level) for x, of_level in zip(rows, merged, strict=True)]
         if self.training and not any(counts):
             outputs[-1] = touch_idle(outputs[-1], [*self.experts, *(self.common or ())])
         return self.with_shared(outputs, rows)
 
-    def _stacked(self) -> dict[str, Tensor]:
-        """Name of a weight -> (E, ...) of all experts."""
+    def _merged(self, weights: Tensor) -> list[dict[str, Tensor]]:
+        """For each of R rows the weights of its module by name, in the experts' precision; (R, E) of the mixture."""
         of_experts = [self.weights_of(expert) for expert in range(len(self))]
-        return {name: torch.stack([weights[name] for weights in of_experts]) for name in of_experts[0]}
+        merged = {name: mix_weights(weights, [one[name] for one in of_experts]).unbind() for name in of_experts[0]}
+        return [{name: of_rows[row] for name, of_rows in merged.items()} for row in range(len(weights))]
 
-    def _run(self, rows: Tensor, merged: dict[str, Tensor]) -> Tensor:
+    def _run(self, rows: Tensor, merged: list[dict[str, Tensor]]) -> Tensor:
         """One level, (R_l, C, H, W) -> (R_l, C', H', W')."""
         module: nn.Module = self.experts[0]  # for its structure
         if not len(rows):
             return module(rows)
         call = _call_while_tracing if torch.jit.is_tracing() else functional_call
-        parts = [
-            call(module, {name: weight[row] for name, weight in merged.items()}, (rows[row : row + 1],))
-            for row in range(len(rows))
-        ]
+        parts = [call(module, of_row, (row,)) for of_row, row in zip(merged, rows.split(1), strict=True)]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
@@ -105,10 +103,48 @@ def _call_while_tracing(module: nn.Module, weights: dict[str, Tensor], arguments
             owner._parameters[name] = parameter
 
 
-def _merged(stacked: dict[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
-    """(E, ...) weights of the experts and (R, E) of the mixture -> (R, ...), in the experts' precision.
+def mix_weights(weights: Tensor, experts: Sequence[Tensor]) -> Tensor:
+    """``sum_e w_e theta_e`` of one parameter, for every row.
 
-    Not in that of autocast, in which experts that differ by little would be the same.
+    Computed in the experts' precision, also under autocast, in which experts that differ by little would be the same.
+
+    Args:
+        weights: (R, E) of the mixture.
+        experts: E tensors (...).
+
+    Returns:
+        (R, ...).
     """
     with torch.autocast(weights.device.type, enabled=False):
-        return {name: torch.tensordot(weights.to(values.dtype), values, dims=1) for name, values in stacked.items()}
+        weights = weights.to(experts[0].dtype)
+        if torch.jit.is_tracing():
+            return torch.tensordot(weights, torch.stack(list(experts)), dims=1)
+        return _MixWeights.apply(weights, *experts)
+
+
+class _MixWeights(torch.autograd.Function):
+    """The mixture without a copy of all experts' weights beside them, forward or backward."""
+
+    @staticmethod
+    def forward(weights: Tensor, *experts: Tensor) -> Tensor:
+        mixed = weights.new_zeros(len(weights), experts[0].numel())
+        for column, expert in zip(weights.unbind(1), experts, strict=True):
+            torch.addmm(mixed, column[:, None], expert.reshape(1, -1), out=mixed)
+        return mixed.reshape(-1, *experts[0].shape)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        weights, *experts = ctx.saved_tensors
+        gradient = gradient.reshape(len(weights), -1)
+        of_weights = None
+        if ctx.needs_input_grad[0]:
+            of_weights = torch.stack([gradient @ expert.reshape(-1) for expert in experts], dim=1)
+        of_experts = [
+            (column @ gradient).reshape(expert.shape) if needed else None
+            for column, expert, needed in zip(weights.unbind(1), experts, ctx.needs_input_grad[1:], strict=True)
+        ]
+        return of_weights, *of_experts

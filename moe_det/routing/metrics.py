@@ -10,7 +10,7 @@ import torch
 
 from .routing import Usage
 
-LIVING_SHARE = 0.01  # an expert lives if it holds more than 1 % of the weights (arXiv 2204.10598)
+LIVING_SHARE = 0.01  # an expert is living if it holds more than 1 % of the weights (arXiv 2204.10598)
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,6 @@ class Utilisation:
     row_entropy: float
     batch_entropy: float
     rows: int
-
-    def collapsed(self, top_k: int) -> bool:
-        """Whether no more experts live than a single row uses, although there are more."""
-        return self.living <= top_k < len(self.load_ratio)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values, for JSON."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from .router import Router, find_routers
+from .router import find_routers
 from .routing import Routing, Usage
 from .rows import RowLayout
 
@@ -39,45 +41,43 @@ class RoutingRecord:
     map_sizes: dict[int, tuple[int, int]]
 
 
-class _Recorder:
-    """Attaches to every router of a model, beside other recorders: from start to stop, or as a context manager."""
+RecorderT = TypeVar('RecorderT', bound='Recorder')
+
+
+class Recorder:
+    """Observes every router of a model: from start to stop, or as a context manager.
+
+    Args:
+        model: a model with MoE layers.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.routers = find_routers(model)
-        self._receivers = {name: self._receiver(name) for name in self.routers}
+        self._handles: list[RemovableHandle] = []
 
-    def start(self):
-        """Listens from now on; returns the recorder."""
+    def start(self: RecorderT) -> RecorderT:
+        """Starts recording; returns the recorder."""
         for name, router in self.routers.items():
-            router.recorders.append(self._receivers[name])
+            self._handles.append(router.decided.observe(functools.partial(self.receive, name)))
         return self
 
     def stop(self) -> None:
         """Listens no longer."""
-        for name, router in self.routers.items():
-            if self._receivers[name] in router.recorders:
-                router.recorders.remove(self._receivers[name])
+        for handle in self._handles:
+            handle.remove()
 
-    def __enter__(self):
+    def __enter__(self: RecorderT) -> RecorderT:
         return self.start()
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.stop()
 
-    def _receiver(self, name: str):
-        def receive(router: Router, routing: Routing, layout: RowLayout) -> None:
-            # a copy: what a routing caches here, without gradient, must not reach the step's auxiliary loss
-            with torch.no_grad():
-                self.receive(name, dataclasses.replace(routing), layout)
-
-        return receive
-
     def receive(self, layer: str, routing: Routing, layout: RowLayout) -> None:
-        """Takes the routing of one call."""
+        """Takes the routing of one call, without gradient."""
         raise NotImplementedError(f'{type(self).__name__} does not define receive()')
 
 
-class RoutingRecorder(_Recorder):
+class RoutingRecorder(Recorder):
     """Keeps every routing row, on the CPU.
 
     Example:
@@ -96,7 +96,7 @@ class RoutingRecorder(_Recorder):
         self.start_batch([])
 
     def start_batch(self, image_ids: Iterable[int]) -> None:
-        """Names the images of the next batch, in order; levels are counted anew."""
+        """Names the images of the next batch, in order; the level count restarts."""
         self._image_ids = torch.as_tensor(list(image_ids), dtype=torch.long)
         self._next_level = dict.fromkeys(self.routers, 0)
 
@@ -116,14 +116,14 @@ class RoutingRecorder(_Recorder):
         self.records.append(RoutingRecord(layer, weights, probs, ids, levels, patches, layout.unit, map_sizes))
 
 
-class UsageRecorder(_Recorder):
+class UsageRecorder(Recorder):
     """Sums the usage of each layer's experts in this process; keeps no rows.
 
     Args:
         model: a model with MoE layers.
 
     Attributes:
-        usage: by layer.
+        usage: by layer, of each balance group.
         left_out: number of images at the end of a batch that do not count.
     """
 
@@ -135,5 +135,5 @@ class UsageRecorder(_Recorder):
     def receive(self, layer: str, routing: Routing, layout: RowLayout) -> None:
         if self.left_out:
             routing = routing.only(layout.images() < layout.num_images - self.left_out)
-        usage = routing.local_usage().detached()
+        usage = routing.local_usage().without_gradient()
         self.usage[layer] = self.usage[layer] + usage if layer in self.usage else usage

@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from .calls import Call, CollectedBeforeBackward
-from .constraint import Constraint
+from .annealing import Annealing
+from .constraint import Constraint, Constraints
 from .distributed import in_backward
 from .gates import Gate
 from .noise import LearnedNoise
+from .observers import Observers
 from .routing import Routing
 from .rows import RowLayout
 from .samples import TEACHER, RowSamples
 from .selection import SOFTMAX, STRAIGHT_THROUGH, check_weighting, select
-from .step_balance import StepBalance
+from .step import Call, Step, joined, uncollected
 from .stored_router import check_stored_router
 
 if TYPE_CHECKING:
     from .intervention import Intervention
 
-MAX_PENDING_CALLS = 256  # far more than the levels of one step
 
-
-class Router(StepBalance):
+class Router(nn.Module):
     """Decides which experts each routing row gets and with what weight.
 
-    In training it keeps the rows of its calls until :meth:`collect`, see
-    :class:`~moe_det.routing.step_balance.StepBalance`. A forward that activation checkpointing repeats is not counted
-    again.
+    In training it keeps the rows of its calls until :meth:`collect` computes the constraints, once per step however
+    many calls it had. A forward that activation checkpointing repeats is not counted again.
+
+    Others attach from outside: who watches to ``decided`` and ``collected``, a schedule to ``annealing``,
+    :func:`~moe_det.routing.intervention.intervene` to ``intervention``. Copies and pickles go without those who watch
+    or intervene, and without the rows of an unfinished step.
 
     Args:
         gate: maps (R, C, H, W) to (R, E) logits.
@@ -47,14 +50,19 @@ class Router(StepBalance):
         weighting: ``'softmax'`` or, for K = 1, ``'straight_through'``.
 
     Attributes:
-        noise_scale: factor of the noise. This and the next three act in training alone; a schedule sets them.
-        temperature: choice and weights come from the logits over this.
-        balance_scale: factor of the soft constraints' losses.
-        training_top_k: another K; None for the own. Without slots alone.
+        constraints: by their keys.
+        step: the rows and usage of the training step.
+        decided: tells of every decision, but for those that checkpointing repeats: the routing and its
+            :class:`~moe_det.routing.rows.RowLayout`.
+        collected: tells of every training step that is collected: its usage (1, E) in all processes.
+        annealing: of a schedule, in training alone.
+        intervention: another choice than the gate's, in evaluation alone.
 
     Raises:
         ValueError: two constraints of one kind, an unknown weighting, or slots or a weighting that K does not fit.
     """
+
+    experts_and_k: Tensor
 
     def __init__(
         self,
@@ -80,18 +88,20 @@ class Router(StepBalance):
         self.label = label
         self.slots = slots
         self.weighting = weighting if slots == 1 else STRAIGHT_THROUGH
-        self.noise_scale = self.temperature = 1.0
-        self.training_top_k: int | None = None
         # the trained K decides how weights are normalised, also when another K is tried at test time
         self.sums_to_one = top_k > 1 or self.weighting == STRAIGHT_THROUGH
-        self._set_constraints([*constraints, *gate.constraints()])
+        self.constraints = Constraints(self.num_experts, self.num_groups, slots)
+        self.constraints.add([*constraints, *gate.constraints()])
         if noise is None:
             noise = bool(self.constraints) and all(c.learned_noise for c in self.constraints.values())
         self.noise = LearnedNoise(gate.in_channels, self.num_experts) if noise else None
         self.register_buffer('experts_and_k', torch.tensor([self.num_experts, top_k]))
         if self.weighting == STRAIGHT_THROUGH:
             self.register_buffer(STRAIGHT_THROUGH, torch.ones(1, dtype=torch.long))
-        self.recorders: list[Callable[[Router, Routing, RowLayout], None]] = []  # told of every decision
+        self.step = Step()
+        self.decided = Observers()
+        self.collected = Observers()
+        self.annealing = Annealing()
         self.intervention: Intervention | None = None
 
     def extra_repr(self) -> str:
@@ -106,20 +116,16 @@ class Router(StepBalance):
         """Experts of each slot."""
         return self.num_experts // self.slots
 
-    def __getstate__(self) -> dict:
-        """Copies and pickles without those who listen or intervene."""
-        return {**super().__getstate__(), 'recorders': [], 'intervention': None}
-
-    # -- decision ----------------------------------------------------------------------------------------------
-
-    def next_level(self) -> int:
-        """Level number of the next call, for a layer that is called once per level."""
-        return self._call_count
-
     @property
     def needs_keys(self) -> bool:
         """Whether the decision needs what the experts computed, and the experts therefore run first."""
         return self.gate.needs_keys
+
+    def next_level(self) -> int:
+        """Level number of the next call, for a layer that is called once per level."""
+        return self.step.level
+
+    # -- decision ----------------------------------------------------------------------------------------------
 
     def forward(self, rows: Sequence[Tensor], layout: RowLayout, keys: Sequence[Tensor] | None = None) -> Routing:
         """Routes the rows of one call.
@@ -140,9 +146,10 @@ class Router(StepBalance):
         else:
             routing = self._decide(logits, self._groups(layout, logits.device))[0]
         # stays 0 with one group: a compiled layer is traced anew for each value
-        self._call_count = (self._call_count + len(layout.patches)) % self.num_groups
-        for recorder in self.recorders:
-            recorder(self, routing, layout)
+        self.step.level = (self.step.level + len(layout.patches)) % self.num_groups
+        if self.decided:
+            with torch.no_grad():  # of a copy: what it caches without gradient must not reach the auxiliary loss
+                self.decided.tell(replace(routing), layout)
         return routing
 
     def gate_logits(
@@ -163,41 +170,35 @@ class Router(StepBalance):
             return torch.zeros(sum(layout.level_rows), dtype=torch.long, device=device)
         return layout.levels().to(device, non_blocking=True)
 
+    def _annealed(self, logits: Tensor, noise: Tensor | None, rows: Sequence[Tensor], layout: RowLayout) -> Tensor:
+        """The logits that decide in training."""
+        factor, temperature = self.annealing.noise, self.annealing.temperature
+        if noise is not None and self.noise is not None:
+            noise = noise * self.noise.deviation(rows, layout)
+            logits = logits + (noise if factor == 1 else noise * factor)
+        return logits if temperature == 1 else logits / temperature
+
     def _decide(self, logits: Tensor, groups: Tensor, allowed: Tensor | None = None) -> tuple[Routing, Tensor]:
+        """The routing by these logits, and the logits that the constraints allow (as they stand, unless given)."""
         if allowed is None:
-            allowed = logits.detach()
-            for constraint in self.constraints.values():
-                allowed = constraint.mask(allowed, groups)
-        top_k = self.top_k
-        if self.training and self.training_top_k is not None:
+            allowed = self.constraints.mask(logits.detach(), groups)
+        top_k, choose = self.top_k, select
+        if self.training and self.annealing.top_k is not None:
+            top_k = self.annealing.top_k
             if self.slots > 1:
-                raise ValueError(f'{self.label}: training_top_k={self.training_top_k}: a row runs one expert per slot')
-            top_k = self.training_top_k
-        choose = select if self.training or self.intervention is None else self.intervention.select
+                raise ValueError(f'{self.label}: top_k={top_k} in training: a row runs one expert per slot')
+        elif not self.training and self.intervention is not None:
+            choose = self.intervention.select
         straight_through = self.weighting == STRAIGHT_THROUGH and top_k in (1, self.slots)
         indices, log_weights = choose(logits, allowed, top_k, self.sums_to_one, self.slots, straight_through)
         routing = Routing(logits, indices, log_weights, self.sums_to_one, groups, self.num_groups, slots=self.slots)
         return routing, allowed
 
-    def _in_training(self, logits: Tensor, noise: Tensor | None, rows: Sequence[Tensor], layout: RowLayout) -> Tensor:
-        """The logits that decide in training."""
-        if noise is not None:
-            noise = noise * self.noise.deviation(rows, layout)
-            logits = logits + (noise if self.noise_scale == 1 else noise * self.noise_scale)
-        return logits if self.temperature == 1 else logits / self.temperature
-
     def _decide_and_keep(
         self, logits: Tensor, rows: Sequence[Tensor], layout: RowLayout, keys: Sequence[Tensor] | None
     ) -> Routing:
-        keeps = len(self.constraints) > 0 or self.monitored
-        if keeps and not self._calls:
-            self._replay = []
-        elif len(self._calls) >= MAX_PENDING_CALLS:
-            if self.constraints:
-                raise self.uncollected()
-            self._forget()
         noise = None if self.noise is None else self.noise.draw(layout, logits)
-        logits = self._in_training(logits, noise, rows, layout)
+        logits = self._annealed(logits, noise, rows, layout)
         groups = self._groups(layout, logits.device)
         leaf = None
         if not torch.is_grad_enabled():
@@ -205,57 +206,113 @@ class Router(StepBalance):
             leaf = logits.detach().requires_grad_()
         with torch.set_grad_enabled(leaf is not None or torch.is_grad_enabled()):
             routing, allowed = self._decide(logits if leaf is None else leaf, groups)
-        if not keeps and noise is None:
+        if not self._collects and noise is None:
             return routing
-        routing.samples = RowSamples.take(self.asked, rows, layout)
-        if TEACHER in self.asked:
+        routing.samples = RowSamples.take(self.constraints.asked, rows, layout)
+        if routing.samples is not None and TEACHER in self.constraints.asked:
+            distilled: Any = self.gate
             with torch.no_grad():
-                routing.samples.teacher = self.gate_logits(rows, layout, keys, self.gate.teacher)
-        call = Call(routing if keeps else None, groups, tuple(x.shape for x in rows), allowed, noise, leaf)
-        self._replay.append(call)
-        if not keeps:  # a recomputed forward needs the noise; nobody collects, so the oldest are dropped
-            del self._replay[:-MAX_PENDING_CALLS]
-            return routing
-        self._calls.append(call)
-        if self.constraints and leaf is None and routing.log_weights.requires_grad:
-            routing.log_weights.register_hook(CollectedBeforeBackward(self, call))
+                routing.samples.teacher = self.gate_logits(rows, layout, keys, distilled.teacher)
+        shapes = tuple(x.shape for x in rows)
+        refusal = uncollected(self.label, self.constraints.values())
+        self.step.keep(Call(routing if self._collects else None, groups, shapes, allowed, noise, leaf, refusal))
         return routing
 
     def _recompute(self, logits: Tensor, rows: Sequence[Tensor], layout: RowLayout) -> Routing:
         """Repeats a checkpointed forward inside backward: same noise, same choice, not counted again."""
-        shapes = tuple(x.shape for x in rows)
-        matching = [i for i, call in enumerate(self._replay) if call.shapes == shapes]
-        if not matching:
+        call = self.step.recall(tuple(x.shape for x in rows))
+        if call is None:
             if self.constraints or self.noise is not None:
                 raise RuntimeError(
                     f'{self.label}: backward repeats a checkpointed forward of an earlier step, whose noise and '
                     'constraints are gone. Run backward once per step, before the next forward'
                 )
-            logits = self._in_training(logits, None, rows, layout)
-            return self._decide(logits, self._groups(layout, logits.device))[0]
-        call = self._replay.pop(matching[-1])  # backward runs from the last call to the first
-        if self.constraints and not call.collected:
-            raise self.uncollected()
-        logits = self._in_training(logits, call.noise, rows, layout)
+            return self._decide(self._annealed(logits, None, rows, layout), self._groups(layout, logits.device))[0]
+        logits = self._annealed(logits, call.noise, rows, layout)
         if call.leaf is not None and call.leaf.grad is not None and logits.requires_grad:
             passed_on = call.leaf.grad
             logits.register_hook(lambda gradient: gradient + passed_on)
         return self._decide(logits, call.groups, call.allowed)[0]
 
+    # -- steps -------------------------------------------------------------------------------------------------
+
+    @property
+    def _collects(self) -> bool:
+        """Whether anyone wants the rows of a step."""
+        return len(self.constraints) + len(self.collected) > 0
+
+    def start_step(self, optimizer_follows: bool | None = None) -> None:
+        """Drops the rows of forwards that belong to no step, such as a forward that was never trained on.
+
+        Args:
+            optimizer_follows: False where no step of the optimizer follows this forward, as in all but the last of
+                those whose gradients are accumulated; None: as was said last.
+        """
+        self.step.forget()
+        if optimizer_follows is not None:
+            self.step.optimizer_follows = optimizer_follows
+
+    def supply(self, kind: str, values: Tensor, per_row: bool = False) -> None:
+        """Gives the step's images or rows what constraints compare them by; dropped when none asks for it.
+
+        Args:
+            kind: what the constraint asks for, such as ``'inputs'``.
+            values: (N, ...) per image of the batch, or (R, ...). In a distributed run (...) is the same everywhere.
+            per_row: whether they belong to the step's rows, in the order of the calls and of
+                :class:`~moe_det.routing.rows.RowLayout`.
+        """
+        if kind in self.constraints.asked:
+            self.step.supplied[kind] = (values, per_row)
+
+    def collect(self) -> dict[str, Tensor]:
+        """Computes the constraints' losses over all rows since the last call, and moves their state.
+
+        In a distributed run every process must call it in every step, also when it had no rows. Where several forwards
+        share an optimizer step (gradient accumulation), the state moves once, in the last one, by the usage of all of
+        them; :meth:`start_step` is told.
+
+        Returns:
+            The auxiliary losses by constraint key, each a scalar with gradient.
+
+        Raises:
+            MoEConfigError: balance inside levels, and the step brought other levels than the layer was built for.
+        """
+        calls, supplied = self.step.close(self.label, self.num_groups)
+        if not self.training or not self._collects:
+            return {}
+        with torch.autocast(self.experts_and_k.device.type, enabled=False):
+            routing = joined(calls, supplied) if calls else self._no_rows()
+            usage = routing.usage  # cached with its gradient, which the updates below do not keep
+            losses = self.constraints.losses(routing, self.annealing.balance)
+            if self.constraints and (whole := self.step.since_update(routing)) is not None:
+                self.constraints.move(whole)
+            if self.collected:
+                self.collected.tell(usage.detached())
+        return losses
+
     def _no_rows(self) -> Routing:
         weight = next(self.gate.parameters())
         return Routing.without_rows(weight, self.num_experts, self.top_k, self.sums_to_one, self.num_groups, self.slots)
+
+    # -- building, moving, loading -----------------------------------------------------------------------------
 
     def take_gate(self, gate: Gate) -> None:
         """Replaces the gate, and the constraints that it brought."""
         for constraint in self.gate.constraints():
             del self.constraints[constraint.key]
         self.gate = gate
-        self._set_constraints(gate.constraints())
+        self.constraints.add(gate.constraints())
 
-    # -- checkpoints -------------------------------------------------------------------------------------------
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, 'intervention': None}
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+    def _apply(self, *args: Any, **kwargs: Any) -> Router:
+        """Moves or converts the module, as ``cuda()`` and ``to()`` do; rows of an unfinished step stay behind."""
+        super()._apply(*args, **kwargs)
+        self.step.move(self.experts_and_k.device)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         check_stored_router(state_dict, prefix, self)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 UNITS = ('level', 'image', 'patch')
-HALO = 1  # pixels of its neighbours that a patch sees, unless more are asked for
+HALO = 1  # pixels of its neighbours that a patch sees, unless more are requested
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a constraint may ask to know of each routing row beside its decision.
+"""What a constraint may need to know about each routing row besides its decision.
 
 A constraint names it in :attr:`~moe_det.routing.constraint.Constraint.samples`; a router whose constraints ask for
 nothing computes and keeps nothing. Shape letters: R rows, N images, D values.
@@ -38,8 +38,8 @@ class RowSamples:
     Attributes:
         images: (R,) position of each row's image in the batch.
         num_images: N.
-        features: (R, C) pooled features, when asked for.
-        teacher: (R, E) logits of the attentive gate, when asked for.
+        features: (R, C) pooled features, when requested.
+        teacher: (R, E) logits of the attentive gate, when requested.
         supplied: kind -> values that the owner of the step supplied, and whether they are (R, ...), one for each row,
             or (N, ...), one for each image.
     """

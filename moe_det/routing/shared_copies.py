@@ -1,6 +1,6 @@
-"""Experts as a common part plus a difference of their own: what all rows teach reaches all copies.
+"""Experts as a common part plus their own difference, so that every row trains every copy.
 
-R independent copies of a dense branch each learn from their own rows alone, R times more slowly. A group with
+R independent copies of a dense branch each learn only from their own rows, R times more slowly. A group with
 ``common`` holds one common set of weights per slot (a group without slots has one) and in ``experts`` the differences;
 expert e computes with their sums. Buffers, such as running statistics, stay each expert's own. The sums can be put in
 place of the differences at any time (:func:`fold_common`); a checkpoint of either form loads into either.

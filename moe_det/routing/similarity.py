@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .constraint import checked_number
+from ..checks import checked_number
 from .distributed import gather_over_ranks
 from .routing import Routing
 from .samples import FEATURES
@@ -69,8 +69,8 @@ class SampleSimilarityConstraint(SoftConstraint):
         weight: float | None = None,
     ) -> None:
         super().__init__(weight)
-        self.beta_s = checked_number(self, 'beta_s', beta_s)
-        self.beta_d = checked_number(self, 'beta_d', beta_d)
+        self.beta_s = checked_number('beta_s', beta_s)
+        self.beta_d = checked_number('beta_d', beta_d)
         for key, value, known in (
             ('distance', distance, DISTANCES),
             ('normalisation', normalisation, NORMALISATIONS),

@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .constraint import Constraint, checked_number
+from ..checks import checked_number
+from .constraint import Constraint
 from .distributed import sum_over_ranks
 from .routing import Routing
 
@@ -35,7 +36,7 @@ class SoftConstraint(Constraint):
 
     def __init__(self, weight: float | None = None) -> None:
         super().__init__()
-        self.weight = checked_number(self, 'weight', self.default_weight if weight is None else weight)
+        self.weight = checked_number('weight', self.default_weight if weight is None else weight)
 
     def extra_repr(self) -> str:
         return f'weight={self.weight:g}'
@@ -58,7 +59,7 @@ class ImportanceConstraint(SoftConstraint):
     Args:
         weight: factor of the loss, >= 0.
         dense: sum the probabilities of all experts, as arXiv 2302.14703 does, instead of the weights of the chosen
-            ones; the two are the same where every expert is mixed.
+            ones; the two agree where every expert is mixed.
     """
 
     key = 'importance'
@@ -130,7 +131,7 @@ class EntropyConstraint(SoftConstraint):
 class ZLossConstraint(SoftConstraint):
     """Mean over rows of (log sum_i exp h_i)^2: keeps gate logits small. Source: ST-MoE, arXiv 2202.08906, eq. 5.
 
-    It says nothing about balance; use it beside another constraint.
+    It does not balance the experts; combine it with another constraint.
     """
 
     key = 'z'

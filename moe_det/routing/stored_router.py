@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def check_stored_router(state_dict: dict[str, Tensor], prefix: str, router: Router) -> None:
     """Refuses a checkpoint of another number of experts, another K, other slots or other weights.
 
-    A gate that is fitted anew may choose another K, with other weights, than the one that it learns from.
+    A student gate may use another K and other weights than the gate that it learns from.
 
     Args:
         state_dict: what is loaded; a router of before this check has nothing to compare.

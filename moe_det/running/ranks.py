@@ -44,7 +44,7 @@ def prepare_ranks(cfg: Config) -> None:
         raise MoEConfigError(f'--launcher {launcher}: several processes on CPUs work with --launcher pytorch only')
     settings = dict((cfg.get('env_cfg') or {}).get('dist_cfg') or {})
     if 'gloo' not in settings.get('backend', 'nccl'):
-        warn('no GPU here: the processes talk through gloo (env_cfg.dist_cfg.backend=gloo says so in the config)')
+        warn('no GPU here: the processes communicate through gloo (in the config: env_cfg.dist_cfg.backend=gloo)')
         settings['backend'] = 'gloo'
     cfg.merge_from_dict({'env_cfg.dist_cfg': settings})
     if not dist.is_initialized():

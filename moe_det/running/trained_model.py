@@ -17,6 +17,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import SequentialSampler, Subset
 
+from ..checks import is_integer
 from ..common.checkpoints import brief, check_checkpoint, read_checkpoint, state_of
 from ..dataset_check.before_run import check_data
 from ..dataset_check.trained_labels import TrainedLabels, trained_labels
@@ -130,7 +131,7 @@ def _fill(model: nn.Module, state: dict[str, torch.Tensor], path: str, config: s
         lines = [line.strip() for line in str(error).splitlines()[1:]]
         raise CheckpointError(f'checkpoint {path} does not match the config {config}: {brief(lines, 2)}') from error
     missing = [key for key in missing if not key.endswith('num_batches_tracked')]
-    # mmdet 2 kept averages beside the weights that were made of them
+    # mmdet 2 kept averages alongside the weights that were made of them
     unexpected = [key for key in unexpected if not key.startswith('ema_')]
     problems = []
     if missing:
@@ -218,7 +219,7 @@ def test_batches(cfg: Config, limit: int | None = None, trained: TrainedLabels |
         MoEConfigError: the config has no test set, or ``limit`` is no positive integer.
         DataError: files of the test set are missing or damaged, or give the classes other labels than the model has.
     """
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+    if limit is not None and not is_integer(limit, 1):
         raise MoEConfigError(f'--limit {limit}: expected an integer >= 1')
     if not isinstance(cfg.get('test_dataloader'), Mapping):
         raise MoEConfigError(f'{cfg.filename}: the config has no test_dataloader')

@@ -1,4 +1,4 @@
-"""One readable message in place of a traceback, for errors that the user can mend."""
+"""One readable message in place of a traceback, for errors that the user can fix."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _UNEXPECTED_KEYWORD = re.compile(r"got an unexpected keyword argument '(\w+)'")
 
 
 def user_message(error: BaseException) -> str | None:
-    """Returns the message of an error that the user can mend, or None for anything that deserves a traceback.
+    """Returns the message of an error that the user can fix, or None for anything that deserves a traceback.
 
     mmengine and torch wrap exceptions: registries and importers raise a new one from the old one, and data loaders
     re-raise a worker's exception with its whole traceback as the message. The original message is what helps.
@@ -40,7 +40,7 @@ def user_message(error: BaseException) -> str | None:
         outer, current = current, current.__cause__ or current.__context__
         implicit = outer.__cause__ is None
         if implicit and (outer.__suppress_context__ or current is None or str(current) not in str(outer)):
-            break  # a bug that happened while an error was handled is no wrapper of that error
+            break  # a bug that happened while an error was handled is not a wrapper of that error
     if isinstance(error, KeyError):
         return _unregistered_name(error)
     if isinstance(error, TypeError):
@@ -115,7 +115,7 @@ def _misfit(error: TypeError) -> str | None:
 
 
 def run_main(main: Callable[[], int | None]) -> int:
-    """Runs a tool and turns the errors that a user can mend into one message.
+    """Runs a tool and turns the errors that a user can fix into one message.
 
     Args:
         main: does the work; what it returns is the exit status, None counts as 0.

@@ -47,21 +47,21 @@ from .size_pictures import add_pictures
 
 @dataclass(frozen=True)
 class AnalysisOptions:
-    """What the tool is asked for.
+    """Options of the size report.
 
     Attributes:
         data_root: folder that replaces the one of the config's data sets.
         cfg_options: changes of the config.
         out_dir: folder of the report.
         settings: of the statistics.
-        area_ranges: sides in pixels that part small, medium and large.
+        area_ranges: limits in pixels between small, medium and large sides.
         limit: only the first so many images.
         device: ``'cpu'``, ``'cuda'`` or None for CUDA where there is one.
         groups: key of the json's images that says which of them belong together, such as ``'video_id'``; None takes
             images as independent.
         force: evaluate forced, knocked out and other numbers of experts.
         layers: look at these layers only; None takes all.
-        figures: write the figures as files beside the page as well.
+        figures: also write the figures as files next to the page.
         launcher: ``'pytorch'`` when torchrun has started several processes that share the images; else ``'none'``.
         command: the command line, for the record.
     """

@@ -12,6 +12,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from ..called import command
+from ..common.atomic_file import write_atomically
 from ..common.checkpoints import latest_checkpoint
 from ..common.console import say
 from ..common.dense_counterpart import dense_counterpart, type_name
@@ -28,10 +29,10 @@ METRICS = ('bbox_mAP', 'bbox_mAP_s', 'bbox_mAP_m', 'bbox_mAP_l')
 IMAGE = (256, 256)  # height and width for which multiply-adds are counted
 
 
-def run_demo(config: str, work_dir: str, data_root: str, train: int, val: int) -> dict:
+def run_demo(config: str, work_dir: str, data_root: str, train: int, val: int, epochs: int | None = None) -> dict:
     """Makes the data, trains, evaluates, analyses, and prints and writes a summary; keeps whatever is already there.
 
-    The same detector without experts is trained and evaluated beside it, so that the AP of the one can be judged.
+    The same detector without experts is trained and evaluated too, as a baseline for the AP.
 
     Args:
         config: config file to train.
@@ -39,11 +40,12 @@ def run_demo(config: str, work_dir: str, data_root: str, train: int, val: int) -
         data_root: folder of the shapes; made when it is not there.
         train: number of training images.
         val: number of images to evaluate and to analyse.
+        epochs: of each training; None takes the config's.
 
     Returns:
         The contents of ``summary.json``: ``bbox_mAP`` and its size parts, ``train_seconds``, ``config``,
         ``checkpoint``, ``utilisation`` per layer, ``dense`` with the same of the detector without experts, and
-        ``multiply_adds_over_dense``. The report on size specialisation lies beside it.
+        ``multiply_adds_over_dense``. The report on size specialisation is in the same folder.
 
     Raises:
         MoEDetError: the data cannot be made, or the config does not fit.
@@ -51,6 +53,8 @@ def run_demo(config: str, work_dir: str, data_root: str, train: int, val: int) -
     say(f'1/4 data: {data_root}')
     make_shapes_data(data_root, train=train, val=val)
     cfg = load_config(config, data_root=data_root, work_dir=work_dir, seed=0)  # the same demo each time
+    if epochs is not None:
+        _train_for(cfg, epochs)
     check_data(cfg, ('train', 'test'))
     folder = Path(work_dir)
     mixed = _Run(cfg, folder, 'experts', f'{train} {val}')
@@ -64,6 +68,14 @@ def run_demo(config: str, work_dir: str, data_root: str, train: int, val: int) -
     report = _analysed(config, data_root, mixed)
     say(_report(summary, folder, data_root, report))
     return summary
+
+
+def _train_for(cfg: Config, epochs: int) -> None:
+    """Sets the number of epochs, and lets the schedule end with them, in place."""
+    for scheduler in cfg.get('param_scheduler') or []:
+        if scheduler.get('by_epoch', True) and scheduler.get('end') == cfg.train_cfg.max_epochs:
+            scheduler.end = epochs
+    cfg.train_cfg.max_epochs = epochs
 
 
 def _without_experts(cfg: Config, folder: Path) -> Config:
@@ -91,7 +103,7 @@ def _stored(path: Path, fingerprint: str) -> dict | None:
 
 
 def _store(path: Path, result: dict) -> None:
-    path.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
+    write_atomically(path, json.dumps(result, indent=2) + '\n')
 
 
 @dataclass

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from pathlib import Path
-
 import torch
 from tqdm import tqdm
 
-from ..analysis.health import FEWEST_ROWS, HealthLimits, LayerHealth, health_report, health_table, judge_layer
-from ..common.console import say
+from ..analysis.health import HealthLimits, LayerHealth, health_report, health_table, judge_layer
+from ..analysis.usage import FEWEST_ROWS
+from ..common.console import say, write_result
 from ..errors import DataError, MoEConfigError
 from ..routing.records import UsageRecorder
 from ..routing.router import find_routers
-from ..routing.routing import Routing, Usage
-from ..routing.rows import RowLayout
 from ..running.launch import load_config
 from ..running.trained_model import load_trained_model, test_batches
 
 HEALTHY, COLLAPSED = 0, 1
-
-
-class GroupUsageRecorder(UsageRecorder):
-    """Like UsageRecorder, with the sums of each balance group (level) kept apart."""
-
-    def receive(self, layer: str, routing: Routing, layout: RowLayout) -> None:
-        usage = routing.local_usage()
-        usage = Usage(*(getattr(usage, f.name).detach() for f in dataclasses.fields(usage)))
-        self.usage[layer] = self.usage[layer] + usage if layer in self.usage else usage
 
 
 def check_health(
@@ -71,7 +57,7 @@ def check_health(
         what = 'experts' if all(router.slots == 1 for router in routers.values()) else 'experts or copies of a shard'
         raise MoEConfigError(f'--min-living {min_living}: a layer has {fewest} {what}, so no checkpoint could pass')
     batches = test_batches(cfg, limit, model.trained_labels)
-    with GroupUsageRecorder(model) as recorder, torch.no_grad():
+    with UsageRecorder(model) as recorder, torch.no_grad():
         for _, batch in tqdm(batches, desc='images', unit='batch', disable=None):
             model.test_step(batch)
     layers = [
@@ -85,19 +71,9 @@ def check_health(
         raise DataError('no image reached a MoE layer')
     about = {'config': str(config), 'checkpoint': checkpoint, 'images': batches.num_images}
     report = health_report(layers, limits, about)
-    _write(json_file, report)
+    write_result('--json', json_file, report)
     say(health_table(layers))
     return _verdict(layers, report['problems'], batches.num_images)
-
-
-def _write(path: str | None, report: dict) -> None:
-    if path is None:
-        return
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')
-    except OSError as error:
-        raise MoEConfigError(f'--json {path}: cannot be written: {error.strerror}') from error
 
 
 def _verdict(layers: list[LayerHealth], problems: list[str], images: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from ..dataset_check.coco_file import read_json
+from ..analysis.coco_json import read_json
 from ..errors import DataError
 
 
@@ -20,7 +20,7 @@ def image_groups(path: str, key: str, image_ids: Sequence[Hashable]) -> list[Has
         The group of each image.
 
     Raises:
-        DataError: an image has no such key, or its value is no integer and no text, or all images are one group.
+        DataError: an image has no such key, or its value is not an integer and no text, or all images are one group.
     """
     entries = {entry['id']: entry for entry in read_json(path).get('images', [])}
     groups = [entries[image_id].get(key) for image_id in image_ids]

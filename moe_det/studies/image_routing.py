@@ -14,11 +14,12 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.model import BaseModel
 from torch import nn
 
+from ..analysis.coco_json import read_json
+from ..analysis.ground_truth import checked_area
 from ..analysis.patches import patch_cells
 from ..common.config_edit import split_datasets
 from ..common.console import near, say
 from ..dataset_check.before_run import check_data
-from ..dataset_check.coco_file import read_json
 from ..dataset_check.dataset_paths import annotation_file, dataset_class
 from ..dataset_check.labels import config_classes
 from ..errors import DataError, MoEConfigError
@@ -109,7 +110,7 @@ def route_image(
         cfg: its config.
         path: the image file.
         score_thr: least score of the detections that are kept.
-        truths: ground truth to draw beside them.
+        truths: ground truth to draw as well.
     """
     # read as the test pipeline reads it, which turns pictures as their EXIF data says
     pixels = mmcv.imread(path)
@@ -165,7 +166,7 @@ def _detections(result, score_thr: float, model: nn.Module, cfg: Config) -> Boxe
         f'{classes[label] if label < len(classes) else label} {score:.2f}'
         for label, score in zip(kept.labels.tolist(), kept.scores.tolist(), strict=True)
     ]
-    # COCO takes the box's area for detections, also where ground truths have masks
+    # COCO takes the box's area for detections, even where ground truths have masks
     areas = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
     return Boxes(corners, areas, labels)
 
@@ -209,15 +210,12 @@ def _annotated(ann_file: str, wanted: str | int | Path, folder: str = '') -> tup
     image = entries[0]
     names = {category['id']: str(category['name']) for category in content.get('categories', [])}
     objects = [a for a in content['annotations'] if a['image_id'] == image['id'] and not a.get('iscrowd')]
-    for annotation in objects:
-        if not isinstance(annotation.get('area'), (int, float)):
-            raise DataError(
-                f"{ann_file}: annotation {annotation.get('id')} has no 'area', which decides about the size"
-            )
     boxes = np.array([a['bbox'] for a in objects], dtype=float).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     labels = [names.get(a['category_id'], str(a['category_id'])) for a in objects]
-    return os.path.join(folder, image['file_name']), Boxes(boxes, np.array([a['area'] for a in objects], float), labels)
+    return os.path.join(folder, image['file_name']), Boxes(
+        boxes, np.array([checked_area(ann_file, a) for a in objects]), labels
+    )
 
 
 def _named(images: list[dict], path: Path) -> list[dict]:

@@ -21,7 +21,7 @@ from ..analysis.comparison import RunResult, compare, comparison_dict, compariso
 from ..analysis.ground_truth import GroundTruth
 from ..common.checkpoints import check_checkpoint, file_sha256, latest_checkpoint, read_checkpoint
 from ..common.config_edit import is_remote
-from ..common.console import say, warn
+from ..common.console import say, warn, write_result
 from ..cost.model_cost import count_macs, experts_in_words, parameter_counts
 from ..dataset_check.dataset_paths import annotation_file
 from ..errors import DataError, MoEConfigError
@@ -73,7 +73,7 @@ def parse_run(text: str) -> RunSpec:
             raise MoEConfigError(f'{text}: no training has saved a checkpoint there (no file last_checkpoint)')
         return RunSpec(name.strip(), str(configs[0]), checkpoint)
     if match is None:
-        raise MoEConfigError(f'{text}: there is no folder {where}; expected NAME=WORK_DIR or NAME=CONFIG:CHECKPOINT')
+        raise MoEConfigError(f'{text}: there is not a folder {where}; expected NAME=WORK_DIR or NAME=CONFIG:CHECKPOINT')
     return RunSpec(name.strip(), match['config'], check_checkpoint(match['checkpoint'], text))
 
 
@@ -97,7 +97,7 @@ def compare_runs(
         cfg_options: changes of every config.
 
     Raises:
-        MoEDetError: a run cannot be found or evaluated, or the runs are no fair comparison.
+        MoEDetError: a run cannot be found or evaluated, or the runs cannot be compared fairly.
     """
     specs = [parse_run(text) for text in runs]
     configs = [load_config(spec.config, cfg_options, data_root) for spec in specs]
@@ -113,21 +113,12 @@ def compare_runs(
             warn(f'{row.name}: two of the checkpoints were trained with the same seed ({", ".join(map(str, seeds))})')
     text = comparison_markdown(rows)
     for path in out:
-        as_json = json.dumps(comparison_dict(rows), indent=2)
-        _write(Path(path), as_json if path.endswith('.json') else text)
+        write_result('--out', path, comparison_dict(rows) if path.endswith('.json') else text)
     say(f'\n{text}')
 
 
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + '\n', encoding='utf-8')
-    except OSError as error:
-        raise MoEConfigError(f'--out {path}: cannot be written: {error.strerror}') from error
-
-
 def evaluate_run(spec: RunSpec, cfg: Config, device: str | None = None, fresh: bool = False) -> RunResult:
-    """Evaluates a checkpoint on the test set, or takes the result stored beside it if nothing has changed since.
+    """Evaluates a checkpoint on the test set, or reuses the result stored next to it if nothing has changed since.
 
     Args:
         spec: the run.
@@ -213,7 +204,7 @@ def _first_image(batches: TestBatches) -> dict:
 def _average_precision(model: BaseModel, batches: TestBatches, annotations: str) -> dict[str, float | None]:
     category_ids = getattr(batches.dataset, 'cat_ids', None)
     if not category_ids:
-        raise DataError('the test set is no CocoDataset: average precision by size needs COCO categories and areas')
+        raise DataError('the test set is not a CocoDataset: average precision by size needs COCO categories and areas')
     image_ids: list[Hashable] = []
     tables = []
     for ids, batch in tqdm(batches, desc='images', unit='batch', disable=None):

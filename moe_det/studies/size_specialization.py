@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ..analysis.comparison import refuse_equal
 from ..analysis.seeds_summary import across_seeds
+from ..common.atomic_file import write_atomically
 from ..common.checkpoints import check_checkpoint, weights_sha256
 from ..common.console import local_rank, say
 from ..common.share import Share
@@ -33,7 +33,7 @@ def analyse(config: str, checkpoints: Sequence[str], options: AnalysisOptions) -
     Args:
         config: config file.
         checkpoints: files or URLs.
-        options: what is asked for.
+        options: of the report.
 
     Returns:
         The results of the first checkpoint, as ``size_specialization.json`` has them; None in processes of another rank
@@ -89,10 +89,7 @@ def _writable(folder: Path) -> None:
 
 
 def _write(results: dict, folder: Path, figures: bool) -> None:
-    text = json.dumps(results, indent=1, allow_nan=False)
-    draft = folder / (RESULTS_NAME + '.part')
-    draft.write_text(text + '\n', encoding='utf-8')
-    os.replace(draft, folder / RESULTS_NAME)
+    write_atomically(folder / RESULTS_NAME, json.dumps(results, indent=1, allow_nan=False) + '\n')
     if figures:
         write_figures(results, folder)
     write_report(results, folder)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
-from mmengine.model import is_model_wrapper
-
 from ..common.checkpoints import check_checkpoint, file_sha256
-from ..common.console import say
+from ..common.console import say, write_result
+from ..common.runner_parts import plain_model
 from ..dataset_check.before_run import check_data
 from ..errors import MoEConfigError
 from ..probing.conditions import with_top_k
@@ -63,7 +60,7 @@ def sweep_top_k(
         if router.slots > 1:
             raise MoEConfigError(
                 f'{config}: {name} has {router.slots} shards of {router.copies} copies: every row runs one copy of '
-                'each shard, so there is no number of experts to change'
+                'each shard, so there is not a number of experts to change'
             )
     trained = {name: dict(top_k=r.top_k, num_experts=r.num_experts) for name, r in routers.items()}
     most = max(layer['num_experts'] for layer in trained.values())
@@ -77,7 +74,7 @@ def sweep_top_k(
     with tempfile.TemporaryDirectory() as folder:
         cfg.work_dir = folder
         runner = build_runner(cfg)
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = plain_model(runner)
         for k in top_k or range(1, most + 1):
             own = all(min(k, layer['num_experts']) == layer['top_k'] for layer in trained.values())
             with intervene(model, with_top_k(model, k).interventions):
@@ -90,7 +87,7 @@ def sweep_top_k(
         'trained': trained,
     }
     found['results'] = results
-    write_json(json_file, found)
+    write_result('--json', json_file, found)
     say(sweep_table(found))
     return found
 
@@ -99,21 +96,6 @@ def _numbers(metrics: Mapping[str, object]) -> dict[str, float]:
     return {
         key: float(value) for key, value in metrics.items() if isinstance(value, Real) and not isinstance(value, bool)
     }
-
-
-def write_json(path: str | None, content: dict) -> None:
-    """Writes a result where ``--json`` says.
-
-    Raises:
-        MoEConfigError: the file cannot be written.
-    """
-    if path is None:
-        return
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
-    except OSError as error:
-        raise MoEConfigError(f'--json {path}: cannot be written: {error.strerror}') from error
 
 
 def sweep_table(found: Mapping) -> str:

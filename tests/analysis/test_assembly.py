@@ -11,7 +11,8 @@ from moe_det.analysis.assembly import conclude, layer_results
 from moe_det.analysis.ground_truth import GroundTruth
 from moe_det.analysis.inputs import Analysed, LayerInfo, Settings
 from moe_det.analysis.swap_results import Donors
-from moe_det.probing.findings import NO_ROW, Findings, LayerFindings
+from moe_det.analysis.units import NO_ROW
+from moe_det.probing.findings import Findings, LayerFindings
 
 IMAGES, LEVELS, EXPERTS = 60, 3, 2
 SETTINGS = Settings(permutations=199, bootstrap=0, swaps=0, random_gates=40)
@@ -81,7 +82,7 @@ def analysed(world, experts=None, matched=None, without_levels=False, by_image=F
     matches = np.arange(objects)
     if matched is not None:
         matches[matched:] = -1
-    reason = 'the detector has no dense head of its own' if without_levels else None
+    reason = 'the detector has no one-stage head' if without_levels else None
     given = Analysed(
         findings, matches, truth, {}, None, {}, NOT_RUN, {'detection': reason, 'training': reason}, None, SETTINGS
     )
@@ -158,5 +159,5 @@ def test_objects_without_a_level(world):
     assert numbers['verdict'] == 'undetermined' and 'no level of a pyramid' in numbers['sentence']
     assert numbers['relative_size'] is None and numbers['random_gates'] is None
     assert 'no level of a pyramid' in numbers['random_gates_reason']
-    assert numbers['units']['detection'] == {'unavailable': 'the detector has no dense head of its own'}
+    assert numbers['units']['detection'] == {'unavailable': 'the detector has no one-stage head'}
     assert numbers['main_unit'] == 'training' and numbers['levels'] == []

@@ -123,7 +123,7 @@ def test_unrelated_seeds_are_hardly_ever_established(world, experts):
     alarms = sum(agreement_p_value(preferences, draws=199) <= 0.05 for preferences in worlds)
     assert alarms <= 33  # P(more) < 0.002 where each has 5 % (20 expected, standard deviation 4.4)
     assert alarms >= 5  # nor is the test so strict that nothing could pass
-    if experts < 8:  # that all pairs correlate by more than 0.5 is no evidence
+    if experts < 8:  # that all pairs correlate by more than 0.5 is not evidence
         assert np.mean([lowest_correlation(preferences) > 0.5 for preferences in worlds[:60]]) > 0.25
 
 

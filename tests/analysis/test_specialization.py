@@ -517,21 +517,6 @@ def test_output():
     text = str(result)
     for part in ('size-sorted', f'{result.mi_given_level_bits:.4f} bits', 'p 0.002 (499', 'small', 'large'):
         assert part in text
-    assert 'forced experts agree' in str(result.with_counterfactual(True))
-    assert 'forced experts contradict' in str(result.with_counterfactual(False))
-
-
-def test_figure(tmp_path):
-    image, level, size = scenes(20)
-    result = measure(image, level, random_rows(image, level), np.where(size == 1, 0, size), bootstrap=0)
-    figure = result.plot()
-    panels = [axis for axis in figure.axes if axis.get_title()]
-    assert [axis.get_title() for axis in panels] == ['all levels', 'levels', 'level 0', 'level 1', 'level 2']
-    shown = np.asarray(panels[0].images[0].get_array())
-    np.testing.assert_allclose(shown[:, 0], result.expert_by_size[:, 0] / result.expert_by_size[:, 0].sum())
-    assert np.isnan(shown[:, 1]).all()  # no medium object
-    figure.savefig(tmp_path / 'figure.png', dpi=40)
-    assert (tmp_path / 'figure.png').stat().st_size > 1000
 
 
 def test_two_slots_that_decide_alike_measure_as_one():

@@ -7,38 +7,20 @@ import json
 import logging
 import math
 import shutil
-import sys
 import weakref
-from pathlib import Path
 
 import pytest
+import reproduce_expert_specialization as benchmark
+from mixtures import page as pages
+from mixtures import published
+from mixtures import runs as trainings
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
-from small_images import write_mnist
+from small_files import write_mnist
 
 from moe_det.routing.router import Router
 from moe_det.running.launch import load_config
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / 'benchmarks'
-MODULES = (
-    'reproduce_expert_specialization',
-    'expert_specialization_runs',
-    'expert_specialization_page',
-    'expert_specialization_published',
-    'reproduce_soft_vs_hard',
-    'soft_vs_hard_page',
-    'command_runs',
-)
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """Imports a script as it imports its neighbours."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    for name in MODULES:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    return __import__
 
 
 def run_of(row: str, seed: int, test_error: float, data_set: str = 'fashion_mnist', **changes) -> dict:
@@ -69,9 +51,8 @@ def cells(page: str, start: str) -> list[str]:
     return [cell.strip() for cell in line.strip('|').split('|')]
 
 
-def test_page_sets_means_beside_those_of_the_authors_and_leaves_rows_empty(load):
-    page = load('expert_specialization_page').page
-    full, reduced = page(RUNS).split('## Reduced runs: 1 of 20 epochs')
+def test_page_sets_means_beside_those_of_the_authors_and_leaves_rows_empty():
+    full, reduced = pages.page(RUNS).split('## Reduced runs: 1 of 20 epochs')
     mnist, fashion = full.split('### Fashion-MNIST')
     # errors .100 and .106, I(E;Y) 1.9 and 2.2; the authors' runs of this row are not public
     assert cells(fashion, 'original gate') == [
@@ -95,14 +76,13 @@ def test_page_sets_means_beside_those_of_the_authors_and_leaves_rows_empty(load)
     assert '10 s on average (8 s' in full.replace('\n', ' ')
 
 
-def test_disagreements_are_told_from_the_numbers(load):
-    module = load('expert_specialization_page')
+def test_disagreements_are_told_from_the_numbers():
     # one run of ours is no mean: .104 > .096 + .008, and nothing to say about .090 < .103
     similarity = (
         'attentive + similarity: test error .104, in the table .096 ± .008, the best by train error of 140 runs.'
     )
-    assert module.disagreements('fashion_mnist', module.by_row(RUNS[:-1])) == [similarity]
-    assert module.disagreements('mnist', module.by_row(RUNS[:-1])) == []
+    assert pages.disagreements('fashion_mnist', pages.by_row(RUNS[:-1])) == [similarity]
+    assert pages.disagreements('mnist', pages.by_row(RUNS[:-1])) == []
 
 
 @pytest.mark.parametrize(
@@ -115,24 +95,21 @@ def test_disagreements_are_told_from_the_numbers(load):
         ((0.098586, 0.101414), 'ours are lower (-2.3 standard errors); we do not know the reason.'),
     ],
 )
-def test_means_are_compared_in_standard_errors(errors, verdict, load):
-    module = load('expert_specialization_page')
+def test_means_are_compared_in_standard_errors(errors, verdict):
     runs = [run_of('attentive_importance', seed, error) for seed, error in enumerate(errors)]
-    (sentence,) = module.disagreements('fashion_mnist', module.by_row(runs))
+    (sentence,) = pages.disagreements('fashion_mnist', pages.by_row(runs))
     assert sentence.endswith(f"The authors' ten runs at this setting have .105 on average: {verdict}")
 
 
-def test_a_row_whose_runs_are_not_public_says_so(load):
-    module = load('expert_specialization_page')
+def test_a_row_whose_runs_are_not_public_says_so():
     runs = [run_of('original', 0, 0.115), run_of('original', 1, 0.116)]  # .104 + .006
-    (sentence,) = module.disagreements('fashion_mnist', module.by_row(runs))
+    (sentence,) = pages.disagreements('fashion_mnist', pages.by_row(runs))
     assert sentence.endswith("of 10 runs. The authors' runs at this setting are not public.")
 
 
-def test_targets(load):
-    module = load('expert_specialization_page')
+def test_targets():
     mnist, fashion, mnist_means, means, importance, similarity, mnist_used, used = (
-        verdict for _, verdict in module.targets(module.by_row(RUNS[:-1]))
+        verdict for _, verdict in pages.targets(pages.by_row(RUNS[:-1]))
     )
     # no row that the authors' runs are known of has two seeds
     assert mnist == mnist_used == mnist_means == means == 'not run' and (importance, similarity) == ('met', 'not met')
@@ -140,13 +117,12 @@ def test_targets(load):
         'not met (not met: attentive + similarity / not run: original + similarity; attentive gate'
     )
     assert used.startswith('not met (not met: attentive + similarity / not run:')
-    published = load('expert_specialization_published')
     every = [
         run_of(row, 0, of_table.test_error + of_table.std - 1e-4, data_set)
         for data_set, rows in published.PUBLISHED.items()
         for row, of_table in rows.items()
     ]
-    assert [v for _, v in module.targets(module.by_row(every))] == ['met'] * 2 + ['not run'] * 2 + ['met'] * 4
+    assert [v for _, v in pages.targets(pages.by_row(every))] == ['met'] * 2 + ['not run'] * 2 + ['met'] * 4
     # two seeds without spread: the error of the mean is theirs alone, deviation / sqrt(10)
     for errors, word in ((1.9, 'met'), (2.1, 'not met')):
         runs = [
@@ -155,24 +131,23 @@ def test_targets(load):
             for row, theirs in rows.items()
             for seed in (0, 1)
         ]
-        verdicts = [v.split(' (')[0] for text, v in module.targets(module.by_row(runs)) if 'ten runs' in text]
+        verdicts = [v.split(' (')[0] for text, v in pages.targets(pages.by_row(runs)) if 'ten runs' in text]
         assert verdicts == [word] * 2
-    assert {v for _, v in module.targets({})} == {'not run'}
+    assert {v for _, v in pages.targets({})} == {'not run'}
 
 
-def test_changes_fit_the_configs(load):
-    runs, page = load('expert_specialization_runs'), load('expert_specialization_page')
-    for data_set in load('expert_specialization_published').DATA_SETS:
-        for row in [*page.ROWS, *page.TWENTY]:
-            config, changes = runs.CHANGES.get(row, (row, {}))
-            constraint = load_config(runs.CONFIGS / f'{data_set}_{config}.py', changes).model.moe.get('constraint')
+def test_changes_fit_the_configs():
+    for data_set in published.DATA_SETS:
+        for row in [*pages.ROWS, *pages.TWENTY]:
+            config, changes = trainings.CHANGES.get(row, (row, {}))
+            constraint = load_config(trainings.CONFIGS / f'{data_set}_{config}.py', changes).model.moe.get('constraint')
             if row.endswith('_pairs'):
                 assert (constraint.normalisation, constraint.distance_scale) == ('pairs', 'largest')
     # the weights that the published distilled rows start from
-    config, changes = runs.SOURCES['mnist', 'distilled_importance']
-    assert load_config(runs.CONFIGS / f'mnist_{config}.py', changes).model.moe.constraint.weight == 0.4
-    config, changes = runs.SOURCES['mnist', 'distilled_similarity']
-    assert load_config(runs.CONFIGS / f'mnist_{config}.py', changes).model.moe.constraint.beta_d == 0.001
+    config, changes = trainings.SOURCES['mnist', 'distilled_importance']
+    assert load_config(trainings.CONFIGS / f'mnist_{config}.py', changes).model.moe.constraint.weight == 0.4
+    config, changes = trainings.SOURCES['mnist', 'distilled_similarity']
+    assert load_config(trainings.CONFIGS / f'mnist_{config}.py', changes).model.moe.constraint.beta_d == 0.001
 
 
 @pytest.fixture
@@ -187,8 +162,7 @@ def words(tmp_path) -> list[str]:
     return [str(word) for key, value in places.items() for word in (f'--{key}', value)] + ['--data-sets', 'mnist']
 
 
-def test_rows_are_trained_once_seed_by_seed(load, words, tmp_path, capsys, monkeypatch):
-    benchmark = load('reproduce_expert_specialization')
+def test_rows_are_trained_once_seed_by_seed(words, tmp_path, capsys, monkeypatch):
     rows = ['distilled_similarity', 'original_similarity_pairs', 'single']
     words += ['--epochs', '1', '--rows', *rows, '--seeds']
     assert benchmark.main([*words, '0']) == 0
@@ -209,7 +183,7 @@ def test_rows_are_trained_once_seed_by_seed(load, words, tmp_path, capsys, monke
     def no_run(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules['expert_specialization_runs'].Bench, '_train', no_run)
+    monkeypatch.setattr(trainings.Bench, '_train', no_run)
     shutil.rmtree(tmp_path / 'w')
     assert benchmark.main([*words, '0']) == 0  # the record has them
     assert benchmark.main([*words, '0', '1']) == 130
@@ -217,8 +191,7 @@ def test_rows_are_trained_once_seed_by_seed(load, words, tmp_path, capsys, monke
     assert json.loads((tmp_path / 'r.json').read_text())['runs'] == runs
 
 
-def test_runs_of_another_config_are_dropped(load, words, tmp_path, capsys):
-    benchmark = load('reproduce_expert_specialization')
+def test_runs_of_another_config_are_dropped(words, tmp_path, capsys):
     words += ['--epochs', '1', '--rows', 'single', '--seeds', '0']
     assert benchmark.main(words) == 0
     record = json.loads((tmp_path / 'r.json').read_text())
@@ -231,27 +204,24 @@ def test_runs_of_another_config_are_dropped(load, words, tmp_path, capsys):
     assert [(run['row'], run['seed']) for run in runs] == [('single', 0), ('single', 1)]
 
 
-def test_settings_follow_the_config_its_changes_and_the_source(load, monkeypatch):
-    runs = load('expert_specialization_runs')
+def test_settings_follow_the_config_its_changes_and_the_source(monkeypatch):
     rows = ['attentive_similarity', 'attentive_similarity_pairs', 'distilled_similarity', 'twenty_distilled']
-    first = [runs.fingerprint_of('mnist', row) for row in rows]
-    assert len(set(first)) == len(rows) and first == [runs.fingerprint_of('mnist', row) for row in rows]
-    monkeypatch.setitem(runs.SOURCES, ('mnist', 'distilled_similarity'), ('attentive_similarity', {}))
-    assert [runs.fingerprint_of('mnist', row) == old for row, old in zip(rows, first, strict=True)] == [
+    first = [trainings.fingerprint_of('mnist', row) for row in rows]
+    assert len(set(first)) == len(rows) and first == [trainings.fingerprint_of('mnist', row) for row in rows]
+    monkeypatch.setitem(trainings.SOURCES, ('mnist', 'distilled_similarity'), ('attentive_similarity', {}))
+    assert [trainings.fingerprint_of('mnist', row) == old for row, old in zip(rows, first, strict=True)] == [
         True, True, False, True
     ]  # fmt: skip
 
 
-def test_twenty_experts_are_distilled_twice_from_one_run(load, words, tmp_path, capsys, monkeypatch):
-    benchmark, page = load('reproduce_expert_specialization'), load('expert_specialization_page')
-    runs = load('expert_specialization_runs')
-    made, build = [], runs.launch.build_runner
-    monkeypatch.setattr(runs.launch, 'build_runner', lambda cfg: made.append(cfg) or build(cfg))
-    args = benchmark.parse_args([*words, '--rows', *page.TWENTY, '--seeds', '0', '--epochs', '1'])
-    assert benchmark.chains(args) == [('mnist', list(page.TWENTY), 0)]
+def test_twenty_experts_are_distilled_twice_from_one_run(words, tmp_path, capsys, monkeypatch):
+    made, build = [], trainings.launch.build_runner
+    monkeypatch.setattr(trainings.launch, 'build_runner', lambda cfg: made.append(cfg) or build(cfg))
+    args = benchmark.parse_args([*words, '--rows', *pages.TWENTY, '--seeds', '0', '--epochs', '1'])
+    assert benchmark.chains(args) == [('mnist', list(pages.TWENTY), 0)]
     benchmark.work(args)
     lines = [line for line in capsys.readouterr().out.splitlines() if 'training' in line]
-    assert [line.split(', ')[1] for line in lines] == list(page.TWENTY)
+    assert [line.split(', ')[1] for line in lines] == list(pages.TWENTY)
     assert [cfg.model.moe.num_experts for cfg in made] == [20] * 3
     assert [cfg.model.moe.gate.get('kl_weight') for cfg in made] == [None, 0.0, 1.0]
     assert len({str(cfg.load_from) for cfg in made[1:]}) == 1 and 'twenty_attentive' in made[1].load_from
@@ -259,18 +229,16 @@ def test_twenty_experts_are_distilled_twice_from_one_run(load, words, tmp_path, 
     assert [line.split(' | ')[1] for line in text.splitlines() if line.startswith('| ')][1:] == ['1'] * 3
 
 
-def test_missing_data_are_one_message(load, words, tmp_path, capsys):
-    benchmark = load('reproduce_expert_specialization')
+def test_missing_data_are_one_message(words, tmp_path, capsys):
     words[1] = str(tmp_path / 'nowhere')
     assert benchmark.main([*words, '--rows', 'single']) == 2
     assert 'error: train_dataloader.dataset' in capsys.readouterr().err
 
 
-def test_runs_in_one_process_leave_nothing_behind(load, tmp_path, monkeypatch):
+def test_runs_in_one_process_leave_nothing_behind(tmp_path, monkeypatch):
     write_mnist(tmp_path)
-    runs = load('expert_specialization_runs')
     alive = weakref.WeakSet()
-    build = runs.launch.build_runner
+    build = trainings.launch.build_runner
 
     def watched(cfg) -> Runner:
         runner = build(cfg)
@@ -278,8 +246,8 @@ def test_runs_in_one_process_leave_nothing_behind(load, tmp_path, monkeypatch):
         alive.update(module for module in runner.model.modules() if isinstance(module, Router))
         return runner
 
-    monkeypatch.setattr(runs.launch, 'build_runner', watched)
-    bench = runs.Bench(str(tmp_path), str(tmp_path / 'w'), 1, 'python x')
+    monkeypatch.setattr(trainings.launch, 'build_runner', watched)
+    bench = trainings.Bench(str(tmp_path), str(tmp_path / 'w'), 1, 'python x')
     managers = (MessageHub, MMLogger, Visualizer)
 
     def held() -> list:
@@ -292,13 +260,14 @@ def test_runs_in_one_process_leave_nothing_behind(load, tmp_path, monkeypatch):
     again = bench.row('mnist', 'original_importance', 1)
     assert held() == before and not alive
     # a run does not depend on those before it
-    later = runs.Bench(str(tmp_path), str(tmp_path / 'again'), 1, 'python x').row('mnist', 'original_importance', 0)
+    later = trainings.Bench(str(tmp_path), str(tmp_path / 'again'), 1, 'python x').row(
+        'mnist', 'original_importance', 0
+    )
     measures = [key for key in first if key.startswith(('train_', 'test_'))]
     assert [first[key] for key in measures] == [later[key] for key in measures] != [again[key] for key in measures]
 
 
-def test_rows_that_start_from_one_another_stay_in_one_process(load):
-    benchmark = load('reproduce_expert_specialization')
+def test_rows_that_start_from_one_another_stay_in_one_process():
     rows = ['attentive_similarity', 'distilled_similarity', 'distilled_importance']
     # MNIST's distilled rows have sources of their own, Fashion-MNIST's second one starts from the row of the table
     assert benchmark.chains(benchmark.parse_args(['--rows', *rows, '--seeds', '3'])) == [
@@ -308,13 +277,12 @@ def test_rows_that_start_from_one_another_stay_in_one_process(load):
     ]
 
 
-def test_two_processes_find_what_one_finds(load, words, tmp_path, capsys):
-    benchmark = load('reproduce_expert_specialization')
+def test_two_processes_find_what_one_finds(words, tmp_path, capsys):
     words += ['--epochs', '1', '--rows', 'single', 'original']
     assert benchmark.main([*words, '--seeds', '1', '--jobs', '2']) == 0
     runs = json.loads((tmp_path / 'r.json').read_text())['runs']
     assert [run['row'] for run in runs] == ['single', 'original']
-    bench = load('expert_specialization_runs').Bench(str(tmp_path), str(tmp_path / 'alone'), 1, 'python x')
+    bench = trainings.Bench(str(tmp_path), str(tmp_path / 'alone'), 1, 'python x')
     for run in runs:
         assert bench.row('mnist', run['row'], 1)['test_error'] == pytest.approx(run['test_error'], abs=0.05)
         assert run['machine'].endswith(' thread') and '--jobs 2' in run['command']

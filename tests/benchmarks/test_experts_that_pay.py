@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
-import runpy
-import sys
 from math import sqrt
-from pathlib import Path
 
+import experts_that_pay as script
 import pytest
 import torch
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / 'benchmarks'))
-
-from pay import runs  # noqa: E402
-from pay.conclusion import conclusion  # noqa: E402
-from pay.page import page  # noqa: E402
-from pay.readme import NAME, results  # noqa: E402
-from pay.settings import AGAIN, BASELINE, DATA, ROWS, STARTS, TWICE  # noqa: E402
-from pay.statistics import against, paired  # noqa: E402
-from speed.marks import fill  # noqa: E402
+from common import RECORDS, RESULTS, ROOT
+from common.page import fill
+from pay import runs
+from pay.conclusion import conclusion
+from pay.page import page
+from pay.readme import NAME, results
+from pay.settings import AGAIN, BASELINE, DATA, ROWS, STARTS, TWICE
+from pay.statistics import against, paired
 
 MIXTURE = next(name for name, row in ROWS.items() if not row.control)
 
@@ -131,8 +126,8 @@ def test_the_page_holds_every_row_the_lost_ones_too():
 
 
 def test_the_page_is_that_of_the_record_and_the_rows_are_known():
-    record = json.loads((ROOT / 'benchmarks/records/experts_that_pay.json').read_text(encoding='utf-8'))
-    assert (ROOT / 'docs/results/experts_that_pay.md').read_text(encoding='utf-8') == page(record)
+    record = json.loads((RECORDS / 'experts_that_pay.json').read_text(encoding='utf-8'))
+    assert (RESULTS / 'experts_that_pay.md').read_text(encoding='utf-8') == page(record)
     readme = (ROOT / 'README.md').read_text(encoding='utf-8')
     assert readme == fill(readme, NAME, results(record))
     assert {one['name'] for one in record['rows']} <= {*STARTS, *ROWS}
@@ -159,8 +154,7 @@ def test_rows_of_other_images_are_left_aside(monkeypatch):
 
 def test_a_run_without_a_swap_test_keeps_the_one_it_had():
     record = {'rows': [row(MIXTURE, [0.5, 0.6], swap=-0.02)]}
-    script = runpy.run_path(str(ROOT / 'benchmarks' / 'experts_that_pay.py'))
-    script['add'](record, MIXTURE, run(1, 0.7))
+    script.add(record, MIXTURE, run(1, 0.7))
     assert [one['AP'] for one in record['rows'][0]['seeds']] == [0.5, 0.7]
     assert all('swap' in one for one in record['rows'][0]['seeds'])
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import time
 
+import gpu_check
 import pytest
 import torch
-
-from benchmarks import gpu_check
-from benchmarks.gpu import table
-from benchmarks.gpu.report import Report
+from gpu import table
+from gpu.report import Report
 
 
 def test_without_a_gpu_there_is_one_line(tmp_path, monkeypatch, capsys):

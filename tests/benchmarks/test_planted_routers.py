@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import planted_routers
 import pytest
+from planted import detectors, gates, scenes, study, unused, worlds
+from planted.page import _beyond, page
+from planted.routers import EXPERTS, KINDS, planted_truth, row_counts, size_router, strength_for
 from scipy.stats import pearsonr
 
-from benchmarks import planted_routers
-from benchmarks.planted import detectors, gates, scenes, study, unused, worlds
-from benchmarks.planted.page import page
-from benchmarks.planted.routers import EXPERTS, KINDS, planted_truth, row_counts, size_router, strength_for
 from moe_det.analysis import measure_specialization, relative_sizes
 from moe_det.analysis.information import conditional_mutual_information
 from moe_det.errors import DataError
@@ -241,7 +241,7 @@ def tiny_record():
         misuse = case.name == 'each scene four times, without groups'
         if case.section != 'time' and (seen.get(case.section, 0) < wanted or misuse):
             seen[case.section] = seen.get(case.section, 0) + 1
-            record.add(case, study.measure(case, TINY), cases)
+            record.measured(case, study.measure(case, TINY), cases)
     return record
 
 
@@ -266,8 +266,6 @@ def test_page_has_every_section_and_as_many_cells_as_columns(tiny_record):
 
 
 def test_page_names_the_worlds_that_exceed_the_level():
-    from benchmarks.planted.page import _beyond
-
     rates = {'good': study.rate([True] + [False] * 199), 'bad': study.rate([True] * 10 + [False] * 190)}
     assert _beyond(rates) == 'Beyond binomial error above 1 %: bad. Together 2.75 % of all 400.'
     del rates['bad']

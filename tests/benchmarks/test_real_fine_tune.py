@@ -10,9 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.runner import load_checkpoint
-
-from moe_det.routing import find_routers
-from tests.small_models import (
+from small_models import (
     REPOSITORY,
     assert_same_detections,
     batch,
@@ -23,6 +21,8 @@ from tests.small_models import (
     shrink,
     spread_weights,
 )
+
+from moe_det.routing import find_routers
 
 FOLDER = REPOSITORY / 'configs' / 'fine_tune'
 MOE, DENSE = 'retinanet_r18_moe.py', 'retinanet_r18_dense.py'

@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
+from real.folder import read_folder
+from small_files import coco_content
 
 from moe_det.errors import DataError
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / 'benchmarks'))
-
-from real.folder import read_folder  # noqa: E402
 
 
 def content(names: dict[int, str], images: int, without: int | None = None) -> dict:
     """An annotation file whose image i has an object of each category but one."""
-    entries = [{'id': i, 'file_name': f'{i}.jpg', 'width': 64, 'height': 48} for i in range(images)]
-    objects = [(i, category) for i in range(images) for category in names if category != without]
-    return {
-        'info': {'description': 'drawn for a test'},
-        'images': entries,
-        'annotations': [
-            {'id': n, 'image_id': i, 'category_id': category, 'bbox': [1, 2, 9, 9], 'area': 81, 'iscrowd': 0}
-            for n, (i, category) in enumerate(objects)
-        ],
-        'categories': [{'id': category, 'name': name} for category, name in names.items()],
-    }
+    objects = [(i, category, [1, 2, 9, 9]) for i in range(images) for category in names if category != without]
+    return {'info': {'description': 'drawn for a test'}, **coco_content(objects, range(images), names, (64, 48), 'jpg')}
 
 
 def write(folder: Path, train: dict, val: dict) -> Path:
@@ -64,7 +51,7 @@ def test_other_annotations_have_another_digest(tmp_path):
 
 
 def test_folders_in_another_layout_are_named(tmp_path):
-    assert 'is no folder' in refused(tmp_path / 'nowhere')
+    assert 'is not a folder' in refused(tmp_path / 'nowhere')
     folder = write(tmp_path / 'pets', content(NAMES, 4), content(NAMES, 3))
     (folder / 'val2017').rename(folder / 'valid')
     text = refused(folder)

@@ -5,34 +5,30 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import real_images as script
 import torch
+from common import RECORDS, RESULTS
+from common.page import MEASURES
 from mmdet.registry import MODELS
 from mmengine.config import Config
-
-from tests.report.report_example import make_example
-from tests.small_models import mmdet_scope
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / 'benchmarks'))
-
-from real import runs  # noqa: E402
-from real.backbones import BACKBONES, Pretrained  # noqa: E402
-from real.conclusion import conclusion  # noqa: E402
-from real.folder import Folder  # noqa: E402
-from real.intervals import MEASURES, packed  # noqa: E402
-from real.page import page  # noqa: E402
-from real.runs import Plan, cost_of, resampled, summary_of  # noqa: E402
-from real.settings import BASELINE, HEAD_ONLY, SETTINGS, SIZE, START  # noqa: E402
+from real import runs
+from real.backbones import BACKBONES, Pretrained
+from real.conclusion import conclusion
+from real.folder import Folder
+from real.intervals import packed
+from real.page import page
+from real.runs import Plan, cost_of, resampled, summary_of
+from real.settings import BASELINE, HEAD_ONLY, SETTINGS, SIZE, START
+from report.report_example import make_example
+from small_files import coco_content
+from small_models import mmdet_scope
 
 CLASSES = ('a fish', "angler's catch", 'crab')
 WEIGHTS = Pretrained('/nowhere/nanodet.pth', 'abc', 'nanodet.json')
-SCRIPT = runpy.run_path(str(ROOT / 'benchmarks' / 'real_images.py'))
 
 
 def folder(path: Path) -> Folder:
@@ -99,18 +95,9 @@ def test_rows_tell_images_weights_and_schedules_apart(plan):
 def write_truth(path: Path) -> Folder:
     """Four images, each with a small and a large object; ids that are no positions."""
     boxes = ([10, 10, 20, 20], [100, 100, 120, 150])
-    images = [{'id': 10 + i, 'file_name': f'{i}.jpg', 'width': 300, 'height': 300} for i in range(4)]
-    annotations = [
-        {'id': 2 * i + k, 'image_id': 10 + i, 'category_id': 1 + k, 'bbox': box, 'area': box[2] * box[3], 'iscrowd': 0}
-        for i in range(4)
-        for k, box in enumerate(boxes)
-    ]
+    objects = [(10 + i, 1 + k, box) for i in range(4) for k, box in enumerate(boxes)]
+    content = coco_content(objects, range(10, 14), dict(enumerate(CLASSES, start=1)), (300, 300))
     (path / 'annotations').mkdir(parents=True)
-    content = {
-        'images': images,
-        'annotations': annotations,
-        'categories': [{'id': i, 'name': CLASSES[i - 1]} for i in (1, 2, 3)],
-    }
     (path / 'annotations' / 'instances_val2017.json').write_text(json.dumps(content))
     return folder(path)
 
@@ -252,11 +239,8 @@ def test_the_page_holds_every_row_the_lost_ones_too():
 
 
 def test_the_page_is_that_of_the_record_and_the_settings_are_known():
-    path = ROOT / 'benchmarks/records/real_images.json'
-    if not path.is_file():
-        pytest.skip('benchmarks/real_images.py has not been run')
-    kept = json.loads(path.read_text(encoding='utf-8'))
-    assert (ROOT / 'docs/results/real_images.md').read_text(encoding='utf-8') == page(kept)
+    kept = json.loads((RECORDS / 'real_images.json').read_text(encoding='utf-8'))
+    assert (RESULTS / 'real_images.md').read_text(encoding='utf-8') == page(kept)
     assert {one['setting'] for one in kept['rows']} <= set(SETTINGS)
 
 
@@ -264,17 +248,17 @@ def test_rows_that_were_trained_in_another_way_go_and_others_stay(plan):
     mine, other = row('soft', BASE), {**row('soft', BASE), 'data': 'birds'}
     kept = record(mine, other)
     mine['fingerprint'] = plan.fingerprint_of('soft')
-    SCRIPT['drop_outdated'](kept, [plan])
+    script.drop_outdated(kept, [plan])
     assert [one['data'] for one in kept['rows']] == ['fish', 'birds']
-    SCRIPT['drop_outdated'](kept, [dataclasses.replace(plan, epochs=3)])
+    script.drop_outdated(kept, [dataclasses.replace(plan, epochs=3)])
     assert [one['data'] for one in kept['rows']] == ['birds']
 
 
 def test_a_run_without_a_report_keeps_the_one_it_had(plan):
     reports = [{'layers': {}, 'swap': None, 'top_k': []}] * 2
     kept = record(row('soft', [0.2, 0.3], reports=reports))
-    SCRIPT['add'](kept, 'soft', plan, run(1, 0.4))
-    SCRIPT['add'](kept, START, plan, run(0, 0.5))
+    script.add(kept, 'soft', plan, run(1, 0.4))
+    script.add(kept, START, plan, run(0, 0.5))
     assert [one['setting'] for one in kept['rows']] == [START, 'soft']  # in the order of the settings
     assert [one['AP'] for one in kept['rows'][1]['seeds']] == [0.2, 0.4]
     assert all('experts' in one for one in kept['rows'][1]['seeds'])
@@ -284,9 +268,9 @@ def test_a_run_without_a_report_keeps_the_one_it_had(plan):
 def test_bad_input_is_one_message(tmp_path, capsys):
     (tmp_path / 'photographs').mkdir()
     options = ['--record', str(tmp_path / 'record.json'), '--page', str(tmp_path / 'page.md')]
-    code = SCRIPT['main'](['--data-root', str(tmp_path / 'photographs'), '--weights', 'nanodet.json', *options])
+    code = script.main(['--data-root', str(tmp_path / 'photographs'), '--weights', 'nanodet.json', *options])
     text = capsys.readouterr().err
     assert code == 2 and text.startswith('error: ') and 'COCO layout' in text and len(text.splitlines()) == 1
     with pytest.raises(SystemExit):
-        SCRIPT['main'](['--data-root', 'x', '--check-port'])
+        script.main(['--data-root', 'x', '--check-port'])
     assert 'expected --backbone nanodet, its --weights' in capsys.readouterr().err

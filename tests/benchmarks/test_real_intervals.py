@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from math import sqrt
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / 'benchmarks'))
-
-from real.intervals import MEASURES, against, packed, two_way, unpacked  # noqa: E402
+from common.page import MEASURES
+from real.intervals import against, packed, two_way, unpacked
 
 
 def test_values_are_kept_as_text():

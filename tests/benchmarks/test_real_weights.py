@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from real.backbones import BACKBONES, built, pretrained
+from real.networks import BINS, CLASSES, NanoDetG, WholeNanoDetG
+from real.port_check import boxes_of
+from real.weights import OF_HEAD, fill, nanodet_tensors
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision import models
 
 from moe_det.errors import CheckpointError, MoEConfigError
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / 'benchmarks'))
-
-from real.backbones import BACKBONES, built, pretrained  # noqa: E402
-from real.networks import BINS, CLASSES, NanoDetG, WholeNanoDetG  # noqa: E402
-from real.port_check import boxes_of  # noqa: E402
-from real.weights import OF_HEAD, fill, nanodet_tensors  # noqa: E402
 
 
 def image(size: int = 64) -> Tensor:

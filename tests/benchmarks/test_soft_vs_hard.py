@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
+import reproduce_soft_vs_hard as benchmark
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / 'benchmarks'
-
-
-@pytest.fixture
-def benchmark(monkeypatch):
-    """The script, imported as it imports its neighbours."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    for name in ('reproduce_soft_vs_hard', 'soft_vs_hard_page', 'command_runs'):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    import reproduce_soft_vs_hard
-
-    return reproduce_soft_vs_hard
+from moe_det.running.launch import load_config
 
 
 def run_of(setting: str, seed: int, errors: dict[int, float], **changes) -> dict:
@@ -51,7 +39,7 @@ def cells(page: str, start: str) -> list[str]:
     return [cell.strip() for cell in line.strip('|').split('|')]
 
 
-def test_page_has_means_gaps_and_empty_rows(benchmark):
+def test_page_has_means_gaps_and_empty_rows():
     text = benchmark.page(benchmark.grouped(RUNS))
     full, reduced = text.split('## Reduced run:')
     # accuracies 80, 78 / 85, 85 / 86, 86; gaps 6 and 8
@@ -80,7 +68,7 @@ DIRECTIONS = ('the direction that was published', 'as was published', 'against w
 
 
 @pytest.mark.parametrize('seeds', [1, 2])
-def test_few_seeds_claim_no_direction(benchmark, seeds):
+def test_few_seeds_claim_no_direction(seeds):
     """However far the families lie apart."""
     runs = seeds_of('kl', [{1: 0.3, 2: 0.1, 3: 0.1}] * 3, gates=dict(I_EY=1.5, H_s=0.1, H_u=1.5))
     runs += seeds_of('importance', [{1: 0.3, 2: 0.1, 3: 0.1}] * seeds, gates=dict(I_EY=1.5, H_s=0.1, H_u=1.5))
@@ -92,12 +80,12 @@ def test_few_seeds_claim_no_direction(benchmark, seeds):
     assert 'capped by use' in text and 'H_u is 1.50 (1.50 to 1.50) against 0.90 (0.90 to 0.90) bits' in text
 
 
-def test_a_gap_in_the_other_direction_is_said(benchmark):
+def test_a_gap_in_the_other_direction_is_said():
     runs = seeds_of('kl', [{1: 0.1, 2: 0.1, 3: 0.1}] * 3) + seeds_of('mean', [{1: 0.2, 2: 0.1, 3: 0.1}] * 3)
     assert 'against the direction that was published' in benchmark.page(benchmark.grouped(runs))
 
 
-def test_a_difference_within_the_sampling_error_is_no_direction(benchmark):
+def test_a_difference_within_the_sampling_error_is_no_direction():
     # accuracy .9 of 10,000 images: sqrt(2 x .09 / 10,000) = .42 points a gap, .35 the difference of means of three
     for k1, chance in ((0.103, True), (0.104, False)):
         runs = seeds_of('kl', [{1: k1, 2: 0.1, 3: 0.1}] * 3) + seeds_of('mean', [{1: 0.1, 2: 0.1, 3: 0.1}] * 3)
@@ -106,7 +94,7 @@ def test_a_difference_within_the_sampling_error_is_no_direction(benchmark):
         assert ('the direction that was published' in text) == (not chance)
 
 
-def test_a_difference_within_the_spread_over_seeds_is_no_direction(benchmark):
+def test_a_difference_within_the_spread_over_seeds_is_no_direction():
     for spread, chance in ((0.1, True), (0.001, False)):
         soft = [{1: 0.2 + change, 2: 0.1, 3: 0.1} for change in (-spread, 0, spread)]
         runs = seeds_of('kl', soft) + seeds_of('mean', [{1: 0.1, 2: 0.1, 3: 0.1}] * 3)
@@ -114,14 +102,14 @@ def test_a_difference_within_the_spread_over_seeds_is_no_direction(benchmark):
         assert ('a difference that chance explains' in text) == chance
 
 
-def test_gates_that_do_not_decide_are_named(benchmark):
+def test_gates_that_do_not_decide_are_named():
     gates = dict(I_EY=0.1, H_s=1.5, H_u=1.58)  # of log2 3 = 1.585
     runs = [run_of(setting, 0, {1: 0.2, 2: 0.1, 3: 0.1}, gates=gates) for setting in ('kl', 'mean')]
     assert 'their H_s is 95 to 95 % of the largest possible' in benchmark.page(benchmark.grouped(runs))
     assert 'hardly learned' not in benchmark.page(benchmark.grouped(RUNS[:4]))
 
 
-def test_which_family_divides_the_classes_more(benchmark):
+def test_which_family_divides_the_classes_more():
     def text(soft: list[float], hard: list[float]) -> str:
         runs = [
             run_of(setting, seed, {1: 0.1, 2: 0.1, 3: 0.1}, gates=dict(I_EY=bits, H_s=0, H_u=1))
@@ -139,14 +127,14 @@ def test_which_family_divides_the_classes_more(benchmark):
     assert not any(direction in found for direction in DIRECTIONS[1:])
 
 
-def test_a_sweep_gives_errors_and_the_gates_of_the_trained_number(benchmark, tmp_path):
+def test_a_sweep_gives_errors_and_the_gates_of_the_trained_number(tmp_path):
     results = [dict(top_k=k, metrics=dict(error=0.3 - k / 10, I_EY=k, H_s=2 * k, H_u=3 * k, other=0)) for k in (1, 2)]
     (tmp_path / 'sweep.json').write_text(json.dumps({'results': results}))
     errors, gates = benchmark.of_sweep(tmp_path / 'sweep.json')
     assert errors == {'1': pytest.approx(0.2), '2': pytest.approx(0.1)} and gates == dict(I_EY=2, H_s=4, H_u=6)
 
 
-def test_runs_that_have_not_learned_judge_nothing(benchmark):
+def test_runs_that_have_not_learned_judge_nothing():
     runs = [run_of('kl', 0, {1: 0.92, 2: 0.8, 3: 0.8}), run_of('mean', 0, {1: 0.8, 2: 0.8, 3: 0.8})]
     text = benchmark.page(benchmark.grouped(runs))
     assert 'cannot be judged: the networks are right only 2.0 times as often as a guess' in text
@@ -155,12 +143,12 @@ def test_runs_that_have_not_learned_judge_nothing(benchmark):
     assert 'cannot be judged' not in text and 'accuracy rises by 12.00 points under soft' in text
 
 
-def test_a_page_without_runs_has_empty_rows(benchmark):
+def test_a_page_without_runs_has_empty_rows():
     text = benchmark.page({})
     assert cells(text, 'soft: KL')[1:] == [''] * 15 and 'Not run yet.' in text
 
 
-def test_layers_and_data_sets_are_kept_apart(benchmark):
+def test_layers_and_data_sets_are_kept_apart():
     runs = [*RUNS[:4], run_of('kl', 0, {k: 0.1 for k in range(1, 5)}, num_experts=4, stage=2, residual=True)]
     runs.append(run_of('kl', 0, {1: 0.5, 2: 0.4, 3: 0.4}, dataset='cifar100'))
     text = benchmark.page(benchmark.grouped(runs))
@@ -176,9 +164,7 @@ def test_layers_and_data_sets_are_kept_apart(benchmark):
     assert len({benchmark.identity(run) for run in runs}) == len(runs)
 
 
-def test_options_scale_the_schedule_and_fit_the_configs(benchmark):
-    from moe_det.running.launch import load_config
-
+def test_options_scale_the_schedule_and_fit_the_configs():
     words = '--data-root /somewhere/here --epochs 30 --limit-train 500 --limit-test 100 --width 8 --num-experts 4'
     args = benchmark.parse_args(words.split())
     assert '/somewhere' not in args.command and '--data-root DIR' in args.command and '--epochs 30' in args.command
@@ -200,7 +186,7 @@ def test_options_scale_the_schedule_and_fit_the_configs(benchmark):
     assert cfg.param_scheduler[0].milestones == [80, 120]
 
 
-def test_a_recorded_run_is_not_run_again_unless_its_config_has_changed(benchmark, tmp_path, monkeypatch, capsys):
+def test_a_recorded_run_is_not_run_again_unless_its_config_has_changed(tmp_path, monkeypatch, capsys):
     started = []
 
     def run(dataset, setting, seed, args):

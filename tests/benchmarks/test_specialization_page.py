@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
+from common.welch import welch
 from scipy.stats import ttest_ind
+from shapes.page import page
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / 'benchmarks'
-NAMES = ('seed_statistics', 'specialization_conclusion', 'specialization_page')
 CLS, REG = 'bbox_head.cls', 'bbox_head.reg'
-
-
-@pytest.fixture
-def modules(monkeypatch):
-    """The page and its neighbours, imported as the script imports them."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    for name in NAMES:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    return {name: __import__(name) for name in NAMES}
 
 
 def layer_of(bits=0.02, *, sorts=False, place=0.5, loss=-0.001, costs=False, verdict='not specialised', **changes):
@@ -58,12 +46,8 @@ NOTHING = layer_of()
 FULL = dict(sorts=True, place=0.99, costs=True, loss=-0.021, verdict='size-specialised')
 
 
-@pytest.fixture
-def text_of(modules):
-    def text(settings: dict, **record) -> str:
-        return modules['specialization_page'].page({'settings': settings, **record}, [*settings, 'soft-never-run'])
-
-    return text
+def text_of(settings: dict, **record) -> str:
+    return page({'settings': settings, **record}, [*settings, 'soft-never-run'])
 
 
 def cells(text: str, heading: str, start: str) -> list[str]:
@@ -73,7 +57,7 @@ def cells(text: str, heading: str, start: str) -> list[str]:
     return [cell.strip() for cell in line.strip('|').split('|')]
 
 
-def test_the_tables(text_of):
+def test_the_tables():
     runs = (0.62, layer_of(0.04, loss=-0.003), layer_of(0.05, **FULL)), (0.64, layer_of(0.06), layer_of(0.07))
     text = text_of({'dense': DENSE, 'soft-level-all': setting_of(*runs)}, expected=['It sorts.'])
     assert cells(text, '## Average precision', '`dense`')[1:] == [
@@ -96,7 +80,7 @@ def test_the_tables(text_of):
     assert '`dense`' not in text.split('## The three questions')[1].split('## What came out')[0]
 
 
-def test_numbers_that_are_missing(text_of):
+def test_numbers_that_are_missing():
     bare = layer_of(relative_size=None, swap=None, random_gates=None) | dict(sorts=dict(detection=None, training=None))
     text = text_of({'soft-level-all': setting_of((0.6, bare, bare))})
     found = cells(text, '### Class branch', '`soft-level-all`')
@@ -109,7 +93,7 @@ def outcome(text: str) -> str:
     return text.split('## What came out')[1]
 
 
-def test_an_established_setting_is_named_with_its_branch(text_of):
+def test_an_established_setting_is_named_with_its_branch():
     settings = {
         'soft-level-all': setting_of(*[(0.6, NOTHING, NOTHING)] * 3),
         'hard-image-all': setting_of(
@@ -121,7 +105,7 @@ def test_an_established_setting_is_named_with_its_branch(text_of):
     assert 'Closest' not in text and 'No setting is established' not in text
 
 
-def test_without_one_it_is_said_and_the_closest_are_named(text_of):
+def test_without_one_it_is_said_and_the_closest_are_named():
     near = layer_of(sorts=True, place=0.5, loss=-0.02, costs=True, verdict='specialised, not by size')
     settings = {
         'soft-level-all': setting_of(*[(0.6, NOTHING, layer_of(sorts=True))] * 3),
@@ -137,7 +121,7 @@ def test_without_one_it_is_said_and_the_closest_are_named(text_of):
     assert 'Fewer than 3 seeds, so nothing can be established: `hard-level-all`.' in text
 
 
-def test_unconditioned_bits_decide_nothing(text_of):
+def test_unconditioned_bits_decide_nothing():
     def closest(bits: float) -> str:
         other = setting_of(*[(0.6, layer_of(mi_bits=bits), NOTHING)] * 3)
         sorted_by = setting_of(*[(0.6, layer_of(sorts=True), NOTHING)] * 3)
@@ -147,7 +131,7 @@ def test_unconditioned_bits_decide_nothing(text_of):
     assert 'Closest to it: `soft-level-all`, class branch' in closest(9.0)
 
 
-def test_swap_and_sorting_in_words(text_of):
+def test_swap_and_sorting_in_words():
     paper = setting_of((0.6, layer_of(0.03, loss=-0.02), layer_of(0.05, sorts=True, place=0.96, loss=-0.03)))
     image = setting_of((0.6, layer_of(-0.01, loss=-0.016), layer_of(0.10, sorts=True, place=0.95, loss=0.01)))
     text = outcome(text_of({'soft-level-all': paper, 'hard-image-all': image, 'soft-patch2-all': paper}))
@@ -162,7 +146,7 @@ def test_swap_and_sorting_in_words(text_of):
     ) in text
 
 
-def test_cost_and_dense_in_words(text_of):
+def test_cost_and_dense_in_words():
     def runs(*aps: float) -> list[tuple]:
         return [(ap, NOTHING, NOTHING) for ap in aps]
 
@@ -182,7 +166,7 @@ def test_cost_and_dense_in_words(text_of):
     assert 'no comparison at equal cost' not in text_of(equal)
 
 
-def test_soft_and_hard_are_told_apart_only_by_an_interval(text_of):
+def test_soft_and_hard_are_told_apart_only_by_an_interval():
     def text(soft: list[float], hard: list[float], **changes) -> str:
         pair = {
             'soft-level-all': setting_of(*[(ap, layer_of(**changes), NOTHING) for ap in soft]),
@@ -203,8 +187,7 @@ def test_soft_and_hard_are_told_apart_only_by_an_interval(text_of):
     assert 'too few seeds to compare them' in text([0.1], [0.9])
 
 
-def test_welch(modules):
-    welch = modules['seed_statistics'].welch
+def test_welch():
     first, second = [1.0, 2.0, 4.0, None], [0.0, 0.5]
     found = welch(first, second, 0.9)
     expected = ttest_ind(first[:3], second, equal_var=False).confidence_interval(0.9)

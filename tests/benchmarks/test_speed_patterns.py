@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from speed.counters import count_macs, count_operators, saved_bytes
+from speed.layers import OURS, LayerShape, layer_step, moe_layer, pattern_layers, plant_routing
 from torch import Tensor, nn
 
-from benchmarks.speed.counters import count_macs, count_operators, saved_bytes
-from benchmarks.speed.layers import OURS, LayerShape, layer_step, moe_layer, pattern_layers, plant_routing
 from moe_det.layers.moe_layer import MoELayer
 from moe_det.routing import GAPLinearGate, Router
 from moe_det.routing.rows import rows_of

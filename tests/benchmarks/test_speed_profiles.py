@@ -7,8 +7,7 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
-
-from benchmarks.speed.profiles import (
+from speed.profiles import (
     BETWEEN,
     CONVOLUTIONS,
     OTHERS,

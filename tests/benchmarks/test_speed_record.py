@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import time
-from pathlib import Path
 
+import moe_speed
 import numpy as np
 import pytest
+from common import ROOT
+from common.page import fill
+from speed import detectors, page, plot, record
+from speed.clock import interleave, ratio, summary
+from speed.cost_table import cost_table
+from speed.detector_sections import detector_ratios
+from speed.layers import LayerShape
+from speed.plan import Plan
+from speed.record import Record
+from speed.sections import Measurement
+from speed.token_sections import OVER_IDEAL, TokenShape
 
-from benchmarks.moe_speed import SECTIONS
-from benchmarks.speed import detectors, page, plot, record
-from benchmarks.speed.clock import interleave, ratio, summary
-from benchmarks.speed.cost_table import cost_table
-from benchmarks.speed.detector_sections import detector_ratios
-from benchmarks.speed.layers import LayerShape
-from benchmarks.speed.marks import fill
-from benchmarks.speed.plan import Plan
-from benchmarks.speed.record import Record
-from benchmarks.speed.sections import Measurement
-from benchmarks.speed.token_sections import OVER_IDEAL, TokenShape
 from moe_det.errors import DataError
 
-ROOT = Path(__file__).resolve().parents[2]
 FEW = dict(detector_rounds=2, rounds=2, profile_rounds=2, warm_up=1)
 LAYER = LayerShape(4, 4, 5, 5, 1)
 SMALL_SIZES = dict(layer=LAYER, experts=(2, 4, 8), tokens=TokenShape(40, 8, 16, 4, 2), larger=((1, (96, 64)),))
@@ -33,16 +31,6 @@ MADE = dict(
     command='python x.py', date='2026-01-01', cpu='a cpu', cores=2, threads=1, python='3', torch='2', mmcv='2',
     mmdet='3', busy_machine=None, load_before=0.1,
 )  # fmt: skip
-SMALL = {
-    'model.backbone.depth': 18,
-    'model.backbone.base_channels': 8,
-    'model.neck.in_channels': [8, 16, 32, 64],
-    'model.neck.out_channels': 16,
-    'model.bbox_head.in_channels': 16,
-    'model.bbox_head.feat_channels': 16,
-    'model.bbox_head.stacked_convs': 1,
-}
-
 
 # -- the clock ---------------------------------------------------------------------------------------------------
 
@@ -85,14 +73,14 @@ def test_ratios_are_paired():
 def test_record_is_written_at_once_and_resumed(tmp_path):
     file = tmp_path / 'new' / 'record.json'
     first = Record(file)
-    first.add('layer', 'a', {'size': (1, 2)}, MADE, {'value': 1})
+    first.measured('layer', 'a', {'size': (1, 2)}, MADE, {'value': 1})
     assert json.loads(file.read_text())['sections']['layer']['a']['results'] == {'value': 1}
     again = Record(file, resume=True)
     assert again.has('layer', 'a', {'size': (1, 2)})
     assert not again.has('layer', 'a', {'size': (1, 3)}) and not again.has('layer', 'b', {'size': (1, 2)})
     assert not Record(file).has('layer', 'a', {'size': (1, 2)})
-    again.add('layer', 'a', {'size': (1, 3)}, MADE, {'value': 2})
-    again.add('whole', 'c', {}, MADE, {'value': 3})
+    again.measured('layer', 'a', {'size': (1, 3)}, MADE, {'value': 2})
+    again.measured('whole', 'c', {}, MADE, {'value': 3})
     assert {s: list(entries) for s, entries in Record(file).sections.items()} == {'layer': ['a'], 'whole': ['c']}
     file.write_text('{"sections": ')
     with pytest.raises(DataError, match='no record of moe_speed.py'):
@@ -130,13 +118,14 @@ def test_what_a_measurement_was_made_on():
 def measured() -> dict:
     """Every section on tiny layers and detectors; the times mean nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        small = {name: (config, {**options, **SMALL}) for name, (config, options) in detectors.DETECTORS.items()}
+        narrow = detectors.SMALL
+        small = {name: (config, {**options, **narrow}) for name, (config, options) in detectors.DETECTORS.items()}
         patch.setattr(detectors, 'DETECTORS', small)
         config, options = detectors.WITH_MANY[detectors.MANY]
-        more = {detectors.MANY: (config, {**options, **SMALL, 'model.bbox_head.moe.num_experts': 7})}
+        more = {detectors.MANY: (config, {**options, **narrow, 'model.bbox_head.moe.num_experts': 7})}
         patch.setattr(detectors, 'WITH_MANY', {**small, **more})
         kept = Record(None)
-        for section in SECTIONS:
+        for section in moe_speed.SECTIONS:
             if section == 'memory':
                 patch.delitem(detectors.WITH_MANY, detectors.MATCHED)
                 patch.delitem(detectors.WITH_MANY, detectors.SHARDS[1])
@@ -146,7 +135,7 @@ def measured() -> dict:
 
 
 def test_sections_measure_what_they_say(measured):
-    assert set(measured) == set(SECTIONS)
+    assert set(measured) == set(moe_speed.SECTIONS)
     whole = measured['whole']
     names = [f'{phase} B=1 {size} fp32' for size in ('64x64', '96x64') for phase in ('training', 'inference')]
     assert list(whole) == names and set(measured['profile']) == set(names[:2])
@@ -311,22 +300,13 @@ def test_page_says_what_the_records_say():
 # -- the command line --------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def script():
-    spec = importlib.util.spec_from_file_location('moe_speed', ROOT / 'benchmarks' / 'moe_speed.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_a_busy_machine_is_refused(script, monkeypatch, capsys, tmp_path):
+def test_a_busy_machine_is_refused(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(record, 'why_busy', lambda: 'others work')
     out = tmp_path / 'record.json'
-    assert script.main(['--quick', '--out', str(out)]) == 1
+    assert moe_speed.main(['--quick', '--out', str(out)]) == 1
     assert 'others work' in capsys.readouterr().err and not out.exists()
     small = ['--quick', '--only', 'patterns', '--experts', '3', '--rounds', '1', '--threads', '1', '--out', str(out)]
-    monkeypatch.setattr(script, 'ROOT', ROOT)
-    assert script.main([*small, '--force']) == 0
+    assert moe_speed.main([*small, '--force']) == 0
     made = json.loads(out.read_text())['sections']['patterns']['training E=3 k=2 fp32']['made']
     assert made['busy_machine'] == 'others work' and made['threads'] == 1
     assert '**measured on a busy machine**' in capsys.readouterr().out
@@ -343,7 +323,7 @@ def test_a_busy_machine_is_refused(script, monkeypatch, capsys, tmp_path):
         ['--out', 'x.txt'],
     ],
 )
-def test_wrong_arguments_are_refused(script, capsys, arguments):
+def test_wrong_arguments_are_refused(capsys, arguments):
     with pytest.raises(SystemExit) as end:
-        script.main(arguments)
+        moe_speed.main(arguments)
     assert end.value.code == 2

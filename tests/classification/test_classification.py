@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_images import CIFAR100_NAMES, write_cifar100, write_folder, write_mnist
+from small_files import CIFAR100_NAMES, write_cifar100, write_folder, write_mnist
 
 from moe_det.classification import image_folder
 from moe_det.classification.dataset import ClassificationDataset, whole_batch
@@ -35,7 +35,7 @@ def test_cifar100_in_its_original_format(tmp_path, as_archive):
         image = data.images[7].numpy()
         assert image[1, 2, 3] == pixels[7, 1024 + 2 * 32 + 3] and image[2, 0, 31] == pixels[7, 2048 + 31]
         assert np.array_equal(data.images.flatten(1).numpy(), pixels) and data.labels.tolist() == list(labels)
-        assert data.metainfo['classes'] == tuple(CIFAR100_NAMES)
+        assert data.metainfo['classes'] == CIFAR100_NAMES
 
 
 def test_cifar10_in_its_original_format(tmp_path):
@@ -64,7 +64,7 @@ def test_pickles_cannot_run_code(tmp_path):
             return print, ('executed',)
 
     (tmp_path / 'cifar-100-python' / 'train').write_bytes(pickle.dumps({'data': Evil(), 'fine_labels': [0]}))
-    with pytest.raises(DataError, match='print, which is no part of a data set'):
+    with pytest.raises(DataError, match='print, which is not part of a data set'):
         ClassificationDataset('CIFAR100', str(tmp_path), 'train')
 
 
@@ -221,7 +221,7 @@ def test_labels_that_do_not_fit(tmp_path):
         ('empty', 'split train: no image of class ant'),
         ('missing', 'different classes: ant is in one of them alone'),
         ('no test', 'has no folder test; it holds train'),
-        ('damaged', 'train/ant/001.png is no image that can be read'),
+        ('damaged', 'train/ant/001.png is not a readable image'),
     ],
 )
 def test_folders_that_do_not_fit(tmp_path, change, message):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,7 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from small_models import mmdet_scope
+from small_models import config_differences, config_file, mmdet_scope
 
 from moe_det.routing.router import find_routers
 
@@ -25,25 +23,12 @@ ROWS = (*ROWS, 'distilled_importance', 'distilled_similarity')
 EXPERTS = {'mnist': 5, 'fashion_mnist': 5, 'cifar10': 5, 'cifar100': 20}
 
 
-@functools.cache
-def _parsed(name: str) -> Config:
-    return Config.fromfile(CONFIGS / f'{name}.py', import_custom_modules=False)
-
-
 def entry(name: str) -> Config:
-    return copy.deepcopy(_parsed(name))
-
-
-def flat(value: object, path: str = '') -> dict[str, object]:
-    """Dotted path of every leaf -> its value."""
-    if isinstance(value, dict) and value:
-        return {k: v for key, item in value.items() for k, v in flat(item, f'{path}.{key}'.lstrip('.')).items()}
-    return {path: value}
+    return config_file(CONFIGS / f'{name}.py')
 
 
 def differences(first: str, second: str) -> set[str]:
-    a, b = (flat(_parsed(name).to_dict()) for name in (first, second))
-    return {path for path in a.keys() | b.keys() if a.get(path, flat) != b.get(path, flat)}
+    return config_differences(entry(first), entry(second))
 
 
 def test_there_is_a_config_for_every_row():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from mmengine.runner import Runner
 from PIL import Image
-from small_images import write_mnist
+from small_files import write_mnist
 from torchvision.transforms import functional
 
 import moe_det  # noqa: F401  registers what the configs name

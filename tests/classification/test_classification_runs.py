@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from small_images import write_cifar100, write_folder, write_mnist
+from small_files import write_cifar100, write_folder, write_mnist
 
 from moe_det.common.config_edit import set_data_root
 from moe_det.dataset_check.before_run import check_data

@@ -78,7 +78,7 @@ def test_predictions_of_a_batch():
         assert torch.allclose(found['gates']['first'], model.first.router.gate(inputs).softmax(1))
         assert found['gates']['second'].shape == (8, 4) and found['labels'] is labels
         assert model(inputs, mode='predict')[0]['labels'] is None
-    assert all(not router.recorders for router in find_routers(model).values())
+    assert all(not router.decided for router in find_routers(model).values())
 
 
 def test_another_recorder_goes_on_recording():

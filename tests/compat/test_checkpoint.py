@@ -60,22 +60,6 @@ def runner(folder: Path, max_iters: int, name: str, **options) -> Runner:
     )
 
 
-@pytest.fixture
-def weights_only_enforced(monkeypatch):
-    """Makes any load without ``weights_only`` safe and any load that switches it off an error; counts the loads."""
-    loads = []
-    original = torch.load
-
-    def load(*args, **kwargs):
-        assert kwargs.get('weights_only') is not False, 'somebody switched weights_only off'
-        kwargs['weights_only'] = True
-        loads.append(args)
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(torch, 'load', load)
-    return loads
-
-
 def test_runner_resumes_its_own_checkpoint(tmp_path, weights_only_enforced):
     runner(tmp_path, 4, 'first').train()
     second = runner(tmp_path, 8, 'second', load_from=str(tmp_path / 'iter_4.pth'), resume=True)

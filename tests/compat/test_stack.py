@@ -119,7 +119,7 @@ def test_newer_packages_are_a_warning_only(planted):
 
 def test_refusal_of_mmdet_is_passed_on(planted):
     planted(mmcv='2.3.6', mmdet_body="raise AssertionError('MMCV==2.3.6 is used but incompatible.')")
-    with pytest.raises(StackError, match='mmdet refuses the packages beside it .*mmcv 2.3.6, mmdet 3.3.0.*MMCV==2.3.6'):
+    with pytest.raises(StackError, match='mmdet refuses the installed packages .*mmcv 2.3.6, mmdet 3.3.0.*MMCV==2.3.6'):
         stack.check_packages()
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner import load_checkpoint
-from small_conversions import assert_same_outputs, model_of, outputs_of, write_checkpoint, write_config
+from small_files import assert_same_outputs, model_of, outputs_of, write_checkpoint, write_config
 from small_models import RETINANET, assert_same_detections, batch, build, config, predictions_of, shrink
 
 from moe_det.converters.densify import chosen_experts, densify
@@ -84,16 +84,6 @@ def test_average_is_the_mean_of_the_weights(tmp_path, capsys):
     found = stock_detector(tmp_path / 'out.pth').bbox_head.retina_reg.weight
     torch.testing.assert_close(found.double(), mean, rtol=0, atol=1e-7)
     assert 'bbox_head.reg: mean of 3 experts, 6 tensors' in capsys.readouterr().out
-
-
-def test_there_and_back_is_the_same_bits(tmp_path):
-    dense = write_checkpoint(write_config(tmp_path / 'dense.py'), tmp_path / 'dense.pth')
-    path = write_config(tmp_path / 'moe.py', dict(num_experts=1, top_k=1))
-    upcycle(str(path), str(dense), str(tmp_path / 'moe.pth'), noise=0)
-    densify(str(path), str(tmp_path / 'moe.pth'), str(tmp_path / 'out.pth'))  # with one expert there is no choice
-    original, state = (torch.load(file, weights_only=True)['state_dict'] for file in (dense, tmp_path / 'out.pth'))
-    assert state.keys() == original.keys()
-    assert all(torch.equal(state[key], value) for key, value in original.items())
 
 
 def test_the_config_in_the_file_needs_no_moe_det(tmp_path):
@@ -223,11 +213,16 @@ def test_average_of_shards_is_the_mean_of_copies_side_by_side(tmp_path, capsys):
     assert 'bbox_head.cls: mean of the 3 copies of each of 2 shards, 5 tensors' in capsys.readouterr().out
 
 
-def test_shards_there_and_back_are_the_same_bits(tmp_path):
-    dense = write_checkpoint(write_config(tmp_path / 'dense.py', **GROUPS), tmp_path / 'dense.pth')
-    path = write_config(tmp_path / 'moe.py', SHARDS, **GROUPS)
+@pytest.mark.parametrize(
+    ('moe', 'head', 'expert'),
+    [(dict(num_experts=1, top_k=1), {}, None), (SHARDS, GROUPS, ['1'])],  # with one expert there is no choice
+    ids=['one expert', 'shards'],
+)
+def test_there_and_back_is_the_same_bits(tmp_path, moe, head, expert):
+    dense = write_checkpoint(write_config(tmp_path / 'dense.py', **head), tmp_path / 'dense.pth')
+    path = write_config(tmp_path / 'moe.py', moe, **head)
     upcycle(str(path), str(dense), str(tmp_path / 'moe.pth'), noise=0)
-    densify(str(path), str(tmp_path / 'moe.pth'), str(tmp_path / 'out.pth'), expert=['1'])
+    densify(str(path), str(tmp_path / 'moe.pth'), str(tmp_path / 'out.pth'), expert=expert)
     original, state = (torch.load(file, weights_only=True)['state_dict'] for file in (dense, tmp_path / 'out.pth'))
     assert state.keys() == original.keys()
     assert all(torch.equal(state[key], value) for key, value in original.items())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from mmengine.config import Config
-from small_checkpoints import plant_varied
+from small_files import plant_varied
 from small_models import batch, detector
 
 from moe_det.converters import importance

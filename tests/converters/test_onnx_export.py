@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_checkpoints import plant_varied
-from small_conversions import model_of, write_checkpoint, write_config
+from small_files import model_of, plant_varied, write_checkpoint, write_config
 
 from moe_det.converters.onnx_export import experts_in_graph, export_onnx
 from moe_det.converters.places import expert_places

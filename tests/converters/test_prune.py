@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_conversions import assert_same_outputs, model_of, write_checkpoint, write_config
+from small_files import assert_same_outputs, model_of, write_checkpoint, write_config
 
 from moe_det.converters.places import expert_places
 from moe_det.converters.prune import config_changes, prune_experts
@@ -16,6 +16,7 @@ BIAS = dict(type='SelectionBiasConstraint')
 RELATIVE = dict(type='RelativeImportanceConstraint')
 MEAN = dict(type='MeanImportanceConstraint')
 KL = dict(type='KLConstraint')
+PLAIN = dict(num_experts=3, top_k=2)
 SHARDS = dict(placement='shards', shards=2, copies=3)
 
 
@@ -108,20 +109,35 @@ def test_state_of_constraints_and_noise(tmp_path):
     assert router.noise.draws == before.bbox_head.routers['cls'].noise.draws
 
 
-def test_wrong_uses(tmp_path):
-    path = write_config(tmp_path / 'moe.py', dict(num_experts=3, top_k=2))
+@pytest.mark.parametrize(
+    ('moe', 'given', 'message'),
+    [
+        (
+            PLAIN,
+            dict(drop=['cls=0']),
+            r'model\.bbox_head\.moe\.num_experts is one number .*: bbox_head\.cls 2, bbox_head\.reg 3',
+        ),
+        (PLAIN, dict(drop=['cls=3']), r'--drop cls=3: bbox_head\.cls has the experts 0 to 2'),
+        (PLAIN, dict(drop=['cls=0,1,2']), r'bbox_head\.cls would keep no expert'),
+        (PLAIN, dict(drop=['cls']), 'expected LAYER=EXPERT'),
+        (PLAIN, dict(drop=['neck=1']), "unknown layer 'neck'; the names that exist are: bbox_head.cls, bbox_head.reg"),
+        (PLAIN, {}, 'either --drop'),
+        (SHARDS, dict(drop=['cls=0', 'reg=0']), r'bbox_head\.cls would keep 2 of shard 0, 3 of shard 1 copies'),
+        (SHARDS, dict(drop=['cls=0,1,2']), r'bbox_head\.cls would keep no copy of shard 0'),
+        (
+            SHARDS,
+            dict(drop=['cls=0,3']),
+            r'model\.bbox_head\.moe\.copies is one number .*: bbox_head\.cls 4, bbox_head\.reg 6',
+        ),
+        (SHARDS, dict(drop=['cls=6']), r'bbox_head\.cls has the experts 0 to 5'),
+        (SHARDS, dict(keep=3), r'--keep 3: the layers have up to 3 copies of a shard'),
+    ],
+)
+def test_wrong_uses(tmp_path, moe, given, message):
+    path = write_config(tmp_path / 'moe.py', moe)
     checkpoint = write_checkpoint(path, tmp_path / 'moe.pth')
-    for drop, message in [
-        (['cls=0'], r'model\.bbox_head\.moe\.num_experts is one number .*: bbox_head\.cls 2, bbox_head\.reg 3'),
-        (['cls=3'], r'--drop cls=3: bbox_head\.cls has the experts 0 to 2'),
-        (['cls=0,1,2'], r'bbox_head\.cls would keep no expert'),
-        (['cls'], 'expected LAYER=EXPERT'),
-        (['neck=1'], "unknown layer 'neck'; the names that exist are: bbox_head.cls, bbox_head.reg"),
-    ]:
-        with pytest.raises(MoEConfigError, match=message):
-            prune_experts(str(path), str(checkpoint), str(tmp_path / 'out.pth'), drop=drop, evaluate=False)
-    with pytest.raises(MoEConfigError, match='either --drop'):
-        prune_experts(str(path), str(checkpoint), str(tmp_path / 'out.pth'))
+    with pytest.raises(MoEConfigError, match=message):
+        prune_experts(str(path), str(checkpoint), str(tmp_path / 'out.pth'), **given, evaluate=False)
     assert not (tmp_path / 'out.pth').exists()
 
 
@@ -197,21 +213,6 @@ def test_state_of_constraints_of_shards_stays_fair_in_each(tmp_path):
     relative = after.bbox_head.routers['cls'].constraints['relative_importance'].relative
     # 0.6 and -0.1 of shard 0 have the mean 0.25, -0.3 and 0.1 of shard 1 the mean -0.1
     torch.testing.assert_close(relative, torch.tensor([[0.35, -0.35, -0.2, 0.2]]))
-
-
-def test_wrong_uses_of_shards(tmp_path):
-    path = write_config(tmp_path / 'moe.py', SHARDS)
-    checkpoint = write_checkpoint(path, tmp_path / 'moe.pth')
-    for drop, message in [
-        (['cls=0', 'reg=0'], r'bbox_head\.cls would keep 2 of shard 0, 3 of shard 1 copies'),
-        (['cls=0,1,2'], r'bbox_head\.cls would keep no copy of shard 0'),
-        (['cls=0,3'], r'model\.bbox_head\.moe\.copies is one number .*: bbox_head\.cls 4, bbox_head\.reg 6'),
-        (['cls=6'], r'bbox_head\.cls has the experts 0 to 5'),
-    ]:
-        with pytest.raises(MoEConfigError, match=message):
-            prune_experts(str(path), str(checkpoint), str(tmp_path / 'out.pth'), drop=drop, evaluate=False)
-    with pytest.raises(MoEConfigError, match=r'--keep 3: the layers have up to 3 copies of a shard'):
-        prune_experts(str(path), str(checkpoint), str(tmp_path / 'out.pth'), keep=3, evaluate=False)
 
 
 def test_the_only_expert_shares_with_none(tmp_path):

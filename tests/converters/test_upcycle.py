@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from mmengine.config import Config
-from small_conversions import assert_same_outputs, model_of, write_checkpoint, write_config
+from small_files import assert_same_outputs, model_of, write_checkpoint, write_config
 from small_models import assert_same_detections, batch, predictions_of
 
 from moe_det.converters.upcycle import upcycle

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 from PIL import Image
+from small_files import coco_content
 
 from moe_det.dataset_check import before_run as data_check
 from moe_det.dataset_check.coco_file import read_coco
@@ -17,15 +18,8 @@ from moe_det.running.launch import check_data
 
 
 def coco(**changes) -> dict:
-    content = dict(
-        images=[dict(id=n, file_name=f'{n}.png', width=8, height=8) for n in range(4)],
-        annotations=[
-            dict(id=n + 1, image_id=n, category_id=5, bbox=[1, 1, 4, 4], area=16, iscrowd=0) for n in range(4)
-        ],
-        categories=[dict(id=5, name='disc'), dict(id=9, name='box')],
-    )
-    content.update(changes)
-    return content
+    objects = [(number, 5, [1, 1, 4, 4]) for number in range(4)]
+    return coco_content(objects, range(4), {5: 'disc', 9: 'box'}, (8, 8)) | changes
 
 
 @pytest.fixture

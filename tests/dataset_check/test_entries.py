@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from mmdet.datasets import CocoDataset
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from small_files import coco_content
 
 from moe_det.analysis.ground_truth import GroundTruth
 from moe_det.dataset_check import KINDS, Report, check_entries
@@ -156,12 +157,7 @@ def test_boxes_as_corners_are_recognised_and_crowded_ones_are_not_taken_for_it()
 
 def many(boxes: list) -> dict:
     """One image of 100 x 80 pixels with an annotation of each box."""
-    content = clean()
-    content['annotations'] = [
-        dict(id=n, image_id=1, category_id=7, bbox=list(box), area=box[2] * box[3], iscrowd=0)
-        for n, box in enumerate(boxes, start=1)
-    ]
-    return content
+    return clean() | {'annotations': coco_content([(1, 7, box) for box in boxes], (), {}, (0, 0))['annotations']}
 
 
 def random_boxes(count: int) -> list[list[float]]:

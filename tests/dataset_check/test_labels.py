@@ -12,6 +12,7 @@ import torch
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 from PIL import Image
+from small_files import coco_content
 
 from moe_det.dataset_check.before_run import check_data
 from moe_det.dataset_check.coco_file import read_categories
@@ -26,16 +27,8 @@ IDS = dict(disc=3, box=1, star=7)
 
 def content(names=NAMES, ids=IDS) -> dict:
     """Two images with an object of each class."""
-    annotations = [
-        dict(id=1 + n + len(names) * k, image_id=k, category_id=ids[name], bbox=[1, 1, 4, 4], area=16, iscrowd=0)
-        for k in range(2)
-        for n, name in enumerate(names)
-    ]
-    return dict(
-        images=[dict(id=n, file_name=f'{n}.png', width=8, height=8) for n in range(2)],
-        annotations=annotations,
-        categories=[dict(id=ids[name], name=name) for name in names],
-    )
+    objects = [(image, ids[name], [1, 1, 4, 4]) for image in range(2) for name in names]
+    return coco_content(objects, range(2), {ids[name]: name for name in names}, (8, 8))
 
 
 @pytest.fixture

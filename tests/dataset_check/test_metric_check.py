@@ -13,6 +13,7 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import EVALUATOR, init_default_scope
 from mmengine.structures import InstanceData
+from small_files import coco_content
 
 from moe_det.dataset_check.before_run import check_data
 from moe_det.errors import DataError
@@ -23,15 +24,9 @@ CLASSES = ('disc', 'box')
 def write(folder: Path, name: str, ids: list, categories: tuple = (1, 2)) -> str:
     """An annotation file with a disc and a box in every image."""
     boxes = ([1, 1, 4, 4], [2, 3, 4, 4])
-    annotations = [
-        dict(id=1 + 2 * n + k, image_id=ident, category_id=categories[k], bbox=boxes[k], area=16, iscrowd=0)
-        for n, ident in enumerate(ids)
-        for k in range(2)
-    ]
-    images = [dict(id=ident, file_name=f'{name}{ident}.png', width=8, height=8) for ident in ids]
-    named = [dict(id=ident, name=label) for ident, label in zip(categories, CLASSES, strict=True)]
+    objects = [(ident, category, box) for ident in ids for category, box in zip(categories, boxes, strict=True)]
     path = folder / f'{name}.json'
-    path.write_text(json.dumps(dict(images=images, annotations=annotations, categories=named)))
+    path.write_text(json.dumps(coco_content(objects, ids, dict(zip(categories, CLASSES, strict=True)), (8, 8))))
     return str(path)
 
 

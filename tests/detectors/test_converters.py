@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_conversions import IMPORTS, model_of
-from small_families import family
-from small_models import batch, predictions_of, spread_weights
+from small_files import IMPORTS, model_of
+from small_models import batch, family, predictions_of, spread_weights
 from small_regions import FASTER
 
 from moe_det.converters.densify import densify

@@ -9,8 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from small_families import batch_for, family
-from small_models import REPOSITORY, build, initialise, losses_of, predictions_of
+from small_models import REPOSITORY, batch_for, build, family, initialise, losses_of, predictions_of
 from torch import Tensor, nn
 
 from moe_det.detectors.patterns import path_matches

@@ -5,8 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from small_families import family
-from small_models import build
+from small_models import build, family
 from torch import nn
 
 from moe_det.errors import MoEConfigError

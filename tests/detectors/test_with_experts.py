@@ -7,11 +7,11 @@ import copy
 import pytest
 import torch
 from mmengine.runner.checkpoint import load_checkpoint
-from small_families import family
 from small_models import (
     assert_same_detections,
     batch,
     build,
+    family,
     initialise,
     log_lines,
     losses_of,
@@ -216,5 +216,5 @@ def test_an_unknown_detector_lists_those_that_exist():
 def test_another_head_under_the_name_of_retinas_is_told_where_its_slots_are():
     cfg = family('fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py').model
     cfg.bbox_head.update(type='MoERetinaHead', moe={'num_experts': 2, 'top_k': 1})
-    with pytest.raises(MoEConfigError, match=r'bbox_head\.\w+: is no key of RetinaHead.*WithExperts.*cls_convs'):
+    with pytest.raises(MoEConfigError, match=r'bbox_head\.\w+: is not a key of RetinaHead.*WithExperts.*cls_convs'):
         build(cfg)

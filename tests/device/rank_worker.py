@@ -18,7 +18,7 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from small_detector_runs import CASES, trained
+from running.detector_runs import CASES, trained
 
 COLLECTIVES = ('all_gather', 'all_gather_into_tensor', 'all_reduce', 'broadcast', 'reduce')
 

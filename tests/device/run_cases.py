@@ -12,8 +12,10 @@ from device.size_tool_case import analyse
 from device.watch import Watch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from small_detector_runs import CASES as TRAININGS
-from small_detector_runs import FOUR, Detections, Images, run, trained
+from running.detector_runs import CASES as TRAININGS
+from running.detector_runs import COUNTS, FOUR, Detections, run, trained
+from small_files import coco_content
+from small_runs import Images
 from torch import Tensor
 
 FOLDER = Path()  # of the check, set before a case runs
@@ -61,7 +63,8 @@ def run_training(watch: Watch) -> None:
     """Every hook that looks at experts, and a validation."""
     path = FOLDER / f'{watch.device}.json'
     write_annotations(path)
-    loader = dict(batch_size=2, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False), dataset=Images())
+    sampler = dict(type='DefaultSampler', shuffle=False)
+    loader = dict(batch_size=2, num_workers=0, sampler=sampler, dataset=Images(COUNTS))
     hooks = [dict(type=kind) for kind in ('ExactResumeHook', 'FiniteHook')]
     hooks += [dict(type='ExpertSizeHook', ann_file=str(path)), Keep(watch)]
     runner = training(
@@ -80,14 +83,8 @@ def run_training(watch: Watch) -> None:
 
 def write_annotations(path: Path) -> None:
     """A small, a medium and a large object in each image, whatever it shows."""
-    objects = [(image, side) for image in range(len(Images())) for side in (20, 60, 200)]
-    annotations = [
-        dict(id=i, image_id=image, category_id=1, bbox=[4, 4, 20, 20], area=side**2, iscrowd=0)
-        for i, (image, side) in enumerate(objects, start=1)
-    ]
-    images = [dict(id=i, file_name=f'{i}.png', width=64, height=64) for i in range(len(Images()))]
-    content = dict(images=images, annotations=annotations, categories=[dict(id=1, name='thing')])
-    path.write_text(json.dumps(content))
+    objects = [(image, 1, [4, 4, 20, 20], side**2) for image in range(len(COUNTS)) for side in (20, 60, 200)]
+    path.write_text(json.dumps(coco_content(objects, range(len(COUNTS)), {1: 'thing'}, (64, 64))))
 
 
 def run_resumed(watch: Watch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from small_checkpoints import checkpoint, plant_varied
+from small_files import checkpoint, plant_varied
 from small_models import REPOSITORY, RETINANET, spread_weights
 from torch import nn
 

@@ -6,7 +6,6 @@ They are started once, side by side. ``pretended_gpu.py`` says what the pretende
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 import torch
 from device import head_cases, model_cases, self_cases, start
 from mmengine.structures import InstanceData
+from running.detector_runs import free_port
 from small_models import assert_same_detections
 
 from moe_det.compat.ops import ops_source
@@ -30,12 +30,6 @@ FLAGS = 'moe_det/robustness/finite_hook.py _check: value'
 # torchvision's NMS for mmcv's, which waits too, once per image
 NMS = {'moe_det/compat/kernels.py nms: value': 2}
 RUNS_EVERY_EXPERT = ('every expert', 'attentive', 'distilled')
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return str(probe.getsockname()[1])
 
 
 @pytest.fixture(scope='module')

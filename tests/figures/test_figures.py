@@ -8,10 +8,10 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 from PIL import Image
+from report.report_example import add_pictures, make_example
 
 from moe_det.figures import Pictures, charts, crop_object, draw_boxes, palette, tables, values, write_figures
 from moe_det.figures.style import PAGE, Wording, drawing, inline_svg
-from tests.report.report_example import add_pictures, make_example
 
 
 def _rgb(colour: str) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from mmengine.hooks import Hook
-from small_detector_runs import FOUR, STEPS, plain, run, trained
+from running.detector_runs import FOUR, STEPS, plain, run, trained
 
 from moe_det.routing import find_routers
 
@@ -121,7 +121,7 @@ def test_a_run_that_was_killed_between_two_steps_goes_on_exactly(tmp_path):
     expected = plain(whole).state_dict()
     compare(plain(rest).state_dict(), expected, expected, rtol=0, atol=0)
     for router in find_routers(plain(rest)).values():
-        assert router.waiting is None and router.step_follows
+        assert router.step.waiting is None and router.step.optimizer_follows
 
 
 def test_the_last_step_may_have_fewer_iterations(tmp_path):

@@ -141,7 +141,7 @@ def test_moe_hook_still_sees_every_row(both_hooks):
     runner, _, lines = both_hooks
     assert any(line.startswith('Expert utilisation') for line in lines)
     assert hooks_of(runner, MoEHook).utilisation['bbox_head.cls'].rows == 4 * 5
-    assert all(not router._forward_hooks for router in find_routers(runner.model).values())
+    assert all(not router.decided for router in find_routers(runner.model).values())
 
 
 def test_processes_add_up_and_repeated_images_count_once(tmp_path, monkeypatch):
@@ -281,9 +281,9 @@ def test_annotations_that_cannot_be_used_end_the_run_before_it_starts(tmp_path):
     content = json.loads(path.read_text())
     assert sum(len(found.areas) for found in read_objects(str(path)).values()) == len(OBJECTS)
     for change, message in [
-        (dict(annotations=content['annotations'][-1:]), 'no objects'),
-        (dict(annotations=[{k: v for k, v in content['annotations'][0].items() if k != 'area'}]), "no 'area'"),
-        (dict(annotations=None), 'expected COCO annotations'),
+        (dict(annotations=content['annotations'][-1:]), 'no annotated object'),
+        (dict(annotations=[{k: v for k, v in content['annotations'][0].items() if k != 'area'}]), "'area' is None"),
+        (dict(annotations=None), 'no annotated object'),
     ]:
         path.write_text(json.dumps({**content, **change}))
         runner = make_runner(detector(FOUR), tmp_path / message.split()[0], ExpertSizeHook(str(path)))

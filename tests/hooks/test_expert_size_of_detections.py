@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import small_queries
+import small_models
 import small_regions
 import torch
 from small_models import batch, predictions_of
@@ -20,13 +20,13 @@ SMALL, LARGE = 10.0**2, 100.0**2  # areas that say which expert an object's dete
 
 def of_queries(monkeypatch):
     """A DETR whose gate sorts by the box's size, the context to run it in, and what is positive for expert 1."""
-    model = small_queries.planted_detr(small_queries.detr_config())
-    limit = 64 / (1 + np.exp(-small_queries.SIDE_LOGIT))
+    model = small_models.planted_detr(small_models.detr_config())
+    limit = 64 / (1 + np.exp(-small_models.SIDE_LOGIT))
 
     def value(boxes: torch.Tensor) -> torch.Tensor:
         return (boxes[:, 2:] - boxes[:, :2]).prod(1) - limit**2
 
-    return model, small_queries.LAYER, nullcontext, value
+    return model, small_models.LAYER, nullcontext, value
 
 
 def of_regions(monkeypatch):

@@ -135,7 +135,7 @@ def test_validation_and_test_end_with_a_table(finished):
     for used in measured.values():
         assert sum(used.importance_share) == pytest.approx(1)
         assert sum(used.load_ratio) == pytest.approx(4)
-    assert all(not router.recorders for router in find_routers(runner.model).values())
+    assert all(not router.decided for router in find_routers(runner.model).values())
 
 
 def test_a_process_without_images_takes_part_in_the_sums(monkeypatch):
@@ -221,6 +221,22 @@ def test_planted_collapse_is_warned_of_once(tmp_path):
     assert share == pytest.approx((0.5, 0.5, 0, 0), abs=1e-3)
 
 
+@pytest.mark.parametrize(('strength', 'warned'), [(50.0, True), (1.0, False)])
+def test_a_soft_gate_that_is_saturated_has_collapsed(tmp_path, strength, warned):
+    # every row has all four experts, and the check of a checkpoint calls a single living one a collapse
+    model = detector(dict(num_experts=4, top_k=4, soft_mixture=True, branches='cls', noise=False))
+    gate = model.bbox_head.routers['cls'].gate.fc
+    with torch.no_grad():
+        gate.weight.zero_()
+        gate.bias.copy_(torch.tensor([strength, 0, 0, 0]))
+    runner = make_runner(model, tmp_path / 'run', dict(type='MoEHook', interval=2))
+    log = Collect()
+    runner.logger.addHandler(log)
+    runner.train()
+    texts = [r.getMessage().split(' hold')[0] for r in log.records if 'collapsed' in r.getMessage()]
+    assert texts == ['bbox_head.cls: routing has collapsed: 1 of 4 experts'] * warned
+
+
 def test_a_shard_with_one_living_copy_is_warned_of(tmp_path):
     shards = dict(placement='shards', shards=2, copies=3, branches='cls', constraint=KL, noise=False)
     model = detector(shards)
@@ -262,7 +278,6 @@ def test_a_few_rows_are_not_called_a_collapse(tmp_path):
 def test_interval_sums_over_iterations(tmp_path):
     model = detector(dict(**FOUR, branches='reg', noise=False))
     runner = make_runner(model, tmp_path / 'run', dict(type='MoEHook', interval=2), epochs=1)
-    router = model.bbox_head.routers['reg']
     rows = []
     update = runner.message_hub.update_scalar
     runner.message_hub.update_scalar = lambda key, *args, **kwargs: (
@@ -271,7 +286,7 @@ def test_interval_sums_over_iterations(tmp_path):
     )
     runner.train()
     assert len(rows) == 4 and {iteration for iteration, _ in rows} == {1}  # after the second iteration only
-    assert router.recent is None
+    assert hooks_of(runner, MoEHook).recent == {}
 
 
 def test_many_layers_are_summed_up(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import astuple
 
 import pytest
 import torch
@@ -10,8 +11,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from small_models import detector
-from small_runs import Images, Losses, make_runner
-from small_trainings import Kill, differences, result, train, training
+from small_runs import Images, Kill, Losses, differences, make_runner, result, train, training
 from torch.utils.data import DataLoader
 
 from moe_det.errors import MoEConfigError
@@ -25,7 +25,6 @@ ALL = dict(
     balance=dict(start=0.5, end=2.5, until=0.5),
     top_k=dict(start=4, end=2, until=1.0),
 )
-NAMES = ('noise_scale', 'temperature', 'balance_scale', 'training_top_k')
 
 
 class Values(Hook):
@@ -38,10 +37,12 @@ class Values(Hook):
 
     def before_train(self, runner) -> None:
         for router in find_routers(runner.model).values():
-            router.recorders.append(lambda r, routing, _: self.chosen[r.training].append(routing.indices.shape[1]))
+            router.decided.observe(
+                lambda routing, _, r=router: self.chosen[r.training].append(routing.indices.shape[1])
+            )
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
-        seen = {tuple(getattr(r, name) for name in NAMES) for r in find_routers(runner.model).values()}
+        seen = {astuple(r.annealing) for r in find_routers(runner.model).values()}
         self.steps.append(seen)
 
 
@@ -59,7 +60,7 @@ def test_values_by_hand(tmp_path):
     assert values.steps == [{(1.0, 3.0, 0.5, 4)}, {(0.5, 2.5, 1.5, 4)}, {(0.0, 2.0, 2.5, 3)}, {(0.0, 1.5, 2.5, 3)}]
     assert values.chosen[True] == [4, 4, 4, 4, 3, 3, 3, 3]  # of both branches
     assert set(values.chosen[False]) == {2}  # the validation at the end chose as the config says
-    after = [tuple(getattr(router, name) for name in NAMES) for router in find_routers(model).values()]
+    after = [astuple(router.annealing) for router in find_routers(model).values()]
     assert after == [(1.0, 1.0, 1.0, None)] * 2
 
 

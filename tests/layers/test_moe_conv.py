@@ -201,7 +201,7 @@ def test_training_without_noise_is_evaluation_bit_for_bit():
 def test_autocast_leaves_the_decision_in_full_precision(dtype):
     layer = MoEConv2d(4, 4, 3, padding=1, constraint=[{'type': 'KLConstraint'}, {'type': 'ZLossConstraint'}]).train()
     seen = []
-    layer.router.recorders.append(lambda router, routing, layout: seen.append(routing))
+    layer.router.decided.observe(lambda routing, layout: seen.append(routing))
     with torch.autocast('cpu', dtype=dtype):
         output = layer(torch.randn(3, 4, 6, 6))
         losses = layer.router.collect()

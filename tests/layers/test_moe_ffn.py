@@ -115,7 +115,7 @@ def test_a_nan_stays_with_its_token():
 def test_autocast_leaves_the_decision_in_full_precision(dtype):
     moe = MoEFFN(ffn(), 'ffn', **TOP2, constraint={'type': 'KLConstraint'}).train()
     seen = []
-    moe.router.recorders.append(lambda router, routing, layout: seen.append(routing))
+    moe.router.decided.observe(lambda routing, layout: seen.append(routing))
     with torch.autocast('cpu', dtype=dtype):
         output = moe(torch.randn(2, 9, 6))
         losses = moe.router.collect()

@@ -42,7 +42,8 @@ def test_a_forced_expert_serves_every_token_and_a_knocked_out_one_none():
 
 def test_constraints_count_tokens_and_must_be_collected():
     moe = layer(**TOP2, constraint=[{'type': 'KLConstraint'}, {'type': 'MeanImportanceConstraint'}]).train()
-    moe.router.monitored = True
+    steps = []
+    moe.router.collected.observe(steps.append)
     x = torch.randn(2, 5, 6, dtype=torch.float64)
     with pytest.raises(UncollectedConstraintError, match=r'decoder\.layers\.0\.ffn: KLConstraint'):
         moe(x).sum().backward()
@@ -51,7 +52,7 @@ def test_constraints_count_tokens_and_must_be_collected():
     losses = moe.router.collect()
     assert set(losses) == {'kl'}
     (output.sum() + losses['kl']).backward()
-    assert moe.router.recent.rows.tolist() == [10]
+    assert [usage.rows.tolist() for usage in steps] == [[10]]
     assert all(parameter.grad is not None for parameter in moe.parameters())
 
 

@@ -107,13 +107,14 @@ def test_noise_and_constraints_reach_every_region():
     similarity = {'type': 'SampleSimilarityConstraint', 'weight': 0.1}
     model = initialise(build(faster_config(constraint=[{'type': 'KLConstraint'}, similarity]).model))
     router = model.get_submodule(LAYER).router
-    router.monitored = True
+    steps = []
+    router.collected.observe(steps.append)
     assert (router.noise.scale.weight == 0).all()
     rows = []
     model.get_submodule(LAYER).register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
     losses = losses_of(model, batch())
     added = router.collect()
-    assert set(added) == {'kl', 'sample_similarity'} and router.recent.rows.tolist() == rows
+    assert set(added) == {'kl', 'similarity'} and [usage.rows.tolist() for usage in steps] == [rows]
     (losses['loss_cls'] + sum(added.values())).backward()
     assert all(parameter.grad is not None for parameter in model.get_submodule(LAYER).parameters())
 

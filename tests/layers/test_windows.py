@@ -8,8 +8,7 @@ import math
 import pytest
 import torch
 from mmcv.cnn.bricks.transformer import FFN
-from small_families import batch_for, family
-from small_models import build, initialise, losses_of, predictions_of
+from small_models import batch_for, build, family, initialise, losses_of, predictions_of
 from torch import nn
 
 from moe_det.errors import MoEConfigError

@@ -154,7 +154,7 @@ def test_outputs_and_gradients_match_the_row_by_row_reference(moe, changes, disp
     maps = [x.requires_grad_() for x in pyramid(images=5, dtype=torch.float64)]
     chosen = []
     for router in model.routers.values():
-        router.recorders.append(lambda _, routing, layout: chosen.append(routing.indices))
+        router.decided.observe(lambda routing, layout: chosen.append(routing.indices))
     ours = outputs_of(model, maps)
     assert len(torch.cat(chosen).unique(dim=0)) > 2, 'all rows run the same copies'
     per_image = moe.get('unit') == 'image'
@@ -257,7 +257,7 @@ def test_batch_statistics_are_those_of_a_copys_own_rows():
     model = shards(**BN).double().train()
     (level, *_) = pyramid(images=6, dtype=torch.float64)
     decisions = []
-    model.routers['cls'].recorders.append(lambda _, routing, layout: decisions.append(routing.indices))
+    model.routers['cls'].decided.observe(lambda routing, layout: decisions.append(routing.indices))
     model((level,))
     (chosen,) = decisions
     assert len(chosen.unique(dim=0)) > max(len(column.unique()) for column in chosen.t())
@@ -272,7 +272,7 @@ def test_batch_statistics_are_those_of_a_copys_own_rows():
 def test_idle_copies_get_zero_gradients_and_used_ones_others():
     model = shards(dict(copies=8), **GN).train()
     used = set()
-    model.routers['cls'].recorders.append(lambda _, routing, layout: used.update(routing.indices.unique().tolist()))
+    model.routers['cls'].decided.observe(lambda routing, layout: used.update(routing.indices.unique().tolist()))
     sum(y.sum() for y in outputs_of(model, pyramid(images=1))).backward()
     assert 2 <= len(used) < 16
     for number, expert in enumerate(model.branch_experts['cls'].experts):

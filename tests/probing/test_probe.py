@@ -13,10 +13,11 @@ import torch
 from small_models import CLASSES, batch, build, config, detector, shrink, spread_weights
 
 from moe_det.analysis.ground_truth import GroundTruth
+from moe_det.analysis.units import NO_ROW
 from moe_det.common.share import Share
 from moe_det.errors import DataError
 from moe_det.probing.conditions import Condition, conditions_of, forced, knocked_out, swept
-from moe_det.probing.findings import NO_ROW, Findings, join
+from moe_det.probing.findings import Findings, join
 from moe_det.probing.places import Truth
 from moe_det.probing.probe import Probe
 from moe_det.probing.run import PartStore, probe_images, truths_of

@@ -9,9 +9,20 @@ import pytest
 import torch
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmengine.structures import InstanceData
-from small_families import batch_for, family
-from small_models import batch, build, initialise, objects, predictions_of, spread_weights
-from small_queries import LAYER, SIDE_LOGIT, detr_config, planted_detr
+from small_models import (
+    LAYER,
+    SIDE_LOGIT,
+    batch,
+    batch_for,
+    build,
+    detr_config,
+    family,
+    initialise,
+    objects,
+    planted_detr,
+    predictions_of,
+    spread_weights,
+)
 
 from moe_det.probing.losses import cannot_compute_losses, image_losses
 from moe_det.probing.places import Truth

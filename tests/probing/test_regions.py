@@ -7,8 +7,7 @@ import pytest
 import torch
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.structures.bbox import bbox_overlaps
-from small_families import batch_for, family
-from small_models import batch, build, initialise, predictions_of, spread_weights
+from small_models import batch, batch_for, build, family, initialise, predictions_of, spread_weights
 from small_regions import FASTER, FINEST, LAYER, boxes_are_regions, faster_config, gates_told, within_level
 
 from moe_det.errors import MoEConfigError
@@ -119,7 +118,7 @@ def test_other_images_regions_of_the_same_level_decide(monkeypatch):
         decided = []
         router = model.get_submodule(LAYER).router
         second = Probe(model, conditions[:1], rows=False)
-        router.recorders.append(lambda _, routing, layout: decided.append((routing.indices[:, 0], layout)))
+        router.decided.observe(lambda routing, layout: decided.append((routing.indices[:, 0], layout)))
         second(range(4), data, truths)
     (_, layout), (experts, again) = decided
     layer = findings.layers[LAYER]

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mmdet.structures import DetDataSample
-from small_families import family
-from small_models import batch, build, initialise, predictions_of, spread_weights
+from small_models import batch, build, family, initialise, predictions_of, spread_weights
 
 from moe_det.probing.layer_description import layer_infos, pyramid_levels
 from moe_det.probing.places import Truth

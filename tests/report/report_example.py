@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
+from report.report_example_layer import SIZES, invented_precisions, invented_swap, make_layer
 
 from moe_det.analysis.definitions import DEFINITIONS
 from moe_det.figures import Pictures, crop_object, draw_boxes
-from tests.report.report_example_layer import SIZES, invented_precisions, invented_swap, make_layer
 
 LEVEL_NAMES = ('P3', 'P4', 'P5', 'P6', 'P7', 'P8')
 THIRDS = ('lower third', 'middle third', 'upper third')

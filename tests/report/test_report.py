@@ -6,13 +6,13 @@ import re
 
 import pytest
 from PIL import Image
+from report.page_reader import Page
+from report.report_example import add_pictures, make_example
 
 from moe_det.analysis.sentences import layer_sentence, plain_sentence
 from moe_det.figures import Pictures
 from moe_det.report import console_table, write_report
 from moe_det.report.embedding import Embedder
-from tests.report.page_reader import Page
-from tests.report.report_example import add_pictures, make_example
 
 
 @pytest.fixture(scope='module')

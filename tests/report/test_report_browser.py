@@ -10,10 +10,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from report.report_example import add_pictures, make_example
 
 from moe_det.figures import Pictures
 from moe_det.report import write_report
-from tests.report.report_example import add_pictures, make_example
 
 WIDTHS = (360, 768, 1280, 1920)
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable')

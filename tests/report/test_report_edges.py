@@ -6,14 +6,14 @@ import copy
 import re
 
 import pytest
+from report.page_reader import Page
+from report.report_example import make_example
+from report.report_example_layer import CASES
 
 from moe_det.analysis.definitions import DEFINITIONS
 from moe_det.errors import DataError
 from moe_det.figures import write_figures
 from moe_det.report import console_table, write_report
-from tests.report.page_reader import Page
-from tests.report.report_example import make_example
-from tests.report.report_example_layer import CASES
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror=alert(1)>"\'&amp; http://evil.example/'
 # what gives the results their shape; everything else may be missing

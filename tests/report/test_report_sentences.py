@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 
 import pytest
+from report.report_example import make_example
+from report.report_example_layer import CASES, TOO_FEW
 
 from moe_det.analysis.definitions import DEFINITIONS
 from moe_det.analysis.result import VERDICTS
 from moe_det.analysis.sentences import layer_sentence, plain_sentence
-from tests.report.report_example import make_example
-from tests.report.report_example_layer import CASES, TOO_FEW
 
 
 def _layer(verdict: str, **changed) -> dict:
@@ -30,7 +30,7 @@ def _layer(verdict: str, **changed) -> dict:
         ('scale-specialised', 'By image only: images of large and of small objects go to different experts'),
         ('level-specialised', 'No: its experts differ by pyramid level, not by size.'),
         ('not specialised', 'No: nothing shows that its experts differ by size, or by pyramid level.'),
-        ('undetermined', 'Not known: these data cannot tell.'),
+        ('undetermined', 'Not known: these data are insufficient.'),
     ],
 )
 @pytest.mark.parametrize('missing', [(), ('swap',), ('random_gates',), ('swap', 'random_gates')])
@@ -68,7 +68,7 @@ def test_plain_sentence_names_the_size_that_loses_most():
 def test_size_sorted_says_what_is_in_doubt():
     layer = _layer('size-sorted')
     assert plain_sentence(layer).endswith('but no loss was seen when images exchanged their experts.')
-    assert 'swapping decisions between images costs nothing that could be seen (AP ' in layer_sentence(layer)
+    assert 'swapping decisions between images has no measurable cost (AP ' in layer_sentence(layer)
     assert plain_sentence({**layer, 'swap': None}).endswith('but whether the detector needs that was not tested.')
     layer['random_gates']['quantile'] = 0.41
     assert plain_sentence(layer).endswith('but an untrained gate sorts them as well.')
@@ -98,7 +98,7 @@ def test_the_unit_that_fails_is_named():
     assert words in layer_sentence(layer)
     layer['units']['training']['relative_size'].update(p_value=None, p_value_reason='too few rows')
     layer['units']['training']['p_value_reason'] = None
-    assert 'in the training unit cannot be told: too few rows' in layer_sentence(layer)
+    assert 'in the training unit is unknown: too few rows' in layer_sentence(layer)
 
 
 def test_a_small_p_value_is_not_called_no_finding():
@@ -106,7 +106,7 @@ def test_a_small_p_value_is_not_called_no_finding():
     layer['relative_size'].update(p_value_holm=0.0002, cramers_v=0.04)
     layer['units']['detection']['relative_size'].update(p_value=0.0001, cramers_v=0.04)
     text = layer_sentence(layer)
-    assert 'too little to speak of' in text and 'V = 0.04, p = 0.0002 (Holm); V below 0.1' in text
+    assert 'too weakly to matter' in text and 'V = 0.04, p = 0.0002 (Holm); V below 0.1' in text
     assert 'was not shown' not in text
 
 

@@ -9,7 +9,7 @@ import os
 import pytest
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
-from small_trainings import Kill, Killed, train, training
+from small_runs import Kill, Killed, train, training
 
 from moe_det.common.atomic_file import BACKEND
 from moe_det.errors import CheckpointError
@@ -17,15 +17,8 @@ from moe_det.robustness import atomic_checkpoints
 from moe_det.robustness.atomic_checkpoints import save_safely
 from moe_det.robustness.resume_point import check_resumable
 
+pytestmark = pytest.mark.usefixtures('quick_checkpoints')
 EVERY = dict(by_epoch=False, interval=1)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """No sync, and no `git` and `gcc` started for each run."""
-    monkeypatch.setattr(os, 'fsync', lambda handle: None)
-    monkeypatch.setattr('mmengine.runner.runner.get_git_hash', lambda: '')
-    monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)
 
 
 def checkpoints(folder) -> set[str]:
@@ -86,7 +79,7 @@ def test_the_previous_checkpoint_is_there_until_the_next_one_is_whole(tmp_path, 
 
 def test_the_best_checkpoint_is_replaced_after_the_next_one_is_whole(tmp_path, monkeypatch):
     values = iter([3.0, 2.0])
-    monkeypatch.setattr('small_trainings.Falling.compute_metrics', lambda self, results: dict(value=next(values)))
+    monkeypatch.setattr('small_runs.Falling.compute_metrics', lambda self, results: dict(value=next(values)))
     seen = []
     put = LocalBackend.put
 
@@ -106,7 +99,7 @@ def test_names_without_a_number(tmp_path, monkeypatch):
     """The new file has the name of the outdated one, and must stay."""
     settings = dict(interval=1, max_keep_ckpts=1, filename_tmpl='latest.pth', save_best='value', rule='greater')
     values = itertools.count()
-    monkeypatch.setattr('small_trainings.Falling.compute_metrics', lambda self, results: dict(value=next(values)))
+    monkeypatch.setattr('small_runs.Falling.compute_metrics', lambda self, results: dict(value=next(values)))
     train(training(tmp_path, 'a', checkpoint=settings))
     assert checkpoints(tmp_path) == {'latest.pth', 'best_value_latest.pth'}
     assert check_resumable((tmp_path / 'last_checkpoint').read_text(), 'test')

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 from mmengine.config import Config
-from small_coco_runs import EPOCHS, ITERATIONS, damage, run_of, stop_workers, validated, write_images
-from small_runs import Collect, hooks_of
+from small_files import damage, write_images
+from small_runs import EPOCHS, ITERATIONS, Collect, hooks_of, run_of, stop_workers, validated
 
 from moe_det.errors import DataError, MoEConfigError
 from moe_det.robustness.bad_images_hook import SkipBadImagesHook, tolerated_images

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
 from small_models import detector
-from small_runs import Images
-from small_trainings import (
-    EPOCHS,
-    ITERATIONS,
+from small_runs import (
+    FOUR_EPOCHS,
     SAMPLES,
+    TWENTY_ITERATIONS,
     Augmented,
+    Images,
     Kill,
     differences,
     logged,
@@ -27,17 +25,10 @@ from torch.utils.data import DataLoader
 
 from moe_det.errors import CheckpointError
 
+pytestmark = pytest.mark.usefixtures('quick_checkpoints')
 INFINITE = dict(type='InfiniteSampler', shuffle=True)
 EVERY_ITERATION = dict(by_epoch=False, interval=1)
 END_OF_EPOCH, IN_EPOCH, LAST_OF_EPOCH = ('after_train_epoch', 10), ('after_train_iter', 12), ('after_train_iter', 9)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Hundreds of checkpoints: no sync (tested elsewhere), and no `git` and `gcc` started for each."""
-    monkeypatch.setattr(os, 'fsync', lambda handle: None)
-    monkeypatch.setattr('mmengine.runner.runner.get_git_hash', lambda: '')
-    monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)
 
 
 def assert_resumes_exactly(folder, *kills: tuple, hooks: tuple = (), **changes) -> Runner:
@@ -60,8 +51,8 @@ RESUMES = {
     'end of epoch': (END_OF_EPOCH, {}),
     'within an epoch': (IN_EPOCH, dict(checkpoint=EVERY_ITERATION)),
     'last iteration of an epoch': (LAST_OF_EPOCH, dict(checkpoint=EVERY_ITERATION)),
-    'iterations': (IN_EPOCH, dict(loop=ITERATIONS)),
-    'endless sampler': (IN_EPOCH, dict(loop=ITERATIONS, sampler=INFINITE)),
+    'iterations': (IN_EPOCH, dict(loop=TWENTY_ITERATIONS)),
+    'endless sampler': (IN_EPOCH, dict(loop=TWENTY_ITERATIONS, sampler=INFINITE)),
 }
 
 
@@ -99,10 +90,10 @@ def test_several_kills_one_of_them_before_the_first_checkpoint_of_an_epoch(tmp_p
     assert_resumes_exactly(tmp_path, *kills, checkpoint=EVERY_ITERATION)
 
 
-@pytest.mark.parametrize('loop', [EPOCHS, dict(ITERATIONS)], ids=['epochs', 'iterations'])
+@pytest.mark.parametrize('loop', [FOUR_EPOCHS, dict(TWENTY_ITERATIONS)], ids=['epochs', 'iterations'])
 def test_a_seed_that_nobody_gave_is_kept(tmp_path, loop):
     """mmengine builds the sampler with a new seed before it reads the old one from the checkpoint."""
-    sampler = INFINITE if loop is not EPOCHS else dict(type='DefaultSampler', shuffle=True)
+    sampler = INFINITE if loop is not FOUR_EPOCHS else dict(type='DefaultSampler', shuffle=True)
     changes = dict(loop=loop, sampler=sampler, checkpoint=EVERY_ITERATION)
     first = train(training(tmp_path / 'a', 'a', Kill(*IN_EPOCH), **changes, randomness=dict(seed=None)))
     np.random.seed(12345)  # mmengine draws a seed from numpy

@@ -124,7 +124,7 @@ def test_experts_learn_through_their_keys_and_their_outputs(top_k):
 def test_every_expert_runs_once_and_the_gate_decides_differently_when_an_expert_changes():
     model, maps = Mixture(1).eval(), maps_of(4)
     logits = []
-    model.router.recorders.append(lambda router, routing, layout: logits.append(routing.logits.detach()))
+    model.router.decided.observe(lambda routing, layout: logits.append(routing.logits.detach()))
     model(maps)
     assert [expert.runs for expert in model.group.experts] == [1, 1, 1]
     with torch.no_grad():

@@ -22,12 +22,14 @@ class Detector(nn.Module):
         self.first = Router(gate_class(3, 3), [KLConstraint(), MeanImportanceConstraint()], **settings).double()
         self.second = Router(gate_class(3, 3), [KLConstraint(), ZLossConstraint()], **settings).double()
         self.route = None
+        self.collects = False  # the second router
 
     def forward(self, maps, mode):
         weights = [self.route(router, maps).weights for router in (self.first, self.second)]
         if mode != 'loss':
             return weights
-        return {'loss_cls': sum((w[:, 0] ** 2).sum() for w in weights)}
+        losses = {f'loss_second_{key}': loss for key, loss in self.second.collect().items()} if self.collects else {}
+        return {'loss_cls': sum((w[:, 0] ** 2).sum() for w in weights), **losses}
 
 
 @pytest.fixture
@@ -58,15 +60,14 @@ def test_collection_adds_the_losses_to_the_detectors(detector, as_maps):
 
 def test_collection_leaves_other_modes_and_owners_alone(detector, as_maps):
     attach_collection(detector)
-    detector.second.collected_by_owner = True
+    detector.collects = True
     # exp(logits) = (1, 2, 4): I = (0, 1/3, 2/3) times the rows, so KL = log 3 - H(1/3, 2/3)
     maps = as_maps(torch.tensor([[1.0, 2, 4]] * 5).log())
     detector(as_maps([[9.0, 0.0, 0.0]] * 20), mode='tensor')  # a forward in training mode that is never trained on
     losses = detector(maps, mode='loss')
-    assert set(losses) == {'loss_cls', 'loss_moe_kl'}
+    assert set(losses) == {'loss_cls', 'loss_moe_kl', 'loss_second_kl', 'loss_second_z'}
     expected = 0.25 * sum(p * math.log(3 * p) for p in (1 / 3, 2 / 3))
     assert losses['loss_moe_kl'].item() == pytest.approx(expected)
-    assert set(detector.second.collect()) == {'kl', 'z'}
     sum(losses.values()).backward()
     assert isinstance(detector.eval()(maps, mode='predict'), list)
     assert detector.first.constraints['mean_importance'].steps.item() == 1

@@ -169,7 +169,7 @@ def test_the_result_is_a_plain_model_either_way():
     torch.testing.assert_close(plain(x), expected)
     finish_distillation(model)
     assert model.state_dict().keys() == plain.state_dict().keys()
-    assert not model.router.constraints and not model.router.asked
+    assert not model.router.constraints and not model.router.constraints.asked
     torch.testing.assert_close(model(x), expected)
     model.train()(x).sum().backward()
     assert all(p.grad is not None for p in model.parameters()) and model.group.experts[0].norm.training

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from moe_det.errors import MoEConfigError
 from moe_det.routing import ExpertGroup, GAPLinearGate, Router
 from moe_det.routing.intervention import Intervention, intervene
-from moe_det.routing.kernel_mixture import KernelMixture, _merged
+from moe_det.routing.kernel_mixture import KernelMixture, mix_weights
 from moe_det.routing.rows import rows_of
 
 CHANNELS, OUT = 4, 6
@@ -162,8 +162,19 @@ def test_autocast_keeps_experts_apart_that_differ_by_little():
     rows, layout = rows_of(levels, 'level', 1)
     with torch.autocast('cpu', dtype=torch.bfloat16):
         routing = decide(rows, layout)
-        stacked = layer._stacked()
-    with torch.autocast('cpu', dtype=torch.bfloat16):
-        merged = _merged(stacked, routing.dense(routing.weights, 0.0))
-    expected = 1 + (routing.dense(routing.weights, 0.0) @ torch.arange(3.0)) * 2**-12
-    torch.testing.assert_close(merged['0.bias'][:, 0], expected, rtol=1e-6, atol=0)
+        weights = routing.dense(routing.weights, 0.0)
+        mixed = mix_weights(weights, [one[0].bias for one in layer.experts])
+    torch.testing.assert_close(mixed[:, 0], 1 + (weights @ torch.arange(3.0)) * 2**-12, rtol=1e-6, atol=0)
+
+
+def test_mixed_weights_have_the_gradients_of_the_sum():
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(2, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    experts = [
+        torch.rand(4, 5, generator=generator, dtype=torch.float64).t().requires_grad_(number != 1)
+        for number in range(3)
+    ]
+    torch.testing.assert_close(
+        mix_weights(weights, experts), torch.einsum('re,e...->r...', weights, torch.stack(experts)), rtol=1e-12, atol=0
+    )
+    torch.autograd.gradcheck(lambda w, a, c: mix_weights(w, [a, experts[1], c]), (weights, experts[0], experts[2]))

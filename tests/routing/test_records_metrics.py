@@ -100,9 +100,9 @@ def test_an_image_without_a_name_is_refused():
 def test_recorders_detach_after_an_error():
     network = Network()
     with pytest.raises(KeyError), RoutingRecorder(network):
-        assert all(router.recorders for router in find_routers(network).values())
+        assert all(router.decided for router in find_routers(network).values())
         raise KeyError('elsewhere')
-    assert all(not router.recorders for router in find_routers(network).values())
+    assert all(not router.decided for router in find_routers(network).values())
 
 
 def test_recorders_do_not_get_into_each_others_way():
@@ -113,7 +113,7 @@ def test_recorders_do_not_get_into_each_others_way():
             network(MAPS)
         network(MAPS)
     assert [len(record.weights) for record in inner.records] == [2, 2, 12]
-    assert {layer: int(used.rows) for layer, used in outer.usage.items()} == {'neck': 2 * 4, 'head.cls': 2 * 12}
+    assert {layer: int(used.rows.sum()) for layer, used in outer.usage.items()} == {'neck': 2 * 4, 'head.cls': 2 * 12}
 
 
 def test_usage_recorder_sums_batches():
@@ -125,9 +125,9 @@ def test_usage_recorder_sums_batches():
     assert usage.rows.tolist() == [12 + 6]
     assert usage.load.sum() == 2 * 18
     assert usage.importance.sum().item() == pytest.approx(18)
-    neck = recorder.usage['neck']  # two balance groups become one
-    assert neck.load.shape == (1, 3)
-    assert neck.rows.tolist() == [4 + 2]
+    neck = recorder.usage['neck']  # two balance groups
+    assert neck.load.shape == (2, 3)
+    assert neck.rows.tolist() == [2 + 1] * 2
 
 
 def usage_of(importance, load, probs, entropy, rows) -> Usage:
@@ -154,16 +154,10 @@ def test_groups_are_summed():
     assert utilisation(halves).rows == 4
 
 
-@pytest.mark.parametrize(('living', 'top_k', 'collapsed'), [(1, 1, True), (2, 1, False), (2, 2, True), (3, 2, False)])
-def test_collapse(living, top_k, collapsed):
+@pytest.mark.parametrize('living', [1, 2, 3])
+def test_living_experts(living):
     importance = [8 / living] * living + [0] * (4 - living)
-    measured = utilisation(usage_of(importance, importance, importance, 0.0, 8))
-    assert measured.living == living
-    assert measured.collapsed(top_k) == collapsed
-
-
-def test_a_soft_mixture_cannot_collapse():
-    assert not utilisation(usage_of([1, 1], [1, 1], [1, 1], 0.0, 2)).collapsed(2)
+    assert utilisation(usage_of(importance, importance, importance, 0.0, 8)).living == living
 
 
 def test_no_rows_cannot_be_measured():

@@ -22,7 +22,7 @@ from moe_det.routing import (
     SelectionBiasConstraint,
     ZLossConstraint,
 )
-from moe_det.routing.router import MAX_PENDING_CALLS
+from moe_det.routing.step import MAX_PENDING_CALLS
 
 EXACT = {'rtol': 1e-12, 'atol': 1e-12}
 MIXED = (KLConstraint, ImportanceConstraint, RelativeImportanceConstraint)
@@ -128,11 +128,12 @@ def test_a_step_that_never_ends_is_refused(router, echo_gate, as_maps, route_row
     with pytest.raises(UncollectedConstraintError, match='bbox_head.moe.cls'):
         route_rows(router, maps)
     watched = Router(echo_gate(3, 3), top_k=2).double().train()
-    watched.monitored = True  # statistics alone are no reason to stop
+    steps = []
+    watched.collected.observe(steps.append)  # statistics alone are no reason to stop
     for _ in range(MAX_PENDING_CALLS + 1):
         route_rows(watched, maps)
     assert watched.collect() == {}
-    assert watched.recent.rows.item() <= MAX_PENDING_CALLS
+    assert steps[0].rows.item() <= MAX_PENDING_CALLS
 
 
 @pytest.mark.parametrize('noise', [False, True])
@@ -149,7 +150,6 @@ def test_nothing_is_kept_in_evaluation_or_without_constraints(constrained, train
     gc.collect()
     assert not any(reference() is not None for reference in references)
     assert router.collect() == {}
-    assert router.recent is None
 
 
 def test_a_collected_step_is_released(router, as_maps, route_rows):
@@ -164,7 +164,7 @@ def test_a_collected_step_is_released(router, as_maps, route_rows):
 
 def test_a_model_can_be_copied_and_pickled_in_the_middle_of_a_step(router, as_maps, route_rows):
     model = nn.Sequential(nn.Conv2d(3, 3, 1).double(), router)
-    model[1].monitored = True
+    model[1].collected.observe(lambda usage: None)
     with RoutingRecorder(model) as recorder:
         recorder.start_batch(range(4))
         route_rows(model[1], model[0](as_maps(torch.randn(4, 3))))
@@ -173,7 +173,7 @@ def test_a_model_can_be_copied_and_pickled_in_the_middle_of_a_step(router, as_ma
                 assert torch.equal(value, twin.state_dict()[name])
             losses = twin[1].collect()  # the copy starts a step of its own
             assert all(loss == 0 for loss in losses.values())
-            assert twin[1].recorders == []
+            assert not twin[1].decided and not twin[1].collected
     assert model[1].collect()['kl'] > 0  # and the original goes on
 
 
@@ -203,15 +203,19 @@ def test_usage_by_hand(router, as_maps, route_rows):
     assert usage.rows.tolist() == [2]
 
 
-def test_usage_of_monitored_routers_adds_up(router, as_maps, route_rows):
-    router.monitored = True
-    for rows in (2, 3):
+def test_observers_are_told_of_the_usage_of_every_step_until_they_leave(router, as_maps, route_rows):
+    steps = []
+    handle = router.collected.observe(steps.append)
+    for rows in (2, 3, 4):
+        if rows == 4:
+            handle.remove()
         route_rows(router, as_maps(torch.randn(rows, 3)))
         router.collect()
-    assert router.recent.rows.tolist() == [5]
-    assert router.recent.load.sum() <= 10  # *no expert* counts for nobody
-    assert router.recent.importance.sum().item() == pytest.approx(5)
-    assert not router.recent.importance.requires_grad
+    assert [usage.rows.tolist() for usage in steps] == [[2], [3]]
+    both = steps[0] + steps[1]
+    assert both.load.sum() <= 10  # *no expert* counts for nobody
+    assert both.importance.sum().item() == pytest.approx(5)
+    assert not both.importance.requires_grad
 
 
 def test_balance_groups(echo_gate):
@@ -279,21 +283,16 @@ def test_a_router_in_half_precision_keeps_losses_in_full(echo_gate, as_maps, rou
     assert all(loss.dtype == torch.float32 for loss in losses.values())
 
 
-def values_of(router: Router) -> list[torch.Tensor]:
-    """The sums that wait for a reader or for a step."""
-    return [value for usage in (router.recent, router.waiting) for value in vars(usage).values()]
-
-
 def test_a_router_that_is_moved_leaves_unfinished_steps_behind_and_takes_usage_along(router, as_maps, route_rows):
-    router.monitored, router.step_follows = True, False
+    router.start_step(optimizer_follows=False)
     logits = torch.randn(6, 3, dtype=torch.float64)
     route_rows(router, as_maps(logits))
     router.collect()  # a step that ends with a later forward
-    before = copy.deepcopy(values_of(router))
+    before = copy.deepcopy(router.step.waiting)
     route_rows(router, as_maps(torch.randn(5, 3, dtype=torch.float64)))  # never collected
     router.to('cpu')
-    assert all(torch.equal(found, value) for found, value in zip(values_of(router), before, strict=True))
+    assert all(torch.equal(value, vars(before)[name]) for name, value in vars(router.step.waiting).items())
     route_rows(router, as_maps(logits))
-    assert router.collect() and router.recent.rows.tolist() == [12]
+    assert router.collect() and router.step.waiting.rows.tolist() == [12]
     router.to('meta')  # stands for another device
-    assert {value.device.type for value in values_of(router)} == {'meta'}
+    assert {value.device.type for value in vars(router.step.waiting).values()} == {'meta'}

@@ -8,9 +8,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from moe_det.routing import AttentiveGate, DistilledGate, GAPLinearGate, KLConstraint, Router, rows_of
+from moe_det.routing.annealing import Annealing
 from moe_det.routing.distillation import DistillationConstraint
 
-VALUES = {'noise_scale': 0.5, 'temperature': 3.0, 'balance_scale': 0.25, 'training_top_k': 3}
+VALUES = {'noise': 0.5, 'temperature': 3.0, 'balance': 0.25, 'top_k': 3}
 
 
 def router_of(constraint: bool = True, top_k: int = 2, **arguments) -> Router:
@@ -26,9 +27,7 @@ def maps() -> torch.Tensor:
 
 
 def scheduled(router: Router, **values) -> Router:
-    for name, value in values.items():
-        assert hasattr(router, name)
-        setattr(router, name, value)
+    router.annealing = Annealing(**values)
     return router
 
 
@@ -36,7 +35,7 @@ def test_noise_is_scaled_and_logits_are_divided(route_rows):
     plain, x = router_of(), maps()
     noise = route_rows(plain.train(), x).logits - plain.gate(x)
     assert noise.abs().min() > 1e-4
-    routing = route_rows(scheduled(router_of(), noise_scale=0.25, temperature=2.0).train(), x)
+    routing = route_rows(scheduled(router_of(), noise=0.25, temperature=2.0).train(), x)
     torch.testing.assert_close(routing.logits, (plain.gate(x) + 0.25 * noise) / 2)
     # the weights too: the softmax of the two largest
     kept = routing.logits.sort(1, descending=True).values[:, :2]
@@ -44,11 +43,11 @@ def test_noise_is_scaled_and_logits_are_divided(route_rows):
 
 
 def test_without_noise_the_stream_of_draws_goes_on(route_rows):
-    plain, quiet = router_of(), scheduled(router_of(), noise_scale=0.0)
+    plain, quiet = router_of(), scheduled(router_of(), noise=0.0)
     x = maps()
     torch.testing.assert_close(route_rows(quiet.train(), x).logits, quiet.gate(x))
     route_rows(plain.train(), x)
-    quiet.noise_scale = 1.0
+    scheduled(quiet)
     assert torch.equal(route_rows(quiet, x).logits, route_rows(plain, x).logits)
 
 
@@ -61,12 +60,12 @@ def test_evaluation_knows_no_schedule(route_rows):
 
 def test_the_balance_is_scaled_and_a_teacher_is_not(route_rows):
     losses = []
-    for router in (router_of(), scheduled(router_of(), balance_scale=0.25)):
+    for router in (router_of(), scheduled(router_of(), balance=0.25)):
         route_rows(router.train(), maps())
         losses.append(router.collect()['kl'])
     torch.testing.assert_close(losses[1], 0.25 * losses[0])
     gate = DistilledGate(3, 4, 5, teacher=AttentiveGate(3, 4, 5))
-    router = scheduled(Router(gate, [KLConstraint()], top_k=1, noise=False).train(), balance_scale=0.0)
+    router = scheduled(Router(gate, [KLConstraint()], top_k=1, noise=False).train(), balance=0.0)
     rows, layout = rows_of([maps().float()], 'level')
     router(rows, layout, [torch.randn(6, 4, 5)])
     losses = router.collect()
@@ -77,27 +76,27 @@ def test_the_balance_is_scaled_and_a_teacher_is_not(route_rows):
 @pytest.mark.parametrize('training_top_k', [1, 3, 4])
 def test_another_k_in_training(training_top_k, route_rows):
     # weights of two sum to one, and so they do for any other number; a single weight below one stays below
-    routing = route_rows(scheduled(router_of(), training_top_k=training_top_k).train(), maps())
+    routing = route_rows(scheduled(router_of(), top_k=training_top_k).train(), maps())
     assert routing.indices.shape == (6, training_top_k)
     torch.testing.assert_close(routing.weights.sum(1), torch.ones(6, dtype=torch.float64))
-    routing = route_rows(scheduled(router_of(top_k=1), training_top_k=training_top_k).train(), maps())
+    routing = route_rows(scheduled(router_of(top_k=1), top_k=training_top_k).train(), maps())
     expected = routing.probs.sort(1, descending=True).values[:, :training_top_k]
     torch.testing.assert_close(routing.weights, expected)
 
 
 def test_weights_are_straight_through_when_the_schedule_has_come_to_one(route_rows):
-    router = scheduled(router_of(top_k=1, weighting='straight_through'), training_top_k=2).train()
+    router = scheduled(router_of(top_k=1, weighting='straight_through'), top_k=2).train()
     routing = route_rows(router, maps())
     kept = routing.logits.sort(1, descending=True).values[:, :2]
     torch.testing.assert_close(routing.weights, kept.softmax(1))
-    router.training_top_k = 1
+    scheduled(router, top_k=1)
     assert (route_rows(router, maps()).weights == 1).all()
 
 
 def test_slots_have_no_other_k(route_rows):
-    router = scheduled(router_of(slots=2), training_top_k=3)
+    router = scheduled(router_of(slots=2), top_k=3)
     route_rows(router.eval(), maps())
-    with pytest.raises(ValueError, match='training_top_k=3: a row runs one expert per slot'):
+    with pytest.raises(ValueError, match='top_k=3 in training: a row runs one expert per slot'):
         route_rows(router.train(), maps())
 
 
@@ -105,7 +104,7 @@ def test_slots_have_no_other_k(route_rows):
 @pytest.mark.parametrize('arguments', [{}, {'slots': 2}])
 def test_a_repeated_forward_decides_under_the_same_schedule(arguments, reentrant):
     results = []
-    values = {name: value for name, value in VALUES.items() if name != 'training_top_k' or not arguments}
+    values = {name: value for name, value in VALUES.items() if name != 'top_k' or not arguments}
     for repeat in (False, True):
         router = scheduled(router_of(**arguments), **values).train()
 

@@ -207,7 +207,7 @@ def test_values_supplied_for_rows_belong_to_their_row(echo_gate):
 def test_nothing_is_computed_or_kept_for_constraints_that_do_not_ask(echo_gate, route_rows, as_maps):
     router = Router(echo_gate(3, 3), [KLConstraint()], top_k=2).double().train()
     router.supply('inputs', torch.ones(2, 1))
-    assert not router.asked and not router._supplied
+    assert not router.constraints.asked and not router.step.supplied
     assert route_rows(router, as_maps(torch.randn(2, 3))).samples is None
     asking = similarity_router(echo_gate)
     assert route_rows(asking.eval(), as_maps(torch.randn(2, 3))).samples is None

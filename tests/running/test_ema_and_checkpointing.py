@@ -5,9 +5,23 @@ from __future__ import annotations
 import pytest
 import torch
 from mmengine.hooks import EMAHook, Hook
-from small_coco_runs import Count
-from small_detector_runs import BATCH, CONV, EPOCHS, FOUR, IMAGES, SOFT, STEPS, Images, plain, run, trained
+from running.detector_runs import (
+    BATCH,
+    CONV,
+    COUNTS,
+    EPOCHS,
+    FOUR,
+    IMAGES,
+    SOFT,
+    STEPS,
+    assert_close,
+    plain,
+    run,
+    trained,
+)
+from small_runs import Count, Images
 
+from moe_det.hooks.moe_hook import MoEHook
 from moe_det.routing import find_routers
 
 HARD = dict(type='RelativeImportanceConstraint', threshold=0.1)
@@ -17,12 +31,6 @@ CASE = dict(
     head=dict(**FOUR, constraint=[HARD, dict(type='SelectionBiasConstraint', rate=0.1)]),
     backbone=dict(moe=dict(**CONV, constraint=[*SOFT, MEAN], noise=True)),
 )
-
-
-def compare(actual: dict, expected: dict, **tolerance) -> None:
-    assert actual.keys() == expected.keys() and expected
-    for name, value in expected.items():
-        torch.testing.assert_close(actual[name], value, msg=lambda m, name=name: f'{name}: {m}', **tolerance)
 
 
 @pytest.fixture(scope='module')
@@ -44,14 +52,19 @@ def test_a_checkpointed_forward_of_a_detector_counts_once(usual, tmp_path):
     found = trained(tmp_path, 'checkpointed', Repeats(), **case)
     assert repeated == sorted([*range(STEPS)] * 2)  # the forward was repeated
     for step in range(STEPS):
-        compare(found['states'][step], usual['states'][step], rtol=1e-9, atol=1e-12)
-        compare(found['losses'][step], usual['losses'][step], rtol=1e-9, atol=1e-12)
-    compare(found['end'], usual['end'], rtol=1e-9, atol=1e-12)
+        assert_close(found['states'][step], usual['states'][step], rtol=1e-9, atol=1e-12)
+        assert_close(found['losses'][step], usual['losses'][step], rtol=1e-9, atol=1e-12)
+    assert_close(found['end'], usual['end'], rtol=1e-9, atol=1e-12)
     last = found['states'][-1]
     assert last['backbone.layer3.1.conv2.mean_importance.steps'].tolist() == [STEPS]
     assert last['backbone.layer3.1.conv2.rows'].tolist() == [STEPS * BATCH]
     assert last['bbox_head.cls.rows'].tolist() == [STEPS * BATCH * 5]
     assert found['end']['backbone.layer3.1.conv2.router.noise.draws'].item() == STEPS
+
+
+def hook_of(runner) -> MoEHook:
+    (hook,) = [hook for hook in runner.hooks if isinstance(hook, MoEHook)]
+    return hook
 
 
 class Validations(Hook):
@@ -64,8 +77,8 @@ class Validations(Hook):
 
     def state(self, runner) -> dict:
         state = dict(plain(runner).named_buffers())
-        for name, router in find_routers(plain(runner)).items():
-            state.update({f'{name} {key}': value for key, value in vars(router.recent).items()})
+        for name in find_routers(plain(runner)):
+            state.update({f'{name} {key}': value for key, value in vars(hook_of(runner).recent[name]).items()})
         return {key: value.clone() for key, value in state.items()}
 
     def after_train_epoch(self, runner) -> None:
@@ -85,7 +98,8 @@ class Validations(Hook):
 def test_evaluating_the_moving_average_leaves_the_training_alone(usual, tmp_path, update_buffers):
     watch = Validations()
     average = dict(type='EMAHook', momentum=0.3, update_buffers=update_buffers)
-    loader = dict(batch_size=4, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False), dataset=Images())
+    sampler = dict(type='DefaultSampler', shuffle=False)
+    loader = dict(batch_size=4, num_workers=0, sampler=sampler, dataset=Images(COUNTS))
     validation = dict(
         val_dataloader=dict(loader, collate_fn=dict(type='pseudo_collate')), val_cfg={}, val_evaluator=[Count()]
     )
@@ -93,10 +107,10 @@ def test_evaluating_the_moving_average_leaves_the_training_alone(usual, tmp_path
     found = trained(tmp_path, 'averaged', average, watch, **CASE, **validation, **schedule)
     assert len(watch.before) == EPOCHS and len(watch.after) == EPOCHS - 1
     assert all(difference > 1e-3 for difference in watch.difference)  # it was the average that was evaluated
-    compare(watch.after[0], watch.before[0], rtol=0, atol=0)
+    assert_close(watch.after[0], watch.before[0], rtol=0, atol=0)
     for step in range(STEPS):
-        compare(found['states'][step], usual['states'][step], rtol=0, atol=0)
-    compare(found['end'], usual['end'], rtol=0, atol=0)
+        assert_close(found['states'][step], usual['states'][step], rtol=0, atol=0)
+    assert_close(found['end'], usual['end'], rtol=0, atol=0)
 
 
 def test_the_average_has_no_steps_of_its_own(tmp_path):
@@ -107,8 +121,8 @@ def test_the_average_has_no_steps_of_its_own(tmp_path):
     assert averaged.keys() == routers.keys() and len(routers) == 3
     for name, router in routers.items():
         copy = averaged[name]
-        assert not copy._calls and copy.recent is None and copy.waiting is None
+        assert not copy.step.calls and not copy.collected and copy.step.waiting is None
         for key, value in router.named_buffers():  # as they were in the last step
             assert torch.equal(dict(copy.named_buffers())[key], value), f'{name}: {key}'
         assert any((value != 0).any() for key, value in copy.named_buffers() if key.startswith('constraints'))
-    assert routers['bbox_head.cls'].recent.rows.item() == EPOCHS * IMAGES * 5
+    assert hook_of(runner).recent['bbox_head.cls'].rows.item() == EPOCHS * IMAGES * 5

@@ -11,27 +11,11 @@ import torch
 from mmdet.apis import DetInferencer
 from mmengine.dataset import Compose
 from mmengine.registry import DefaultScope
-from small_conversions import model_of, write_checkpoint, write_config
+from small_files import model_of, write_checkpoint, write_config
 
 from moe_det.converters.densify import densify
 
 MOE = dict(num_experts=3, top_k=2, constraint=dict(type='RelativeImportanceConstraint'))
-
-
-@pytest.fixture
-def loads(monkeypatch):
-    """Counts loads; one that switches ``weights_only`` off is an error."""
-    seen = []
-    original = torch.load
-
-    def load(*args, **kwargs):
-        assert kwargs.get('weights_only') is not False
-        kwargs['weights_only'] = True
-        seen.append(args)
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(torch, 'load', load)
-    return seen
 
 
 @pytest.fixture
@@ -47,7 +31,7 @@ def make_inferable(config) -> None:
     config.write_text(text)
 
 
-def test_config_and_checkpoint(tmp_path, picture, loads):
+def test_config_and_checkpoint(tmp_path, picture, weights_only_enforced):
     config = write_config(tmp_path / 'moe.py', MOE)
     make_inferable(config)
     checkpoint = write_checkpoint(config, tmp_path / 'moe.pth')
@@ -63,7 +47,7 @@ def test_config_and_checkpoint(tmp_path, picture, loads):
         batch_size=1,
         print_result=False,
     )['predictions'][0]
-    assert loads
+    assert weights_only_enforced
     assert (tmp_path / 'out' / 'vis' / 'picture.png').is_file()
     assert json.loads((tmp_path / 'out' / 'preds' / 'picture.json').read_text())['labels'] == found['labels']
 
@@ -78,7 +62,7 @@ def test_config_and_checkpoint(tmp_path, picture, loads):
     np.testing.assert_allclose(found['bboxes'], result.pred_instances.bboxes.numpy(), atol=1e-3)
 
 
-def test_a_converted_checkpoint_brings_its_own_config(tmp_path, picture, loads):
+def test_a_converted_checkpoint_brings_its_own_config(tmp_path, picture, weights_only_enforced):
     config = write_config(tmp_path / 'moe.py', MOE)
     make_inferable(config)
     checkpoint = write_checkpoint(config, tmp_path / 'moe.pth')

@@ -52,10 +52,11 @@ def run(request, monkeypatch) -> dict:
     model = model_with_experts()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
     wrapper = fp16(optimizer, monkeypatch) if request.param == 'float16' else CPUAmpOptimWrapper(optimizer=optimizer)
-    found = dict(dtype=getattr(torch, request.param), model=model, wrapper=wrapper, gates=[], experts=[], losses=[])
+    found = dict(dtype=getattr(torch, request.param), model=model, wrapper=wrapper)
+    found |= dict(gates=[], experts=[], losses=[], usages=[])
     found['start'] = {name: p.detach().clone() for name, p in model.named_parameters()}
     for name, router in find_routers(model).items():
-        router.monitored = True
+        router.collected.observe(found['usages'].append)
 
         def see_gate(gate: nn.Module, args: tuple, logits: torch.Tensor, name: str = name) -> None:
             weight, bias = gate.fc.weight.detach().clone(), gate.fc.bias.detach().clone()
@@ -105,8 +106,8 @@ def test_constraints_and_losses_are_in_full_precision(run):
         expected = 0.25 * sum(p * math.log(4 * p) for p in share if p > 0)
         assert expected > 1e-3
         assert losses['loss_moe_kl_cls'].item() == pytest.approx(expected, rel=2e-5)
+    assert {value.dtype for usage in run['usages'] for value in vars(usage).values()} == {torch.float32}
     for router in find_routers(run['model']).values():
-        assert {value.dtype for value in vars(router.recent).values()} == {torch.float32}
         state = router.constraints['mean_importance']
         assert state.mean.dtype == torch.float32 and state.steps.tolist() == [STEPS]
         assert state.mean.sum().item() == pytest.approx(1, abs=1e-6)  # in 16 bits: 1e-3

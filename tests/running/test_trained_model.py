@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import fractions
-import importlib.util
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from small_checkpoints import checkpoint, moe_config
+from small_files import TINY_CONFIG, checkpoint, moe_config, write_tiny_coco
 
 from moe_det.analysis.ground_truth import GroundTruth
 from moe_det.dataset_check.dataset_paths import annotation_file
@@ -19,23 +18,12 @@ from moe_det.running.launch import load_config
 from moe_det.running.trained_model import analysis_device, load_trained_model, test_batches
 
 
-def _tools_conftest():
-    path = Path(__file__).resolve().parents[1] / 'tools' / 'conftest.py'
-    spec = importlib.util.spec_from_file_location('tools_conftest', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny = _tools_conftest()
-
-
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory) -> Path:
     """Tiny data, a dense and a MoE config, and a checkpoint of each."""
     folder = tmp_path_factory.mktemp('trained')
-    tiny.write_tiny_coco(folder / 'data')
-    (folder / 'dense.py').write_text(tiny.CONFIG)
+    write_tiny_coco(folder / 'data')
+    (folder / 'dense.py').write_text(TINY_CONFIG)
     checkpoint(folder / 'dense.py', folder / 'dense.pth')
     checkpoint(moe_config(folder / 'dense.py'), folder / 'moe.pth')
     return folder

@@ -6,24 +6,17 @@ Starting them takes longer than all that they do, so they are started once.
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from small_coco_runs import damage, write_images
-from small_detector_runs import CASES, STEPS, UNUSED, UNUSED_AT, evaluated, trained
+from running.detector_runs import CASES, STEPS, UNUSED, UNUSED_AT, assert_close, evaluated, free_port, trained
+from small_files import damage, write_images
 from small_models import detector
 
 WORKER = Path(__file__).with_name('two_rank_worker.py')
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return str(probe.getsockname()[1])
 
 
 @pytest.fixture(scope='module')
@@ -112,12 +105,6 @@ def test_a_nan_of_one_process_stops_both_with_its_images_before_the_step(runs, c
 # -- trainings -----------------------------------------------------------------------------------------------------
 
 
-def compare(actual: dict, expected: dict, **tolerance) -> None:
-    assert actual.keys() == expected.keys() and expected
-    for name, value in expected.items():
-        torch.testing.assert_close(actual[name], value, msg=lambda m, name=name: f'{name}: {m}', **tolerance)
-
-
 @pytest.fixture(params=list(CASES))
 def case(request, trainings) -> tuple[dict, dict, dict]:
     return tuple(run[request.param] for run in trainings)
@@ -131,15 +118,15 @@ def test_weights_are_those_of_one_process(case):
     assert any('experts.' in name for name in moved)
     assert all(value.isfinite().all() for value in alone['end'].values())
     for run in ranks:
-        compare(run['start'], alone['start'], rtol=0, atol=0)
-        compare(run['end'], alone['end'], rtol=1e-6, atol=1e-6)
+        assert_close(run['start'], alone['start'], rtol=0, atol=0)
+        assert_close(run['end'], alone['end'], rtol=1e-6, atol=1e-6)
 
 
 def test_balance_and_states_are_those_of_the_whole_batch(case):
     alone, *ranks = case
     for step in range(STEPS):
         for run in ranks:
-            compare(run['states'][step], alone['states'][step], rtol=1e-6, atol=1e-6)
+            assert_close(run['states'][step], alone['states'][step], rtol=1e-6, atol=1e-6)
             for key, value in alone['losses'][step].items():
                 if 'moe' in key:
                     torch.testing.assert_close(run['losses'][step][key], value, rtol=1e-6, atol=1e-7)
@@ -154,7 +141,7 @@ def test_the_cases_are_what_they_say(trainings):
         for run in ranks:
             assert run[name]['losses'][0].keys() == alone[name]['losses'][0].keys()
         first, second = (run[name]['loads'] for run in ranks)
-        compare({key: first[key] + second[key] for key in first}, alone[name]['loads'], rtol=0, atol=0)
+        assert_close({key: first[key] + second[key] for key in first}, alone[name]['loads'], rtol=0, atol=0)
         if name in ('soft', 'hard'):
             assert any(((first[key] > 0) & (second[key] == 0)).any() for key in first), name
             assert any(((first[key] == 0) & (second[key] == 0)).any() for key in first), name

@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from small_coco_runs import EPOCHS, Seen, run_of
-from small_detector_runs import CASES, evaluated, trained
+from running.detector_runs import CASES, evaluated, trained
+from small_runs import EPOCHS, Seen, run_of
 
 from moe_det.errors import MoEDetError
 from moe_det.running.ranks import prepare_ranks

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
 from moe_det.errors import DataError
 from moe_det.hooks.moe_hook import MoEHook
@@ -133,3 +135,11 @@ def test_data_that_cannot_be_made_is_an_error(tmp_path):
     with pytest.raises(DataError, match='data'):
         demo.run_demo(CONFIG, str(tmp_path / 'work'), str(tmp_path / 'data'), 2, 1)
     assert (tmp_path / 'data' / 'thesis.txt').is_file()
+
+
+def test_a_number_of_epochs_ends_the_schedule_too():
+    cfg = Config.fromfile(CONFIG)
+    warm_up, decay = deepcopy(cfg.param_scheduler)
+    demo._train_for(cfg, 2)
+    assert cfg.train_cfg.max_epochs == 2
+    assert cfg.param_scheduler == [warm_up, {**decay, 'end': 2}]

@@ -211,7 +211,7 @@ def test_training_takes_what_mmdet_copes_with_and_says_so(train, data):
     annotation(bbox=[8, 4, 0, 10])(data)
     NOTED['cmyk'](data)
     status, text, err = train()
-    assert status == 0 and '1 x a box has no width or no height; training leaves it out' in err
+    assert status == 0 and '1 x a box has no width or no height; ignored in training' in err
     assert 'Training is done' in text
 
 

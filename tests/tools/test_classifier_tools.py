@@ -12,25 +12,22 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
-from small_checkpoints import checkpoint as planted_checkpoint
-from small_checkpoints import moe_config
-from small_cifar import CIFAR10_CLASSES, CIFAR100_CLASSES, write_cifar10, write_cifar100
+from small_files import CIFAR10_NAMES, moe_config, write_cifar10, write_cifar100
+from small_files import checkpoint as planted_checkpoint
 from small_models import spread_weights
 
+from moe_det.classification.cifar100_groups import CIFAR100_GROUPS
 from moe_det.routing import find_routers
 from moe_det.running import launch
 from moe_det.running.launch import load_config
 
+pytestmark = pytest.mark.usefixtures('in_tmp_path')  # runs write into the current folder
 SWEEP = 'analysis_tools/sweep_top_k.py'
 ALLOCATION = 'analysis_tools/class_allocation.py'
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'classification'
 SMALL = ['model.backbone.base_channels=8']
 LAYER = 'backbone.layer4'
-
-
-@pytest.fixture(autouse=True)
-def quiet_place(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+CIFAR100_NAMES = sorted(name for members in CIFAR100_GROUPS.values() for name in members)
 
 
 @pytest.fixture(scope='module')
@@ -38,7 +35,8 @@ def cifar(tmp_path_factory) -> Path:
     """Both data sets: five images per class for CIFAR-10's test, one for CIFAR-100's."""
     root = tmp_path_factory.mktemp('cifar')
     write_cifar10(root, per_class=5)
-    return write_cifar100(root)
+    write_cifar100(root, as_archive=False, count=100, names=CIFAR100_NAMES)
+    return root
 
 
 def config(constraint: str = 'soft', data: str = 'cifar10') -> str:
@@ -197,11 +195,11 @@ def test_allocation_of_a_planted_gate_is_that_of_the_colours(tool, cifar, capsys
         cifar / 'cifar-10-batches-py' / 'test_batch', 'labels', (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), 10
     )
     np.testing.assert_allclose(layer['weights'], expected, atol=1e-4)
-    assert layer['classes'] == list(CIFAR10_CLASSES) and layer['samples'] == [5] * 10 and 'groups' not in layer
+    assert layer['classes'] == list(CIFAR10_NAMES) and layer['samples'] == [5] * 10 and 'groups' not in layer
     assert expected.max(0).min() > 0.5 and expected.std(0).min() > 0.1  # the colours tell the classes apart
     for expert in range(4):
-        best = [CIFAR10_CLASSES[i] for i in np.argsort(-expected[:, expert])[:3]]
-        listed = ', '.join(f'{name} {expected[CIFAR10_CLASSES.index(name), expert]:.2f}' for name in best)
+        best = [CIFAR10_NAMES[i] for i in np.argsort(-expected[:, expert])[:3]]
+        listed = ', '.join(f'{name} {expected[CIFAR10_NAMES.index(name), expert]:.2f}' for name in best)
         assert f'  expert {expert}: {listed}\n' in out
     assert sorted(path.name for path in Path('found').iterdir()) == [
         'allocation_00_classes.png',
@@ -215,8 +213,8 @@ def test_allocation_of_cifar100_has_superclasses(tool, cifar, capsys):
         cifar / 'cifar-100-python' / 'test', 'fine_labels', (0.5071, 0.4865, 0.4409), (0.2009, 0.1984, 0.2023), 100
     )
     np.testing.assert_allclose(layer['weights'], expected, atol=1e-4)
-    assert layer['classes'] == list(CIFAR100_CLASSES) and len(layer['groups']) == 20
-    members = [CIFAR100_CLASSES.index(name) for name in ('orchid', 'poppy', 'rose', 'sunflower', 'tulip')]
+    assert layer['classes'] == list(CIFAR100_NAMES) and len(layer['groups']) == 20
+    members = [CIFAR100_NAMES.index(name) for name in ('orchid', 'poppy', 'rose', 'sunflower', 'tulip')]
     np.testing.assert_allclose(layer['groups']['flowers'], expected[members].mean(0), atol=1e-4)
     assert '  flowers' in out
     assert {path.name for path in Path('planted.allocation').glob('*.png')} == {

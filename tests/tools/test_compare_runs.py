@@ -8,19 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_checkpoints import checkpoint, moe_config
+from small_files import checkpoint, moe_config
 
 from moe_det.errors import CheckpointError, MoEConfigError
 from moe_det.running import launch
 from moe_det.studies import run_results
 from moe_det.studies.run_results import STORED_SUFFIX, parse_run
 
+pytestmark = pytest.mark.usefixtures('in_tmp_path')  # runs write into the current folder
 TOOL = 'analysis_tools/compare_runs.py'
-
-
-@pytest.fixture(autouse=True)
-def quiet_place(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 def plant_detections(model: torch.nn.Module) -> None:

@@ -2,41 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from small_checkpoints import checkpoint, moe_config, plant_logits
+from small_files import checkpoint, moe_config, plant_logits
 
 from moe_det.routing import find_routers
 from moe_det.running.launch import load_config
 from moe_det.running.trained_model import load_trained_model
-
-TOOLS = Path(__file__).resolve().parents[2] / 'tools' / 'model_converters'
-
-
-@pytest.mark.parametrize(
-    ('script', 'words'),
-    [
-        ('upcycle.py', ('--noise', '--seed', '--allow-missing', 'OUT.pth')),
-        ('densify.py', ('--expert', '--average', 'OUT.pth')),
-        ('prune_experts.py', ('--drop', '--keep', '--no-eval', '--data-root')),
-        ('export_onnx.py', ('--shape', '--batch', 'OUT.onnx')),
-    ],
-)
-def test_help_answers_without_any_heavy_import(script, words):
-    probe = (
-        'import runpy, sys\n'
-        "sys.argv = ['x', '--help']\n"
-        'try:\n'
-        f"    runpy.run_path({str(TOOLS / script)!r}, run_name='__main__')\n"
-        'except SystemExit as end:\n'
-        "    sys.exit(end.code or 'torch' in sys.modules)\n"
-    )
-    done = subprocess.run([sys.executable, '-c', probe], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert all(word in done.stdout for word in (*words, '--cfg-options'))
 
 
 def test_least_used_experts_go_and_the_cost_is_shown(tool, tiny_config, tiny_coco, tmp_path, capsys):
@@ -47,7 +20,7 @@ def test_least_used_experts_go_and_the_cost_is_shown(tool, tiny_config, tiny_coc
     assert tool('model_converters/prune_experts.py').main(command) == 0
     out = capsys.readouterr().out
     assert 'bbox_head.cls: importance by expert 0: 0.0%, 1: 73.1%, 2: 0.0%, 3: 26.9%' in out
-    assert 'bbox_head.cls: kept the experts 1, 3, numbered anew from 0' in out
+    assert 'bbox_head.cls: kept the experts 1, 3, renumbered from 0' in out
     # experts that no row chose cost nothing
     (line,) = [line for line in out.splitlines() if line.startswith('coco/bbox_mAP ')]
     _, before, after, change = line.split()

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from small_checkpoints import checkpoint, moe_config
+from small_files import checkpoint, moe_config
 
 ROOT = Path(__file__).resolve().parents[2]
 MMDET_TEST = Path(find_spec('mmdet').origin).with_name('.mim') / 'tools' / 'test.py'

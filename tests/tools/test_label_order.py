@@ -7,7 +7,7 @@ import shutil
 
 import torch
 from mmdet.apis import init_detector
-from small_checkpoints import moe_config
+from small_files import moe_config
 
 
 def test_a_checkpoint_names_its_labels_and_is_refused_where_a_file_gives_others(

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from mmdet.structures import DetDataSample
-from small_models import predictions_of
-from small_queries import LAYER, NAMES, boxes_as_truth, detr_config, planted_detr, write_images
+from small_files import DETR_NAMES, boxes_as_truth, write_noise
+from small_models import LAYER, detr_config, planted_detr, predictions_of
 
 from moe_det.routing.gates import GAPLinearGate
 
@@ -25,7 +25,7 @@ def place(tmp_path_factory) -> Path:
     """Config, checkpoint and data, in which some of the detector's own boxes are the ground truth."""
     folder = tmp_path_factory.mktemp('detr')
     cfg = detr_config()
-    paths = write_images(folder / 'images', IMAGES)
+    paths = write_noise(folder / 'images', IMAGES)
     file = folder / 'annotations' / 'truth.json'
     pipeline = [
         {'type': 'LoadImageFromFile'},
@@ -40,7 +40,7 @@ def place(tmp_path_factory) -> Path:
         'dataset': {
             'type': 'CocoDataset',
             'data_root': str(folder),
-            'metainfo': {'classes': NAMES},
+            'metainfo': {'classes': DETR_NAMES},
             'ann_file': 'annotations/truth.json',
             'data_prefix': {'img': 'images/'},
             'test_mode': True,
@@ -57,7 +57,9 @@ def place(tmp_path_factory) -> Path:
         image = torch.from_numpy(cv2.imread(str(path)).transpose(2, 0, 1).copy())
         found.extend(predictions_of(model, {'inputs': [image], 'data_samples': [sample]}))
     boxes_as_truth(found, paths, file)
-    torch.save({'state_dict': model.state_dict(), 'meta': {'dataset_meta': {'classes': NAMES}}}, folder / 'planted.pth')
+    torch.save(
+        {'state_dict': model.state_dict(), 'meta': {'dataset_meta': {'classes': DETR_NAMES}}}, folder / 'planted.pth'
+    )
     return folder
 
 

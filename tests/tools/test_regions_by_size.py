@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from mmdet.structures import DetDataSample
+from small_files import DETR_NAMES, boxes_as_truth, write_images
 from small_models import predictions_of
-from small_queries import NAMES, boxes_as_truth, write_images
 from small_regions import FINEST, LAYER, boxes_are_regions, faster_config, gates_told, level_alone, within_level
 
 TOOL = 'analysis_tools/size_specialization.py'
@@ -39,7 +39,7 @@ def place(tmp_path_factory) -> Path:
         'dataset': {
             'type': 'CocoDataset',
             'data_root': str(folder),
-            'metainfo': {'classes': NAMES},
+            'metainfo': {'classes': DETR_NAMES},
             'ann_file': 'annotations/truth.json',
             'data_prefix': {'img': 'images/'},
             'test_mode': True,
@@ -56,7 +56,8 @@ def place(tmp_path_factory) -> Path:
         image = torch.from_numpy(cv2.imread(str(path)).transpose(2, 0, 1).copy())
         found.extend(predictions_of(model, {'inputs': [image], 'data_samples': [sample]}))
     boxes_as_truth(found, paths, file)
-    torch.save({'state_dict': model.state_dict(), 'meta': {'dataset_meta': {'classes': NAMES}}}, folder / 'planted.pth')
+    meta = {'dataset_meta': {'classes': DETR_NAMES}}
+    torch.save({'state_dict': model.state_dict(), 'meta': meta}, folder / 'planted.pth')
     return folder
 
 

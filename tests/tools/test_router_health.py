@@ -8,18 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_checkpoints import checkpoint, moe_config, plant_logits, plant_varied
+from small_files import checkpoint, moe_config, plant_logits, plant_varied
 
 from moe_det.routing import RoutingRecorder, find_routers
 from moe_det.running.launch import load_config
 from moe_det.running.trained_model import load_trained_model, test_batches
 
+pytestmark = pytest.mark.usefixtures('in_tmp_path')  # runs write into the current folder
 TOOL = 'analysis_tools/router_health.py'
-
-
-@pytest.fixture(autouse=True)
-def quiet_place(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 def repeated(data: Path, target: Path, times: int) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_checkpoints import checkpoint, plant_logits
+from small_files import checkpoint, plant_logits
 
 from moe_det.routing import find_routers
 from moe_det.running.launch import load_config
@@ -55,7 +55,7 @@ def test_copies_that_no_row_chose_go_at_no_cost(tool, tiny_config, tiny_coco, tm
     command = [str(config), str(trained), str(tmp_path / 'out.pth'), '--keep', '1', '--data-root', str(tiny_coco)]
     assert tool('model_converters/prune_experts.py').main(command) == 0
     out = capsys.readouterr().out
-    assert 'bbox_head.cls: kept the experts 1, 5, numbered anew from 0' in out
+    assert 'bbox_head.cls: kept the experts 1, 5, renumbered from 0' in out
     (line,) = [line for line in out.splitlines() if line.startswith('coco/bbox_mAP ')]
     _, before, after, change = line.split()
     assert before == after and change == '+0.0000'

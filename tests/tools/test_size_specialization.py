@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 from mmengine.runner import Runner
-from small_checkpoints import checkpoint, plant_varied
+from small_files import checkpoint, plant_varied
 from small_models import spread_weights
 
 from moe_det.datasets.shapes import ShapesSettings, make_shapes
 from moe_det.running.launch import load_config
 
+pytestmark = pytest.mark.usefixtures('in_tmp_path')  # runs write into the current folder
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 TOOL = 'analysis_tools/size_specialization.py'
 # the shapes' six classes, and every box kept, so that an untrained detector matches some objects
@@ -35,11 +36,6 @@ test_dataloader = dict(batch_size=4, dataset=dict(metainfo=classes, ann_file='an
                                                   data_prefix=dict(img='val2017/')))
 test_evaluator = dict(ann_file='data/tiny/annotations/instances_val2017.json')
 """
-
-
-@pytest.fixture(autouse=True)
-def quiet_place(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope='module')
@@ -350,7 +346,7 @@ def test_an_out_dir_that_cannot_be_written_and_an_unknown_layer(analyse, tmp_pat
 @pytest.mark.parametrize(
     'options, words',
     [
-        (['--permutations', '5'], '--permutations 5: expected at least'),
+        (['--permutations', '5'], '--permutations: expected an integer >= 100, got 5'),
         (['--area-ranges', '96', '32'], 'the smaller first'),
         (['--limit', '0'], '--limit 0'),
     ],

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_families import family
-from small_models import build, initialise, spread_weights
-from small_queries import NAMES, write_images
+from small_files import DETR_NAMES, write_images
+from small_models import build, family, initialise, spread_weights
 
 from moe_det.routing.gates import GAPLinearGate
 
@@ -50,7 +49,7 @@ def place(tmp_path_factory) -> Path:
     dataset = {
         'type': 'CocoDataset',
         'data_root': str(folder),
-        'metainfo': {'classes': NAMES},
+        'metainfo': {'classes': DETR_NAMES},
         'ann_file': 'truth.json',
         'data_prefix': {'img': 'images/'},
         'test_mode': True,
@@ -69,14 +68,15 @@ def place(tmp_path_factory) -> Path:
             branch[-1].bias.copy_(torch.tensor([0.0, 0.0, 9.0, 9.0]))
         model.reference_points_fc.weight.zero_()
         model.reference_points_fc.bias.zero_()
-    torch.save({'state_dict': model.state_dict(), 'meta': {'dataset_meta': {'classes': NAMES}}}, folder / 'planted.pth')
+    meta = {'dataset_meta': {'classes': DETR_NAMES}}
+    torch.save({'state_dict': model.state_dict(), 'meta': meta}, folder / 'planted.pth')
     annotations = []
     for image in range(IMAGES):
         for box in boxes_of(image):
             entry = {'id': len(annotations), 'image_id': image, 'category_id': 1, 'bbox': box, 'iscrowd': 0}
             annotations.append({**entry, 'area': box[2] * box[3]})
     images = [{'id': i, 'file_name': path.name, 'width': 64, 'height': 64} for i, path in enumerate(paths)]
-    categories = [{'id': i + 1, 'name': name} for i, name in enumerate(NAMES)]
+    categories = [{'id': i + 1, 'name': name} for i, name in enumerate(DETR_NAMES)]
     content = {'images': images, 'annotations': annotations, 'categories': categories}
     (folder / 'truth.json').write_text(json.dumps(content))
     return folder

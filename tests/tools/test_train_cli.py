@@ -13,36 +13,14 @@ import pytest
 
 from moe_det.running import launch
 
+pytestmark = pytest.mark.usefixtures('in_tmp_path')  # runs write into the current folder
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
-
-
-@pytest.fixture(autouse=True)
-def quiet_place(tmp_path, monkeypatch):
-    """Runs write into the current folder."""
-    monkeypatch.chdir(tmp_path)
 
 
 def run(script: str, *arguments: str, **settings) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, str(TOOLS / script), *arguments], capture_output=True, text=True, timeout=120, **settings
     )
-
-
-@pytest.mark.parametrize('script', ['train.py', 'test.py', 'misc/print_config.py'])
-def test_help_answers_without_any_heavy_import(script):
-    probe = (
-        'import runpy, sys\n'
-        "sys.argv = ['x', '--help']\n"
-        'try:\n'
-        f"    runpy.run_path({str(TOOLS / script)!r}, run_name='__main__')\n"
-        'except SystemExit as end:\n'
-        "    sys.exit(end.code or 'torch' in sys.modules)\n"
-    )
-    done = subprocess.run([sys.executable, '-c', probe], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert '--cfg-options' in done.stdout
-    if 'misc' not in script:
-        assert all(flag in done.stdout for flag in ('--data-root', '--seed', '--work-dir', '--launcher'))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +136,7 @@ def test_test_time_augmentation_scores_both_views(tool, tiny_config, tiny_coco):
 def test_a_checkpoint_that_does_not_fit_is_no_test(tool, capsys, tiny_config, tiny_coco, tta):
     """mmengine would leave random weights in place, and report their AP."""
     import torch
-    from small_checkpoints import checkpoint, moe_config
+    from small_files import checkpoint, moe_config
 
     dense = checkpoint(tiny_config, Path('dense.pth').absolute())
     moe = moe_config(tiny_config)

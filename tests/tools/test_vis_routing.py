@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_checkpoints import checkpoint, moe_config, plant_varied
+from small_files import checkpoint, moe_config, plant_varied
 
 from moe_det.errors import MoEConfigError
 from moe_det.routing import RoutingRecorder
@@ -19,12 +19,8 @@ from moe_det.running.trained_model import load_trained_model, test_batches
 from moe_det.studies import image_routing
 from moe_det.studies.image_routing import draw_routing, route_image
 
+pytestmark = pytest.mark.usefixtures('in_tmp_path')  # runs write into the current folder
 TOOL = 'analysis_tools/vis_routing.py'
-
-
-@pytest.fixture(autouse=True)
-def quiet_place(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -157,7 +153,7 @@ def test_mistakes_are_one_message_each(tool, capsys, trained, tiny_coco, tmp_pat
     for annotation in content['annotations']:
         del annotation['area']
     (tmp_path / 'val.json').write_text(json.dumps(content))
-    assert "has no 'area'" in fails(image, '--ann-file', 'val.json')
+    assert "'area' is None" in fails(image, '--ann-file', 'val.json')
     (tmp_path / 'val.json').write_text(json.dumps({**content, 'images': []}))
     assert 'no image has the file name 3.png' in fails(image, '--ann-file', 'val.json')
     for wrong in (

@@ -1,4 +1,4 @@
-"""Counts parameters and multiply-adds of a config, in all and active, beside the same model without experts."""
+"""Counts parameters and multiply-adds of a config, total and active, compared with the same model without experts."""
 
 import sys
 from pathlib import Path

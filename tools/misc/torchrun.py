@@ -1,6 +1,6 @@
 """torchrun for dist_train.sh and dist_test.sh: silent where a process has said itself what is wrong.
 
-torchrun ends with status 1 and a long report whatever a process died of. Statuses 2 (an error that the user can mend)
+torchrun ends with status 1 and a long report whatever a process died of. Statuses 2 (an error that the user can fix)
 and 130 (Ctrl-C) come with a message of their own and are passed on; everything else is reported as torchrun does.
 """
 

@@ -20,10 +20,10 @@ PAGE = ROOT / 'docs' / 'configuration.md'
 
 HEADER = """# Configuration reference
 
-Written by `python tools/misc/write_config_reference.py` from the code's docstrings; do not edit by hand.
+Generated from the docstrings by `python tools/misc/write_config_reference.py`; do not edit by hand.
 
-Every key is checked when the model is built: an unknown key, a value out of range or two keys that contradict each
-other end in one message that names the key.
+Every key is checked when the model is built: an unknown key, a value out of range, or keys that contradict each
+other give one error that names the key.
 """
 
 
@@ -119,10 +119,10 @@ def page() -> str:
 
     parts = [HEADER, '## Keys of every MoE layer\n', settings_table(MoESettings)]
     parts += ["\n## `bbox_head=dict(type='MoERetinaHead', moe=dict(...))`\n", summary(inspect.getdoc(MoERetinaHead))]
-    parts += ['\nKeys of `moe` beside those above:\n', nested_keys(MoERetinaHead)]
+    parts += ['\nKeys of `moe` in addition to those above:\n', nested_keys(MoERetinaHead)]
     parts += ["\n## `backbone=dict(type='MoEResNet', moe=dict(...))`\n", summary(inspect.getdoc(MoEResNet))]
-    parts += ['\nKeys of `moe` beside those above:\n', nested_keys(MoEResNet)]
-    parts += ['\nKeys beside `moe`:\n', arguments_table(MoEResNet, hidden=('depth', 'moe'))]
+    parts += ['\nKeys of `moe` in addition to those above:\n', nested_keys(MoEResNet)]
+    parts += ['\nKeys besides `moe`:\n', arguments_table(MoEResNet, hidden=('depth', 'moe'))]
     parts += ["\n## `conv_cfg=dict(type='MoEConv2d', ...)`\n", summary(inspect.getdoc(MoEConv2d))]
     convolution = tuple(name for name in inspect.signature(MoEConv2d).parameters if name != 'num_levels')
     parts += ['\n' + arguments_table(MoEConv2d, hidden=convolution)]
@@ -131,7 +131,7 @@ def page() -> str:
     parts += ["\n## `model=dict(type='WithExperts', ...)`\n", summary(inspect.getdoc(WithExperts))]
     parts += ['\n' + arguments_table(WithExperts)]
     parts += ["\n## `experts=[dict(type='MoEFFN', modules=...)]`\n", summary(inspect.getdoc(MoEFFN))]
-    parts += ['\nKeys beside those of every MoE layer:\n', nested_keys(MoEFFN, '**moe')]
+    parts += ['\nKeys in addition to those of every MoE layer:\n', nested_keys(MoEFFN, '**moe')]
     parts += ["\n## `experts=[dict(type='MoELinear', modules=...)]`\n", summary(inspect.getdoc(MoELinear))]
     parts += ["\n## `neck=dict(type='FrozenFPN', ...)`\n", summary(inspect.getdoc(FrozenFPN))]
     parts += ["\n## `custom_hooks=[dict(type='MoEHook')]`\n", summary(inspect.getdoc(MoEHook))]

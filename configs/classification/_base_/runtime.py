@@ -9,7 +9,7 @@ default_hooks = dict(
     sampler_seed=dict(type='ClassificationHook'),  # order and augmentations from seed and epoch, also after --resume
 )
 custom_hooks = [dict(type='MoEHook', interval=50), dict(type='ExactResumeHook'), dict(type='FiniteHook')]
-# an expert's rows differ in number from step to step: cuDNN would search anew for each number
+# an expert's rows differ in number from step to step: cuDNN would search again for each number
 env_cfg = dict(cudnn_benchmark=False, dist_cfg=dict(backend='nccl'))
 log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
 log_level = 'INFO'

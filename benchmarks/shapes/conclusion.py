@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
-# beside this script
-from seed_statistics import Answers, Difference, answers, layers_of, relative_bits, swap_loss, welch
+from common.welch import Difference, welch
+
+from .statistics import Answers, answers, layers_of, relative_bits, swap_loss
 
 LAYERS = {'bbox_head.cls': 'class branch', 'bbox_head.reg': 'box branch'}
 GUIDED = 'boxes-'  # settings that see box sizes of the ground truth while they train

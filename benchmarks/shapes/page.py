@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from statistics import fmean, stdev
+from collections.abc import Sequence
+from statistics import fmean
 
-from seed_statistics import answers, layers_of, loses, relative_bits, swap_loss, welch  # beside this script
-from specialization_conclusion import LAYERS, conclusion, label
+from common.page import MEASURES, MISSING, difference, listed, points, swap_cell, table
+from common.welch import welch
 
-MEASURES = ('AP', 'AP_S', 'AP_M', 'AP_L')
-MISSING = '-'
-
-
-def points(values: Sequence[float | None]) -> str:
-    """Mean and, from two seeds on, standard deviation in points of AP."""
-    known = [100 * value for value in values if value is not None]
-    if not known:
-        return MISSING
-    return f'{fmean(known):.1f}' + (f' ± {stdev(known):.1f}' if len(known) > 1 else '')
+from .conclusion import LAYERS, conclusion, label
+from .statistics import answers, layers_of, relative_bits
 
 
 def by_seed(values: Sequence[float | None], digits: int) -> str:
     """Values in the order of the seeds."""
     return ', '.join(MISSING if value is None else f'{value:.{digits}f}' for value in values)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return '| ' + ' | '.join(cells) + ' |'
-
-
-def _table(heads: Sequence[str], settings: dict[str, dict], row: Callable[[str, dict], list[str]]) -> list[str]:
-    rows = [_line(row(name, setting)) for name, setting in settings.items()]
-    return [_line(heads), '|' + '---|' * len(heads), *rows]
 
 
 def precision_row(name: str, setting: dict, dense: dict | None) -> list[str]:
@@ -44,21 +27,13 @@ def precision_row(name: str, setting: dict, dense: dict | None) -> list[str]:
     if name == 'dense' or dense is None:
         return [*cells, '']
     apart = welch(*([100 * run['ap']['AP'] for run in side['runs']] for side in (setting, dense)))
-    return [*cells, f'{apart.mean:+.1f} [{apart.low:+.1f}, {apart.high:+.1f}]' if apart else MISSING]
+    return [*cells, difference(apart)]
 
 
 def bits(values: Sequence[float | None], ceilings: Sequence[float | None]) -> str:
     """Bits by seed, and the most that they could have been."""
     known = [ceiling for ceiling in ceilings if ceiling is not None]
     return by_seed(values, 3) + (f' of {fmean(known):.2f}' if known else '')
-
-
-def swap_cell(found: Sequence[dict], measure: str) -> str:
-    """Mean change under the swap in points, and in how many seeds it is a loss beyond chance."""
-    known = [value for value in (swap_loss(layer, measure) for layer in found) if value is not None]
-    if not known:
-        return MISSING
-    return f'{100 * fmean(known):+.1f} ({sum(loses(layer, measure) for layer in found)} of {len(known)})'
 
 
 def branch_row(name: str, setting: dict, layer: str) -> list[str]:
@@ -72,7 +47,7 @@ def branch_row(name: str, setting: dict, layer: str) -> list[str]:
         bits([relative_bits(one) for one in found], relative),
         f'{answers(found).sorts} of {len(found)}',
         by_seed([None if place is None else 100 * place for place in gates], 0),
-        *(swap_cell(found, measure) for measure in MEASURES),
+        *(swap_cell([one['swap'] for one in found], measure) for measure in MEASURES),
         by_seed([one['mi_bits'] for one in found], 3),
     ]
 
@@ -100,16 +75,16 @@ def page(record: dict, order: list[str]) -> str:
         '',
     ]
     heads = ['setting', 'seeds', 'cost: head', 'cost: model', *MEASURES, 'AP minus dense']
-    lines += _table(heads, finished, lambda name, setting: precision_row(name, setting, dense))
+    lines += table(heads, [precision_row(name, setting, dense) for name, setting in finished.items()])
     lines += ['', '## The three questions', '', *_QUESTIONS]
     heads = ['setting', 'COCO bins, bits', 'relative size, bits', 'sorts', 'random gates, %']
     heads += [f'swap: {measure}' for measure in MEASURES] + ['I(E;S), bits']
     for layer, branch in LAYERS.items():
-        rows = _table(heads, mixed, lambda name, setting, layer=layer: branch_row(name, setting, layer))
+        rows = table(heads, [branch_row(name, setting, layer) for name, setting in mixed.items()])
         lines += ['', f'### {branch.capitalize()}', '', *rows]
     lines += ['', '## Verdicts', '']
     heads = ['setting', *(f'{branch}: {what}' for branch in LAYERS.values() for what in ('by seed', 'over seeds'))]
-    lines += _table(heads, mixed, verdict_row)
+    lines += table(heads, [verdict_row(name, setting) for name, setting in mixed.items()])
     lines += ['', '## What came out', '', *(f'- {sentence}' for sentence in conclusion(finished))]
     if missing:
         lines += ['', f'Not run yet: {", ".join(f"`{name}`" for name in missing)}.']
@@ -117,7 +92,7 @@ def page(record: dict, order: list[str]) -> str:
 
 
 def _introduction(record: dict, finished: dict[str, dict]) -> list[str]:
-    versions = ', '.join(f'{name} {version}' for name, version in (record.get('versions') or {}).items())
+    versions = listed(record.get('versions') or {})
     epochs = ', '.join(sorted({str(setting['epochs']) for setting in finished.values()}))
     return [
         '# Do experts specialise in object size? Results on the synthetic shapes',

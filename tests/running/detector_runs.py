@@ -6,6 +6,7 @@ One process trains on whole batches, one of two processes on its part of them.
 from __future__ import annotations
 
 import dataclasses
+import socket
 from pathlib import Path
 
 import torch
@@ -16,17 +17,17 @@ from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
-from small_coco_runs import QuickRunner
-from small_models import batch, detector, spread_weights
+from small_models import detector, spread_weights
+from small_runs import Images, QuickRunner
 from torch import nn
 from torch.distributed.nn.functional import all_reduce
-from torch.utils.data import Dataset
 
 from moe_det.hooks.moe_hook import MoEHook
 from moe_det.routing import Router, find_routers
 from moe_det.running.ranks import prepare_ranks
 
-IMAGES, BATCH, EPOCHS = 8, 4, 2
+COUNTS = (1, 4, 2, 3, 4, 1, 1, 2)  # objects of each image: processes have different numbers of positive anchors
+IMAGES, BATCH, EPOCHS = len(COUNTS), 4, 2
 STEPS = EPOCHS * IMAGES // BATCH
 UNUSED_AT, UNUSED = 2, 3  # the gates avoid this expert from this step on
 FOUR = dict(num_experts=4, top_k=2)
@@ -96,29 +97,6 @@ CASES = {
 }
 
 
-class Images(Dataset):
-    """Eight images.
-
-    Args:
-        counts: objects of each; unequal, so that processes have different numbers of positive anchors.
-        same_boxes: every image has the objects of the first.
-    """
-
-    metainfo: dict = {}
-
-    def __init__(self, same_boxes: bool = False, counts: tuple[int, ...] = (1, 4, 2, 3, 4, 1, 1, 2)) -> None:
-        data = batch([(64, 64)] * IMAGES, counts)
-        self.items = [dict(inputs=x, data_samples=s) for x, s in zip(data['inputs'], data['data_samples'], strict=True)]
-        for item in self.items if same_boxes else ():
-            item['data_samples'].gt_instances = self.items[1]['data_samples'].gt_instances
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> dict:
-        return self.items[index]
-
-
 def spread_choices(model: nn.Module, routers: dict[str, Router]) -> None:
     """Scales and centres the gates' logits over all images and levels, so that the rows choose different experts."""
     seen: dict[str, list] = {name: [] for name in routers}
@@ -126,7 +104,7 @@ def spread_choices(model: nn.Module, routers: dict[str, Router]) -> None:
         router.gate.register_forward_pre_hook(lambda _, args, name=name: seen[name].append(args[0].mean((2, 3))))
         for name, router in routers.items()
     ]
-    data = model.data_preprocessor(pseudo_collate(Images().items))
+    data = model.data_preprocessor(pseudo_collate(Images(COUNTS).items))
     with torch.no_grad():
         model.eval()(**data, mode='tensor')
         for name, router in routers.items():
@@ -149,6 +127,7 @@ class Watch(Hook):
     def __init__(self, unused_at: int) -> None:
         self.unused_at = unused_at
         self.results: dict = {}
+        self.usage: dict = {}
 
     def before_train(self, runner) -> None:
         model = plain(runner)
@@ -157,13 +136,16 @@ class Watch(Hook):
         self.results['start'] = {name: p.detach().clone() for name, p in model.named_parameters()}
         for name, router in self.routers.items():
 
-            def see(_, routing, layout, name: str = name) -> None:
+            def see(routing, layout, name: str = name) -> None:
                 key = f'{runner.iter} {name}'
-                # of a copy: what a routing computes here, perhaps without gradient, it keeps for the auxiliary loss
-                load = dataclasses.replace(routing).local_usage().load.sum(0)
+                load = routing.local_usage().load.sum(0)
                 self.results['loads'][key] = self.results['loads'].get(key, 0) + load
 
-            router.recorders.append(see)
+            def add(usage, name: str = name) -> None:
+                self.usage[name] = self.usage[name] + usage if name in self.usage else usage
+
+            router.decided.observe(see)
+            router.collected.observe(add)
         self.results.update(loads={}, losses=[], states=[])
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
@@ -178,7 +160,7 @@ class Watch(Hook):
             {
                 f'{name}.{key}': value.clone()
                 for name, router in self.routers.items()
-                for key, value in [*router.constraints.named_buffers(), *vars(router.recent).items()]
+                for key, value in [*router.constraints.named_buffers(), *vars(self.usage[name]).items()]
             }
         )
 
@@ -234,7 +216,7 @@ def run(
             batch_size=batch_size // num_ranks,
             num_workers=0,
             sampler=dict(type='DefaultSampler', shuffle=False),
-            dataset=Images(same_boxes),
+            dataset=Images(COUNTS, same_boxes),
             collate_fn=dict(type='pseudo_collate'),
         ),
         train_cfg=dict(by_epoch=True, max_epochs=EPOCHS),
@@ -285,8 +267,7 @@ def evaluated(folder: Path, name: str, rank: int = 0, num_ranks: int = 1) -> dic
         The metric, the images in the metric's order and the layers' utilisation.
     """
     metric = Detections()
-    dataset = Images()
-    dataset.items = dataset.items[:7]
+    dataset = Images(COUNTS[:7])
     loader = dict(batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False), dataset=dataset)
     runner = run(
         folder,
@@ -309,3 +290,17 @@ def evaluated(folder: Path, name: str, rank: int = 0, num_ranks: int = 1) -> dic
 def plain(runner: Runner) -> nn.Module:
     """The detector without its data-parallel wrapper."""
     return getattr(runner.model, 'module', runner.model)
+
+
+def assert_close(actual: dict, expected: dict, **tolerance) -> None:
+    """Tensors by name are the same."""
+    assert actual.keys() == expected.keys() and expected
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, msg=lambda m, name=name: f'{name}: {m}', **tolerance)
+
+
+def free_port() -> str:
+    """A port for processes that share a training."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return str(probe.getsockname()[1])

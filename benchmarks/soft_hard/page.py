@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from math import hypot, log2, sqrt
-from statistics import mean, stdev
+from statistics import mean
 
-from seed_statistics import welch  # beside this script
+from common.page import dates, origins, spread, table
+from common.welch import welch
 
 NAMES = {
     'importance': 'soft: importance loss, 0.5',
@@ -31,14 +32,6 @@ UNDECIDED = 0.5  # share of log2 E from which on gates are called undecided
 ENOUGH_SEEDS = 3  # of every setting, before anything is said of families of constraints
 TOO_FEW = f'no direction is claimed from fewer than {ENOUGH_SEEDS} seeds of each setting'
 LEARNED = 3.0  # times chance: below, gaps between numbers of experts say nothing
-MISSING = '-'
-
-
-def spread(numbers: list[float]) -> str:
-    """Mean and, from two seeds on, standard deviation (n - 1)."""
-    if not numbers:
-        return MISSING
-    return f'{mean(numbers):.2f}' + (f' ± {stdev(numbers):.2f}' if len(numbers) > 1 else '')
 
 
 def accuracies(run: dict) -> dict[int, float]:
@@ -52,37 +45,32 @@ def gap(run: dict) -> float | None:
     return found[max(found)] - found[1] if 1 in found else None
 
 
-def row(setting: str, runs: list[dict], experts: int) -> str:
-    """One setting of ours: accuracy for every k, and the gap."""
-    cells = [NAMES[setting], str(len(runs)) if runs else '']
+def row(setting: str, runs: list[dict], experts: int) -> list[str]:
+    """One setting of ours: accuracy for every k, and the gap; empty without runs."""
+    columns = 1 + experts + 1 + len(GATES)
+    if not runs:
+        return [NAMES[setting], *[''] * columns]
+    cells = [NAMES[setting], str(len(runs))]
     if setting == 'dense':
-        cells += [spread([accuracies(run)[0] for run in runs]) if runs else '', *[''] * (experts + len(GATES))]
-        return _line(cells)
-    for k in range(1, experts + 1):
-        cells.append(spread([accuracies(run)[k] for run in runs]) if runs else '')
-    cells.append(spread([gap(run) for run in runs]) if runs else '')
-    cells += [spread([run['gates'][name] for run in runs]) if runs else '' for name in GATES]
-    return _line(cells)
+        return [*cells, spread([accuracies(run)[0] for run in runs]), *[''] * (columns - 2)]
+    cells += [spread([accuracies(run)[k] for run in runs]) for k in range(1, experts + 1)]
+    return [*cells, spread(list(map(gap, runs))), *(spread([run['gates'][name] for run in runs]) for name in GATES)]
 
 
-def _line(cells: list[str]) -> str:
-    return '| ' + ' | '.join(cells) + ' |'
-
-
-def table(runs: dict[str, list[dict]], experts: int) -> list[str]:
-    """All settings of one data set and number of experts; a row without runs stays empty."""
+def settings_table(runs: dict[str, list[dict]], experts: int) -> list[str]:
+    """All settings of one data set and number of experts."""
     heads = ['setting', 'seeds', *(f'k={k}' for k in range(1, experts + 1)), f'k={experts} minus k=1', *GATES.values()]
-    lines = [_line(heads), '|' + '---|' * len(heads)]
-    return lines + [row(setting, runs.get(setting, []), experts) for setting in NAMES]
+    return table(heads, [row(setting, runs.get(setting, []), experts) for setting in NAMES])
 
 
 def published_table() -> list[str]:
     """What the paper's authors measured."""
-    heads = ['setting', *(f'k={k}' for k in range(1, 11)), 'k=10 minus k=1']
-    lines = [_line(heads), '|' + '---|' * len(heads)]
-    for setting, values in PUBLISHED.items():
-        lines.append(_line([NAMES[setting], *(f'{v:.2f}' for v in values), f'{values[-1] - values[0]:.2f}']))
-    return [*lines, _line([NAMES['dense'], f'{PUBLISHED_DENSE:.2f}', *[''] * 10])]
+    rows = [
+        [NAMES[setting], *(f'{v:.2f}' for v in values), f'{values[-1] - values[0]:.2f}']
+        for setting, values in PUBLISHED.items()
+    ]
+    rows.append([NAMES['dense'], f'{PUBLISHED_DENSE:.2f}', *[''] * 10])
+    return table(['setting', *(f'k={k}' for k in range(1, 11)), 'k=10 minus k=1'], rows)
 
 
 def finding(runs: dict[str, list[dict]]) -> str:
@@ -201,24 +189,12 @@ def _section(group: dict) -> list[str]:
     for data, by_layer in group['data'].items():
         for layer, runs in by_layer.items():
             found = by_setting(runs)
-            lines += [f'### {DATA_SETS[data]}, {layer_in_words(layer)}', '', *table(found, layer[0]), '']
+            lines += [f'### {DATA_SETS[data]}, {layer_in_words(layer)}', '', *settings_table(found, layer[0]), '']
             lines += [finding(found), '']
             lines += [specialisation(found), ''] if specialisation(found) else []
-    for about in _origins(group['runs']):
-        lines += [about, '']
+    for (machine, versions, command), runs in origins(group['runs']).items():
+        lines += [f'Measured on {dates(runs)} on {machine}; {versions}.  \nCommand: `{command}`', '']
     return lines
-
-
-def _origins(runs: list[dict]) -> list[str]:
-    """Machine, versions and command of the runs; once where they are the same."""
-    origins: dict[tuple[str, str, str], set[str]] = {}
-    for run in runs:
-        versions = ', '.join(f'{name} {version}' for name, version in run['versions'].items())
-        origins.setdefault((run['machine'], versions, run['command']), set()).add(run['date'])
-    return [
-        f'Measured on {", ".join(sorted(dates))} on {machine}; {versions}.  \nCommand: `{command}`'
-        for (machine, versions, command), dates in origins.items()
-    ]
 
 
 def page(groups: dict[str, dict]) -> str:
@@ -243,7 +219,7 @@ def page(groups: dict[str, dict]) -> str:
         '',
     ]
     if not any(group['full'] for group in groups.values()):
-        lines += ['## Full schedule', '', *table({}, 10), '', 'Not run yet.', '']
+        lines += ['## Full schedule', '', *settings_table({}, 10), '', 'Not run yet.', '']
     for key in sorted(groups, key=lambda key: (not groups[key]['full'], key)):
         lines += _section(groups[key])
     lines += [

@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import sys
 import threading
-from pathlib import Path
 
 import pytest
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / 'benchmarks'
-
-
-@pytest.fixture
-def runs(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    monkeypatch.delitem(sys.modules, 'command_runs', raising=False)
-    import command_runs
-
-    return command_runs
+from common import runs
 
 
-def test_output_and_threads_of_a_command(runs, tmp_path):
+def test_output_and_threads_of_a_command(tmp_path):
     log = tmp_path / 'new' / 'log'
     show = [sys.executable, '-c', 'import os; print(os.environ["OMP_NUM_THREADS"])']
     assert runs.call(show, log, 3) > 0 and log.read_text() == '3\n'
@@ -31,7 +20,7 @@ def test_output_and_threads_of_a_command(runs, tmp_path):
 
 
 @pytest.mark.parametrize('jobs', [1, 2])
-def test_a_task_that_fails_leaves_the_others(runs, jobs, capsys):
+def test_a_task_that_fails_leaves_the_others(jobs, capsys):
     def work(name: str, number: int) -> int:
         if name == 'bad':
             raise runs.RunError('no memory')
@@ -45,7 +34,7 @@ def test_a_task_that_fails_leaves_the_others(runs, jobs, capsys):
     assert 'bad 1: no memory' in capsys.readouterr().err
 
 
-def test_so_many_at_once_and_none_begins_after_an_interruption(runs):
+def test_so_many_at_once_and_none_begins_after_an_interruption():
     together, begun = threading.Barrier(2, timeout=30), []
 
     def work(number: int) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from common.page import table
+
 
 def summary(record: dict) -> str:
     """The record as a page."""
@@ -19,14 +21,17 @@ def summary(record: dict) -> str:
         f'`{record["command"]}`, {record["seconds"]:.0f} s on {record["machine"]}, {record["versions"]}, '
         f'{record["date"]}.',
         '',
-        '| | |',
-        '|---|---|',
-        f'| kills after which the run went on from the last checkpoint noted | {resumed} of {len(kills)} |',
-        f'| runs that ended bit for bit as the uninterrupted one | {equal} of {len(record["runs"])} |',
-        f'| kills while the process started | {starts} |',
-        f'| kills within the write of a checkpoint | {places["within a checkpoint write"]} |',
-        f'| kills between a checkpoint and the note of it | {places["between checkpoint and note"]} |',
-        f'| problems | {sum(len(run["problems"]) for run in record["runs"])} |',
+        *table(
+            ['', ''],
+            [
+                ['kills after which the run went on from the last checkpoint noted', f'{resumed} of {len(kills)}'],
+                ['runs that ended bit for bit as the uninterrupted one', f'{equal} of {len(record["runs"])}'],
+                ['kills while the process started', starts],
+                ['kills within the write of a checkpoint', places['within a checkpoint write']],
+                ['kills between a checkpoint and the note of it', places['between checkpoint and note']],
+                ['problems', sum(len(run['problems']) for run in record['runs'])],
+            ],
+        ),
         '',
         'Compared at the end: weights, optimizer, schedules, history of losses and learning rates. Half of the runs',
         'have a hard constraint, half two data workers (the run to compare with has none), half slowed-down writes.',

@@ -1,4 +1,4 @@
-"""Trainings and analyses that a benchmark runs as commands, and what tells the configs behind its results apart."""
+"""Trainings and analyses that a benchmark runs as commands, what they leave, and what tells their configs apart."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from . import ROOT
 
-
+OF_EPOCH = {'AP': 'bbox_mAP', 'AP_S': 'bbox_mAP_s', 'AP_M': 'bbox_mAP_m', 'AP_L': 'bbox_mAP_l'}
 # the parts of a config that decide what a training gives
 DECISIVE = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'custom_hooks')
 
@@ -52,7 +52,7 @@ def threads_of(jobs: int) -> int | None:
 def call(command: list[str], log: Path, threads: int | None = None) -> float:
     """Runs a command with its output in a file, on so many threads; returns its seconds.
 
-    Modules of this folder can be imported, for configs whose ``custom_imports`` name them.
+    Modules of benchmarks/ can be imported, for configs whose ``custom_imports`` name them.
 
     Raises:
         RunError: it ended with an error.
@@ -73,6 +73,85 @@ def call(command: list[str], log: Path, threads: int | None = None) -> float:
 def as_options(options: dict[str, object]) -> list[str]:
     """``--cfg-options`` of the tools."""
     return ['--cfg-options', *(f'{key}={value}' for key, value in options.items())] if options else []
+
+
+def train(
+    name: str,
+    config: Path,
+    seed: int,
+    checkpoint: Path,
+    arguments: list[str],
+    options: dict[str, object],
+    threads: int | None = None,
+) -> Path:
+    """Trains a run unless it is finished; goes on with one that was interrupted.
+
+    Args:
+        name: for the user.
+        config: of the run.
+        seed: of the run.
+        checkpoint: what it ends with, in its work folder.
+        arguments: of tools/train.py.
+        options: changed keys of the config.
+        threads: of the command; None leaves it to the command.
+
+    Returns:
+        The checkpoint.
+    """
+    if checkpoint.is_file():
+        return checkpoint
+    print(f'{name}, seed {seed}: training', flush=True)
+    folder = checkpoint.parent
+    command = [sys.executable, 'tools/train.py', str(config), '--work-dir', str(folder), '--seed', str(seed)]
+    resume = ['--resume'] if (folder / 'last_checkpoint').is_file() else []
+    call([*command, *arguments, *resume, *as_options(options)], folder / 'train.log', threads)
+    return checkpoint
+
+
+def report(
+    config: Path,
+    checkpoints: Iterable[Path],
+    out_dir: Path,
+    arguments: list[str],
+    options: dict[str, object],
+    threads: int | None = None,
+) -> None:
+    """Writes a report on size specialisation, without figures, beside its log."""
+    command = [sys.executable, 'tools/analysis_tools/size_specialization.py', str(config), *map(str, checkpoints)]
+    command += ['--out-dir', str(out_dir), '--no-figures', *arguments]
+    call([*command, *as_options(options)], out_dir.with_name(f'{out_dir.name}.log'), threads)
+
+
+def curve_of(checkpoint: Path) -> dict[str, dict[str, float]]:
+    """Average precisions by epoch, from the evaluations during a run; those of a resumed run come from all its logs."""
+    found = {}
+    for scalars in sorted(checkpoint.parent.glob('*/vis_data/scalars.json')):
+        for line in scalars.read_text(encoding='utf-8').splitlines():
+            row = json.loads(line)
+            if 'coco/bbox_mAP' in row and 'step' in row:
+                found[str(row['step'])] = {short: row[f'coco/{name}'] for short, name in OF_EPOCH.items()}
+    return found
+
+
+def cost_over(model: dict, dense: dict, image: tuple[int, int]) -> dict[str, float]:
+    """Multiply-adds of a detector for one image, in head and whole, over those of another; parameters likewise.
+
+    Args:
+        model: its config.
+        dense: the config of the other one.
+        image: height and width of the network's input.
+    """
+    from mmengine.registry import init_default_scope
+
+    from moe_det.cost.part_costs import WHOLE, model_cost
+
+    init_default_scope('mmdet')
+    own, other = (model_cost(cfg, image).parts for cfg in (model, dense))
+    return {
+        'multiply_adds_over_dense': own[WHOLE].active_macs / other[WHOLE].active_macs,
+        'head_over_dense': own['bbox_head'].active_macs / other['bbox_head'].active_macs,
+        'parameters_over_dense': own[WHOLE].params / other[WHOLE].params,
+    }
 
 
 def finished(function: Callable, tasks: Iterable[tuple], jobs: int) -> Iterator[tuple[tuple, object]]:

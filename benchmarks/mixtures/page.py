@@ -5,7 +5,9 @@ from __future__ import annotations
 from math import hypot, sqrt
 from statistics import mean, stdev
 
-from expert_specialization_published import AUTHORS, DATA_SETS, PUBLISHED, RUNS_EACH  # beside this script
+from common.page import dates, origins, table
+
+from .published import AUTHORS, DATA_SETS, PUBLISHED, RUNS_EACH
 
 EPOCHS = 20
 ENOUGH_SEEDS = 5
@@ -99,23 +101,18 @@ def short(number: float | None) -> str:
     return text[1:] if text.startswith('0') else text
 
 
-def line(cells: list[str]) -> str:
-    """A line of a table."""
-    return '| ' + ' | '.join(cells) + ' |'
-
-
 def of_authors(data_set: str, row: str, attribute: str) -> tuple[float, float] | None:
     """Mean and standard deviation of the authors' runs at a row's setting; None where they are not public."""
     authors = AUTHORS[data_set].get(row)
     return getattr(authors, attribute) if authors else None
 
 
-def table(data_set: str, found: Runs, beside_authors: bool = True, rows: dict[str, str] = ROWS) -> list[str]:
+def means_table(data_set: str, found: Runs, beside_authors: bool = True, rows: dict[str, str] = ROWS) -> list[str]:
     """Ours, mean over seeds, beside the mean of the authors' runs; a row without runs stays empty."""
     heads = ['row', 'seeds']
     for name, _ in COLUMNS.values():
         heads += [name, 'theirs'] if beside_authors else [name]
-    lines = [line(heads), '|' + '---|' * len(heads)]
+    lines = []
     for row, name in rows.items():
         runs = found.get((data_set, row), [])
         cells = [name, str(len(runs) or '')]
@@ -124,8 +121,8 @@ def table(data_set: str, found: Runs, beside_authors: bool = True, rows: dict[st
             if beside_authors:
                 theirs = of_authors(data_set, row, attribute)
                 cells.append(' ± '.join(map(short, theirs)) if theirs else '')
-        lines.append(line(cells))
-    return lines
+        lines.append(cells)
+    return table(heads, lines)
 
 
 def best_table(data_set: str, found: Runs, beside_published: bool = True) -> list[str]:
@@ -133,7 +130,7 @@ def best_table(data_set: str, found: Runs, beside_published: bool = True) -> lis
     heads = ['row', 'best of']
     for name, _ in COLUMNS.values():
         heads += [name, 'published'] if beside_published else [name]
-    lines = [line(heads), '|' + '---|' * len(heads)]
+    lines = []
     for row, name in ROWS.items():
         runs, published = found.get((data_set, row)), PUBLISHED[data_set].get(row)
         if not runs:
@@ -145,8 +142,8 @@ def best_table(data_set: str, found: Runs, beside_published: bool = True) -> lis
             cells.append(short(best[key]))
             if beside_published:
                 cells.append(short(published and getattr(published, attribute)))
-        lines.append(line(cells))
-    return lines
+        lines.append(cells)
+    return table(heads, lines)
 
 
 def standard_errors_apart(runs: list[dict], theirs: tuple[float, float]) -> float | None:
@@ -246,18 +243,14 @@ def target_lines(found: Runs) -> list[str]:
     return [f'- {text}: **{verdict}**' for text, verdict in targets(found)]
 
 
-def origins(runs: list[dict]) -> list[str]:
+def measured_on(runs: list[dict]) -> list[str]:
     """Machine, versions and command of the runs, with their seconds; once where they are the same."""
-    same: dict[tuple[str, str, str], list[dict]] = {}
-    for run in runs:
-        of_run = ', '.join(f'{name} {version}' for name, version in run['versions'].items())
-        same.setdefault((run['machine'], of_run, run['command']), []).append(run)
     lines = []
-    for (machine, of_run, command), group in same.items():
-        dates = ', '.join(sorted({run['date'] for run in group}))
+    for (machine, versions, command), group in origins(runs).items():
         seconds, cpu = (mean(run[key] for run in group) for key in ('seconds', 'cpu_seconds'))
         lines += [
-            f'Measured on {dates} on {machine}; {of_run}. {len(group)} runs of {seconds:.0f} s on average ({cpu:.0f} s',
+            f'Measured on {dates(group)} on {machine}; {versions}. {len(group)} runs of {seconds:.0f} s on average '
+            f'({cpu:.0f} s',
             f'of processor time). Command: `{command}`',
             '',
         ]
@@ -273,7 +266,7 @@ def section(epochs: int, runs: list[dict]) -> list[str]:
     for data_set, name in DATA_SETS.items():
         if not full and not any(key[0] == data_set for key in found):
             continue
-        lines += [f'### {name}', '', *table(data_set, found, beside_authors=full), '']
+        lines += [f'### {name}', '', *means_table(data_set, found, beside_authors=full), '']
         missing = [ROWS[row] for row in ROWS if (data_set, row) not in found]
         few = [ROWS[row] for row in ROWS if 0 < len(found.get((data_set, row), [])) < ENOUGH_SEEDS]
         if len(missing) == len(ROWS):
@@ -293,8 +286,8 @@ def section(epochs: int, runs: list[dict]) -> list[str]:
     for data_set, name in DATA_SETS.items():
         if any((data_set, row) in found for row in TWENTY):
             lines += [f'### {name} with 20 experts: what a plain gate can be fitted to', '', TWENTY_EXPLAINED, '']
-            lines += [*table(data_set, found, beside_authors=False, rows=TWENTY), '']
-    return lines + origins(runs)
+            lines += [*means_table(data_set, found, beside_authors=False, rows=TWENTY), '']
+    return lines + measured_on(runs)
 
 
 def page(runs: list[dict]) -> str:

@@ -9,23 +9,24 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
-from command_runs import fingerprint  # beside this script
-from expert_specialization_published import DATA_SETS
+from common import ROOT
+from common.record import origin, write
+from common.runs import fingerprint
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 
 from moe_det.classification.metric import ClassificationMetric
-from moe_det.common.atomic_file import write_atomically
-from moe_det.common.software import cores, machine, versions
+from moe_det.common.software import cores
 from moe_det.running import launch
 
-CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'classification'
+from .published import DATA_SETS
+
+CONFIGS = ROOT / 'configs' / 'classification'
 CONSTRAINT = 'model.moe.constraint'
 PAIRS = {f'{CONSTRAINT}.normalisation': 'pairs', f'{CONSTRAINT}.distance_scale': 'largest'}
 TWENTY_EXPERTS = {'model.moe.num_experts': 20}
@@ -141,12 +142,10 @@ class Bench:
             **found,
             'seconds': round(time.perf_counter() - begin, 1),
             'cpu_seconds': round(time.process_time() - begin_cpu, 1),
-            'machine': f'{machine()}, {threads} thread' + 's' * (threads > 1),
-            'versions': versions(),
-            'date': datetime.now(timezone.utc).strftime('%Y-%m-%d'),
-            'command': self.command,
+            **origin(self.command),
         }
-        write_atomically(finished, json.dumps(found, indent=1) + '\n')
+        found['machine'] += f', {threads} thread' + 's' * (threads > 1)
+        write(finished, found)
         return folder, found
 
     def _train(

@@ -1,0 +1,1 @@
+"""The page of benchmarks/reproduce_soft_vs_hard.py."""

@@ -121,7 +121,7 @@ def unit_without_levels(layer: LayerFindings, sizes: np.ndarray) -> Unit:
     return _unit(layer, objects, layer.truth_rows[objects], np.zeros(len(objects), dtype=np.int64), sizes)
 
 
-def token_unit(layer, sizes: np.ndarray) -> Unit:
+def token_unit(layer: LayerFindings, sizes: np.ndarray) -> Unit:
     """Every object with the token that stands for it, at the level of the token's map."""
     objects = np.flatnonzero(layer.truth_rows != NO_ROW)
     rows = layer.truth_rows[objects]

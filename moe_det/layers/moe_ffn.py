@@ -172,7 +172,7 @@ class MoEFFN(nn.Module):
         if not x.numel():  # no tokens: nothing to decide
             return touch_idle(x.clone(), [self.expert_group, self.router.gate]) if self.training else x
         tokens = x.flatten(1, -2) if x.dim() > 2 else x[:, None]
-        if self.settings.unit == WINDOW:
+        if self.windows is not None and self.settings.unit == WINDOW:
             rows = self.windows.cut(tokens)
             seen = self.windows.means(rows)[:, :, None, None]
             output = mixed(self.expert_group, self.router, rows, seen, self.windows.layout(len(tokens)))

@@ -133,11 +133,11 @@ class _MixWeights(torch.autograd.Function):
         return mixed.reshape(-1, *experts[0].shape)
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         weights, *experts = ctx.saved_tensors
         gradient = gradient.reshape(len(weights), -1)
         of_weights = None

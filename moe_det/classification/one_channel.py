@@ -96,7 +96,7 @@ def _normalised(weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, windows: Ten
             mean, variance = kernels @ of_window + bias, ((kernels @ covariances) * kernels).sum(1)
             _move_running(norm, mean.detach(), variance.detach(), 4 * windows.shape[1])
         else:
-            assert norm.running_mean is not None and norm.running_var is not None  # is_faster has seen them
+            assert norm.running_mean is not None and norm.running_var is not None  # as by default
             mean, variance = norm.running_mean, norm.running_var
         scale = norm.weight * (variance + norm.eps).rsqrt()
         return weight * scale[:, None, None, None], (bias - mean) * scale + norm.bias
@@ -115,6 +115,9 @@ def _moments(windows: Tensor) -> tuple[Tensor, Tensor]:
 
 def _move_running(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, values: int) -> None:
     """Moves running mean and variance by one batch, as BatchNorm does: the variance with n - 1."""
+    # as by default, which the networks here leave
+    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.num_batches_tracked is not None and norm.momentum is not None
     norm.num_batches_tracked += 1
     norm.running_mean.lerp_(mean, norm.momentum)
     norm.running_var.lerp_(variance * (values / (values - 1)), norm.momentum)

@@ -1,4 +1,4 @@
-# A RetinaNet with experts for some hundred photographs of your own: copy this file and retinanet_r18_dense.py into
+# A RetinaNet with experts for a few hundred photographs of your own: copy this file and retinanet_r18_dense.py into
 # one folder, change the five lines, train the dense detector and then this one. docs/your_own_data.md explains each
 # line; benchmarks/real_images.py measures both.
 _base_ = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
@@ -7,7 +7,7 @@ _base_ = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
 data_root = 'data/photographs/'  # holds annotations/instances_{train,val}2017.json, train2017/ and val2017/
 classes = ('cat', 'dog')  # names of the categories as in these files; a single one is ('cat',)
 size = 640  # pixels of an image's longer side for the network
-channels = 64  # of pyramid and head; 64 suit a CPU and some hundred images, RetinaNet has 256
+channels = 64  # of pyramid and head; 64 suit a CPU and a few hundred images, RetinaNet has 256
 epochs = 6  # with experts; the dense detector takes three times as many
 
 # the dense detector, trained before; or another checkpoint of a detector without experts

@@ -28,6 +28,7 @@ PACKAGES = ('routing', 'layers', 'models', 'detectors', 'analysis')
 
 _LINK = re.compile(r'(\]\()(?!\w+:|#)([^)#\s]+)')
 _ROLE = re.compile(r':\w+:`~?\.?([^`]+)`')
+_SPREAD = re.compile(r'(?<=\d) ± (?=[\d.])|(?<=\d), (?=[-+−]?[\d.]+\])')
 _LITERAL = re.compile(r'::\n\n((?:    .*(?:\n|$)|\n)+)')
 
 
@@ -91,9 +92,13 @@ def on_files(files: Files, config) -> Files:
 
 
 def on_page_markdown(markdown: str, page, config, files: Files) -> str:
-    """Makes the links of a page fit the site."""
+    """Makes the links of a page fit the site, and keeps spreads and intervals in tables on one line."""
     source = COPIED.get(page.file.src_uri, f'docs/{page.file.src_uri}')
-    return linked(markdown, source, set(files.src_uris))
+    lines = [
+        _SPREAD.sub(lambda match: match[0].replace(' ', '\N{NO-BREAK SPACE}'), line) if line.startswith('|') else line
+        for line in markdown.split('\n')
+    ]
+    return linked('\n'.join(lines), source, set(files.src_uris))
 
 
 class PlainDocstrings(griffe.Extension):

@@ -28,7 +28,7 @@ def read_json(path: str) -> Any:
     """Returns the parsed content of a JSON file.
 
     Raises:
-        DataError: the file cannot be opened, is no text, is truncated or is no JSON; names the byte where it ends.
+        DataError: the file cannot be opened, is not text, is truncated or is not JSON; names the byte where it ends.
     """
     try:
         with no_collection(), open(path, encoding='utf-8') as file:

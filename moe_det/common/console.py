@@ -13,12 +13,12 @@ from ..errors import MoEConfigError
 
 
 def rank() -> int:
-    """Returns this process's rank, also before the process group exists (set by torchrun, Slurm or MPI)."""
+    """Returns this process's rank, even before the process group exists (set by torchrun, Slurm or MPI)."""
     return _first_number('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
 
 
 def local_rank() -> int:
-    """Returns this process's rank among those of its machine, also before the process group exists."""
+    """Returns this process's rank among those of its machine, even before the process group exists."""
     return _first_number('LOCAL_RANK', 'SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK')
 
 

@@ -34,7 +34,8 @@ def _deformed_gradients(grad_output: Tensor, *given: Tensor | None, **shape: tup
     dtype = at_least_float32(grad_output)
     leaves: list[Any] = [None if x is None else x.detach().to(dtype).requires_grad_() for x in given]
     with torch.enable_grad():
-        output = _deformed(*leaves, shape['stride'], shape['padding'], shape['dilation'])
+        input, offset, mask, weight, bias = leaves
+        output = _deformed(input, offset, mask, weight, bias, **shape)
     present = [x for x in leaves if x is not None]
     gradients = iter(torch.autograd.grad(output, present, grad_output.to(dtype)))
     return [None if x is None else next(gradients) for x in leaves]

@@ -51,7 +51,7 @@ def densify(
             expert need no choice.
         average: the mean of the experts' weights instead.
         most_used: the experts of most importance on the validation images instead.
-        limit: for ``most_used``, the first so many images; None takes all.
+        limit: for ``most_used``, only the first N images; None takes all.
         data_root: folder that replaces the config's data folder, for ``most_used``.
         device: for ``most_used``; see :func:`.trained_model.analysis_device`.
         cfg_options: changes of the config.

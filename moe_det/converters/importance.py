@@ -26,8 +26,8 @@ def expert_importance(
     Args:
         cfg: the model's config; without ``val_dataloader`` the test images are taken.
         model: in evaluation.
-        routers: those to tell of, by label.
-        limit: the first so many images; None takes all.
+        routers: those to report on, by label.
+        limit: only the first N images; None takes all.
 
     Returns:
         Label -> (E,) importance, on the CPU.

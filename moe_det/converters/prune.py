@@ -36,7 +36,7 @@ def prune_experts(
 ) -> list[str]:
     """Drops experts from a checkpoint and shows what that costs; the function behind ``prune_experts.py``.
 
-    With an expert go its row of the gate and of the learned noise and its entry of the constraints' state. The
+    An expert's rows of the gate and of the learned noise and its entry of the constraints' state go with it. The
     routing of rows that did not choose it stays as it was, with weights over the experts that are left. Every shard
     keeps equally many copies.
 
@@ -47,7 +47,7 @@ def prune_experts(
         drop: ``['cls=0', 'cls=3', 'reg=1,2']``.
         keep: number of experts that every layer keeps, of shards the copies of each: those of most importance on the
             validation images.
-        limit: the first so many validation images; None takes all.
+        limit: only the first N validation images; None takes all.
         evaluate: test before and after.
         data_root: folder that replaces the config's data folder.
         device: for the importance; see :func:`.trained_model.analysis_device`.

@@ -64,7 +64,7 @@ def upcycle(
     """Makes a checkpoint for a config with experts from one without; the function behind ``upcycle.py``.
 
     Every expert starts as a copy of the dense part that it replaces (sparse upcycling, arXiv 2212.05055), with noise
-    that tells the experts apart. Before the noise (and before ``copy_redraw``) the model computes what the dense one
+    that makes the experts differ. Before the noise (and before ``copy_redraw``) the model computes what the dense one
     computes, because weights of equal experts sum to 1, as do the outputs of a part's shards; this is checked on an
     image of noise.
 

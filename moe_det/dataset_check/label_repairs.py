@@ -24,7 +24,7 @@ def file_lines(path: str, ids: Sequence, names: Sequence[str], renamed: Mapping[
     Args:
         path: the file, which the lines replace.
         ids: its category ids.
-        names: the categories that it shall have.
+        names: the categories that it should have.
         renamed: categories that only have another name in it: old name to new.
     """
     new = 'name' if any(isinstance(ident, str) for ident in ids) else f'{1 + max([0, *map(int, ids)])} + n'

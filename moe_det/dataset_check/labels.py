@@ -182,7 +182,7 @@ def label_name(names: Sequence[str], number: int) -> str:
 
 
 def quoted(names: Sequence[str]) -> list[str]:
-    """Names for a message: blanks and commas belong to some."""
+    """Names for a message: some contain spaces and commas."""
     return [repr(name) for name in names]
 
 

@@ -22,10 +22,10 @@ _READINGS: dict[str, Callable[..., Box]] = {
 
 
 def other_notation(annotations: list, sizes: dict) -> tuple[str, str] | None:
-    """Returns the kind of notation that the boxes are in if it is not COCO's, and what speaks for it.
+    """Returns the kind of notation that the boxes are in if it is not COCO's, and the evidence for it.
 
-    Two things do: the polygons of the annotations, if nearly all boxes enclose them in the other notation and not in
-    COCO's; and boxes that reach beyond their images, if all boxes lie inside in the other notation.
+    There are two kinds of evidence: the polygons of the annotations, if nearly all boxes enclose them in the other
+    notation and not in COCO's; and boxes that reach beyond their images, if all boxes lie inside in the other notation.
 
     Args:
         annotations: the file's list.

@@ -37,7 +37,7 @@ def trained_labels(cfg: Config, content: Mapping) -> TrainedLabels | None:
 
     Checkpoints of training runs that compared labels first list the classes in the order of the labels. Others list
     them as their config did: if this config lists the same, it is taken to be that one, and the order of its training
-    file counts, where the file is at hand.
+    file counts, if the file is available.
 
     Args:
         cfg: the config that the checkpoint is used with.

@@ -1,4 +1,4 @@
-"""A hook that logs during validation which experts the objects of each size meet."""
+"""A hook that logs during validation which experts handle the objects of each size."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ExpertSizeHook(Hook):
     objects that none overlaps by half are left out. Per layer the log shows a table, and
 
     - ``moe_size_gap/<layer>``: total variation distance between the experts' shares of small and of large objects; 0
-      when both meet the same experts, 1 when they share none; the largest of all layers when there are more than four.
+      when both have the same experts, 1 when they share none; the largest of all layers when there are more than four.
     - ``moe_size_share/<layer>/<size>/<expert>`` in the visualisation backends: the table's shares. With shards,
       copy c of shard s is expert s * copies + c, and every shard has an equal part of the weights.
 
@@ -77,7 +77,7 @@ class ExpertSizeHook(Hook):
             self._read(runner)
 
     def before_val_epoch(self, runner) -> None:
-        """Starts to listen to the routers.
+        """Starts observing the routers.
 
         Raises:
             MoEConfigError: the config builds no MoE layer.

@@ -32,14 +32,14 @@ class MoEHook(Hook):
     While training, every ``interval`` iterations, these scalars go to the log and to every visualisation backend, per
     layer (over all layers when there are more than four); after a validation the same with ``moe_val_`` for ``moe_``:
 
-    - ``moe_load_ratio_max``, ``moe_load_ratio_min``: rows of the most and the least used expert over the fair share;
-      1.0 is fair.
+    - ``moe_load_ratio_max``, ``moe_load_ratio_min``: rows of the most and the least used expert, relative to the
+      fair share; 1.0 is fair.
     - ``moe_living_experts``: experts with more than 1 % of the weights, copies with more than 1 % of their shard's.
     - ``moe_gate_entropy``: mean entropy of a row's gate probabilities in bits; with shards, of the choice of one copy.
 
-    A warning appears when no more experts live than a single row uses (a single one, where a row uses all), or a
-    single copy of a shard, over at least 20 rows. Validation and test end with a table. With gradient accumulation the
-    state of hard constraints moves once per step of the optimizer, by the usage in all of its iterations.
+    A warning is logged if routing collapses: no more experts are living than a single row uses (one, where a row uses
+    all), or a single copy of a shard, over at least 20 rows. Validation and test end with a table. With gradient
+    accumulation, hard constraints are updated once per optimizer step, from the usage in all of its iterations.
 
     Args:
         interval: iterations between two logs; by default those of the logger (``default_hooks.logger.interval``).
@@ -100,7 +100,7 @@ class MoEHook(Hook):
         self._optimizer_follows = True
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
-        """Looks whether a step of the optimizer follows this iteration."""
+        """Checks whether an optimizer step follows this iteration."""
         self._optimizer_follows = any(one.should_sync() for one in optim_wrappers(runner))
 
     def after_train(self, runner) -> None:
@@ -171,7 +171,7 @@ class MoEHook(Hook):
             }
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Takes them back in a resumed run."""
+        """Restores them in a resumed run."""
         if not getattr(runner, '_resume', False) or self._model is None:
             return
         recent, waiting = (checkpoint.get(f'moe_{kind}_usage') or {} for kind in ('recent', 'waiting'))
@@ -218,7 +218,7 @@ class MoEHook(Hook):
         self.utilisation = {}
         for name, router in self._routers.items():
             usage = self._recorder.usage.get(name)
-            if usage is None:  # more processes than images: this one takes part in the sums all the same
+            if usage is None:  # more processes than images: this one takes part in the sums nevertheless
                 zero = torch.zeros(router.num_groups, router.num_experts, device=router.experts_and_k.device)
                 usage = Usage(*(zero.clone() for _ in range(3)), *(zero[:, 0].clone() for _ in range(2)))
             for sums in vars(usage).values():

@@ -47,8 +47,8 @@ class MoEScheduleHook(Hook):
 
     Each schedule is a dict of ``start``, ``end`` and ``until``: the value goes linearly from ``start`` to ``end`` over
     the first ``until`` of all iterations (0.33: a third) and stays there. It depends on the iteration alone, so a
-    resumed run goes on bit for bit. Validation and test always choose as the config says: no noise, temperature 1, its
-    ``top_k``. A schedule acts on every layer that has what it changes. Use it together with ``MoEHook``::
+    resumed run continues bit for bit. Validation and test always choose as the config says: no noise, temperature 1,
+    its ``top_k``. A schedule acts on every layer that has what it changes. Use it together with ``MoEHook``::
 
         custom_hooks = [
             dict(type='MoEHook'),
@@ -62,7 +62,7 @@ class MoEScheduleHook(Hook):
         top_k: experts per routing row, rounded; it ends at the config's ``top_k``. Early steps then cost more.
 
     Raises:
-        MoEConfigError: no schedule, one that is none, or (when training starts) one that no layer can follow.
+        MoEConfigError: no schedule, an invalid one, or (when training starts) one that no layer can follow.
     """
 
     def __init__(

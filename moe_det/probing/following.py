@@ -161,21 +161,21 @@ class QueryFollowing(AnchorFollowing):
         self.no_provenance = cannot_follow_queries(self.head)
         self.no_assignment = self.no_provenance or cannot_match_queries(self.head)
         self.numbered = query_layers(model)
-        self._tokens = ''
+        tokens = ''
         if token_layers(model):
-            self._tokens = (
+            tokens = (
                 " Encoder layers are asked given the level of the encoder's map: an object has the token nearest to "
                 'its centre on the map whose stride fits its size, and only the tokens of objects count as rows.'
             )
 
-    @property
-    def conditioned_on(self) -> str:
-        if self.no_provenance:
-            return Following.conditioned_on
-        return (
-            'the layer alone. Object queries have no level of a pyramid, so each decoder layer is asked by itself over '
-            'all its queries. Where this page says "level", all queries are meant; a row is one query of an image. '
-            'The training unit has the query that the matcher gives an object at the last decoder layer.' + self._tokens
+        self.conditioned_on = (
+            Following.conditioned_on
+            if self.no_provenance
+            else (
+                'the layer alone. Object queries have no level of a pyramid, so each decoder layer is asked by itself over '
+                'all its queries. Where this page says "level", all queries are meant; a row is one query of an image. '
+                'The training unit has the query that the matcher gives an object at the last decoder layer.' + tokens
+            )
         )
 
     def recorder(self) -> AbstractContextManager:

@@ -126,7 +126,7 @@ class Probe:
             for layer in self.routers:
                 records = [record for record in recorder.records if record.layer == layer]
                 levels = len(seen.map_sizes)
-                if layer in self.tokens:
+                if tokens is not None and layer in self.tokens:
                     layers[layer] = _tokens_of_objects(records, features_of[layer], np.asarray(images), tokens, places)
                     continue
                 layers[layer] = self._layer(records, features_of[layer], levels, np.asarray(images), places)
@@ -194,7 +194,7 @@ class Probe:
             table = RowTable(images, torch.zeros_like(levels), patches)
             rows = (table.numbered_rows(detections), table.numbered_rows(positives), of_truths.no_rows())
         elif unit == ROI:  # regions that are not followed have no place
-            rows = tuple(of_kind.no_rows() for of_kind in places)
+            rows = (detections.no_rows(), positives.no_rows(), of_truths.no_rows())
         elif self.following.by_level(unit, int(levels.max()), pyramid):
             rows = (table.rows(detections, sizes, grid), table.rows(positives, sizes, grid), of_truths.no_rows())
         else:

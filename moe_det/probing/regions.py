@@ -70,7 +70,7 @@ def best_regions(regions: Tensor, boxes: Tensor) -> Tensor:
 
     Args:
         regions: (R, 4) x1, y1, x2, y2.
-        boxes: (n, 4) likewise.
+        boxes: (n, 4) in the same form.
     """
     if not len(regions):
         return torch.full((len(boxes),), NO_ROW)

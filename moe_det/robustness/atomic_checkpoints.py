@@ -63,7 +63,7 @@ class _SafeSaving(CheckpointHook):
     file_backend: Any
 
     def before_train(self, runner) -> None:
-        """Also deletes what a killed run had not come to delete."""
+        """Also deletes what a killed run did not get to delete."""
         super().before_train(runner)
         info = runner.message_hub.runtime_info
         if runner.iter == 0:
@@ -104,7 +104,7 @@ class _SafeSaving(CheckpointHook):
         self._delete(path for path in outdated if path != self.last_ckpt)  # a filename_tmpl without a number
 
     def _note_step(self, runner, step: int) -> list[str]:
-        """Counts the step among the kept ones and returns the files that are none of them any more."""
+        """Counts the step among the kept ones and returns the files that are no longer among them."""
         if self.max_keep_ckpts <= 0 or (self.keep_ckpt_ids and self.keep_ckpt_ids[-1] == step):
             return []
         steps = [kept for kept in self.keep_ckpt_ids if kept != step] + [step]

@@ -75,7 +75,7 @@ def _skips_by_itself(loop: IterBasedTrainLoop) -> bool:
 
 
 class EndlessBatches:
-    """Stands instead of mmengine's endless iterator of an iteration-based loop.
+    """Replaces mmengine's endless iterator of an iteration-based loop.
 
     Args:
         loader: a data loader with placed batches.
@@ -109,7 +109,7 @@ class EndlessBatches:
 
 
 def go_to_iteration(loop: IterBasedTrainLoop, placed: PlacedBatches) -> None:
-    """Lets an iteration-based loop go on at its iteration without loading what came before."""
+    """Lets an iteration-based loop continue at its iteration without loading earlier batches."""
     discarded = 0 if _skips_by_itself(loop) else loop.iter
     placed.endless = True
     placed.start(0, skip=loop.iter)

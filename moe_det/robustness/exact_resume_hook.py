@@ -1,4 +1,4 @@
-"""A killed and resumed run gives bit for bit what the run gives that was left alone."""
+"""A killed and resumed run is bit-identical to an uninterrupted one."""
 
 from __future__ import annotations
 

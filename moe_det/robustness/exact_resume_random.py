@@ -1,7 +1,7 @@
 """Random numbers of a run as a function of where it is: seed, epoch, position of the sample, iteration.
 
-A generator's state would have to be saved for every process and worker, and what prefetching workers drew ahead taken
-back. A function of the place needs nothing saved, and gives the same with any number of workers.
+A generator's state would have to be saved for every process and worker, and what prefetching workers drew ahead
+undone. A function of the place needs nothing saved, and gives the same with any number of workers.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class PlacedBatches:
             process, and it gets the same stream there.
 
     Attributes:
-        epoch: set by who starts the next pass.
+        epoch: set by whoever starts the next pass.
         skip: batches that the next pass leaves out.
         endless: whether a skip goes on into the following passes.
     """

@@ -30,11 +30,11 @@ class FiniteHook(Hook):
 
     The checks are computed on the device and read back once per step, just before the optimizer's step. Under a loss
     scale (fp16) an infinite gradient lets the scaler skip the step, as it should, and stops nothing; losses and logits
-    are still watched, and so is a scaler that does nothing but skip.
+    are still watched, and so is a scaler that only skips.
 
     Args:
         max_skipped_steps: iterations in a row in which a loss scaler may skip the optimizer's step. Each skip halves
-            the scale, so that after 50 nothing is left of it.
+            the scale, so that after 50 it is practically zero.
     """
 
     priority = 'VERY_HIGH'  # before anything is logged, averaged or saved
@@ -195,11 +195,11 @@ class FiniteHook(Hook):
     # -- validation and test -----------------------------------------------------------------------------------
 
     def before_val(self, runner) -> None:
-        """Watches the gates even where nothing is trained."""
+        """Watches the gates although nothing is trained."""
         self._watch(runner)
 
     def before_test(self, runner) -> None:
-        """Watches the gates even where nothing is trained."""
+        """Watches the gates although nothing is trained."""
         self._watch(runner)
 
     def _watch(self, runner) -> None:

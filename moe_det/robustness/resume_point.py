@@ -1,4 +1,4 @@
-"""Which checkpoint of a work folder a run can go on from."""
+"""Which checkpoint of a work folder a run can continue from."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _read(path: str, changed: int, size: int) -> int:
 
 
 def newest_resumable(work_dir: str, warn: Callable[[str], None]) -> str | None:
-    """Returns the checkpoint to go on from: the last one noted, or the newest good one if that cannot be used.
+    """Returns the checkpoint to continue from: the last one noted, or the newest good one if that cannot be used.
 
     Args:
         work_dir: folder of the run.

@@ -123,7 +123,7 @@ def mix_weights(weights: Tensor, experts: Sequence[Tensor]) -> Tensor:
 
 
 class _MixWeights(torch.autograd.Function):
-    """The mixture without a copy of all experts' weights beside them, forward or backward."""
+    """The mixture without a second copy of all experts' weights, forward or backward."""
 
     @staticmethod
     def forward(weights: Tensor, *experts: Tensor) -> Tensor:

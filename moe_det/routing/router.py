@@ -145,7 +145,7 @@ class Router(nn.Module):
             routing = self._decide_and_keep(logits, rows, layout, keys)
         else:
             routing = self._decide(logits, self._groups(layout, logits.device))[0]
-        # stays 0 with one group: a compiled layer is traced anew for each value
+        # stays 0 with one group: a compiled layer is retraced for each value
         self.step.level = (self.step.level + len(layout.patches)) % self.num_groups
         if self.decided:
             with torch.no_grad():  # of a copy: what it caches without gradient must not reach the auxiliary loss

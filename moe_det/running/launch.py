@@ -116,11 +116,11 @@ def train(
     launcher: str = 'none',
     data_check: bool = True,
 ) -> int:
-    """Trains a detector and says how to go on.
+    """Trains a detector and says how to continue.
 
     Args:
         config: see :func:`load_config`, as ``work_dir``, ``cfg_options``, ``data_root`` and ``seed``.
-        resume: ``'auto'`` goes on from the last checkpoint of the work folder if there is one; else a checkpoint.
+        resume: ``'auto'`` continues from the last checkpoint of the work folder if there is one; else a checkpoint.
         amp: mixed precision (see :func:`.amp.enable_amp`).
         auto_scale_lr: scale the learning rate with the batch size.
         launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.

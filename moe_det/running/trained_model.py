@@ -53,7 +53,7 @@ def load_trained_model(
 ) -> BaseModel:
     """Builds the model of a config and fills it from a checkpoint, which must fit it exactly.
 
-    A run of mmengine only warns of weights that are missing and goes on with random ones; every number measured on
+    mmengine only warns about missing weights and continues with random ones; every number measured on
     such a model would be wrong, so here it is an error.
 
     Args:
@@ -207,7 +207,7 @@ def test_batches(cfg: Config, limit: int | None = None, trained: TrainedLabels |
 
     Args:
         cfg: as :func:`moe_det.running.launch.load_config` reads it.
-        limit: the first so many images of the data set; None takes all.
+        limit: only the first N images of the data set; None takes all.
         trained: the labels of the checkpoint, which are compared with the test set's; a model from
             :func:`load_trained_model` has them as ``trained_labels``.
 

@@ -55,7 +55,7 @@ class AnalysisOptions:
         out_dir: folder of the report.
         settings: of the statistics.
         area_ranges: limits in pixels between small, medium and large sides.
-        limit: only the first so many images.
+        limit: only the first N images.
         device: ``'cpu'``, ``'cuda'`` or None for CUDA where there is one.
         groups: key of the json's images that says which of them belong together, such as ``'video_id'``; None takes
             images as independent.

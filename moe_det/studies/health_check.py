@@ -36,7 +36,7 @@ def check_health(
         config: the config of the detector.
         checkpoint: its weights.
         data_root: folder that replaces the config's data folder.
-        limit: the first so many test images; None takes all.
+        limit: only the first N test images; None takes all.
         living_share: see :class:`~moe_det.analysis.health.HealthLimits`, as ``max_load_ratio`` and ``min_living``.
         json_file: writes the result there.
         device: see :func:`.trained_model.analysis_device`.

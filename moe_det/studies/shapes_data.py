@@ -1,4 +1,4 @@
-"""Makes the synthetic shapes for a command of a user's: says how far it is, and what is there in the end."""
+"""Makes the synthetic shapes for a command, with progress and a summary."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from mmdet.structures import DetDataSample
-from small_files import DETR_NAMES, boxes_as_truth, write_images
+from small_files import DETR_NAMES, boxes_as_truth, write_noise
 from small_models import predictions_of
 from small_regions import FINEST, LAYER, boxes_are_regions, faster_config, gates_told, level_alone, within_level
 
@@ -24,7 +24,7 @@ def place(tmp_path_factory) -> Path:
     """Config, checkpoint and data, in which some of the detector's own boxes are the ground truth."""
     folder = tmp_path_factory.mktemp('faster')
     cfg = faster_config()
-    paths = write_images(folder / 'images', IMAGES)
+    paths = write_noise(folder / 'images', IMAGES)
     file = folder / 'annotations' / 'truth.json'
     pipeline = [
         {'type': 'LoadImageFromFile'},

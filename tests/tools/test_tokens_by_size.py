@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_files import DETR_NAMES, write_images
+from small_files import DETR_NAMES, write_noise
 from small_models import build, family, initialise, spread_weights
 
 from moe_det.routing.gates import GAPLinearGate
@@ -39,7 +39,7 @@ def place(tmp_path_factory) -> Path:
     cfg = family('deformable_detr/deformable-detr_r50_16xb2-50e_coco.py')
     experts = [{'modules': LAYER, 'type': 'MoEFFN', 'num_experts': 2, 'top_k': 1}]
     cfg.model = {**cfg.model, 'type': 'WithExperts', 'detector': cfg.model['type'], 'experts': experts}
-    paths = write_images(folder / 'images', IMAGES)
+    paths = write_noise(folder / 'images', IMAGES)
     pipeline = [
         {'type': 'LoadImageFromFile'},
         {'type': 'Resize', 'scale': (64, 64), 'keep_ratio': True},

@@ -6,7 +6,7 @@ One class for each family of detectors; :func:`following` chooses.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -113,7 +113,7 @@ class AnchorFollowing(Following):
     """Dense heads: a detection comes from an anchor of a level."""
 
     conditioned_on = 'the level of the pyramid that an object is detected on, or trains.'
-    assign = staticmethod(positive_anchors)
+    assign: Callable[..., list[list[tuple[Tensor, Tensor]]]] = staticmethod(positive_anchors)
 
     def __init__(self, model: BaseDetector) -> None:
         super().__init__(model)
@@ -167,16 +167,13 @@ class QueryFollowing(AnchorFollowing):
                 " Encoder layers are asked given the level of the encoder's map: an object has the token nearest to "
                 'its centre on the map whose stride fits its size, and only the tokens of objects count as rows.'
             )
-
-        self.conditioned_on = (
-            Following.conditioned_on
-            if self.no_provenance
-            else (
-                'the layer alone. Object queries have no level of a pyramid, so each decoder layer is asked by itself over '
-                'all its queries. Where this page says "level", all queries are meant; a row is one query of an image. '
-                'The training unit has the query that the matcher gives an object at the last decoder layer.' + tokens
-            )
-        )
+        self.conditioned_on = Following.conditioned_on
+        if not self.no_provenance:
+            self.conditioned_on = (
+                'the layer alone. Object queries have no level of a pyramid, so each decoder layer is asked by itself '
+                'over all its queries. Where this page says "level", all queries are meant; a row is one query of an '
+                'image. The training unit has the query that the matcher gives an object at the last decoder layer.'
+            ) + tokens
 
     def recorder(self) -> AbstractContextManager:
         return nullcontext() if self.no_provenance else QueryRecorder(self.head)

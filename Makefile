@@ -51,9 +51,10 @@ $(ready): pyproject.toml $(constraints) | $(python)
 	@$(python) -c 'import cv2, moe_det; print(f"moe_det {moe_det.__version__} is ready in $(VENV)")'
 	@touch $@
 
-lint: setup  ## ruff: errors, imports, names, quotes, layout; import-linter: the direction of imports
+lint: setup  ## ruff: errors, names, quotes, layout; import-linter: the direction of imports; mypy: types
 	@$(VENV)/bin/ruff check --quiet . && $(VENV)/bin/ruff format --check --quiet .
 	@found=$$($(VENV)/bin/lint-imports --no-cache) || { echo "$$found"; exit 1; }
+	@found=$$($(VENV)/bin/mypy) || { echo "$$found"; exit 1; }
 	@echo 'make lint: clean'
 
 test: setup lint  ## lint, then all tests on the stack onedl
@@ -87,5 +88,5 @@ docs: setup $(docs_ready)  ## the documentation site, in build/site
 	@echo 'make docs: build/site/index.html'
 
 clean:  ## remove caches and build files; the environment, results and data stay
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find moe_det tests tools configs -name __pycache__ -prune -exec rm -rf {} +

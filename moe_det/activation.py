@@ -13,6 +13,7 @@ import sys
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
+from types import ModuleType
 
 _STACK = ('mmengine', 'mmcv', 'mmdet')
 
@@ -51,12 +52,12 @@ class _Watcher(MetaPathFinder):
             return spec
         execute = spec.loader.exec_module
 
-        def exec_module(module: object) -> None:
+        def exec_module(module: ModuleType) -> None:
             execute(module)
             # mmdet imports mmcv at its beginning, and is complete only later
             if self in sys.meta_path and (name == 'mmdet' or 'mmdet' not in sys.modules):
                 sys.meta_path.remove(self)
                 _register()
 
-        spec.loader.exec_module = exec_module
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]  # of this one loader, on purpose
         return spec

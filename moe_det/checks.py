@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
+from typing import TypeGuard
 
 from .errors import MoEConfigError, unknown_name
 
 
-def is_integer(value: object, minimum: int) -> bool:
+def is_integer(value: object, minimum: int) -> TypeGuard[int]:
     """Whether a value is an integer >= ``minimum``; True and False are none."""
     return isinstance(value, Integral) and not isinstance(value, bool) and value >= minimum
 
 
-def is_number(value: object, minimum: float = -math.inf) -> bool:
+def is_number(value: object, minimum: float = -math.inf) -> TypeGuard[float]:
     """Whether a value is a finite number >= ``minimum``; True and False are none."""
     return isinstance(value, Real) and not isinstance(value, bool) and minimum <= value < math.inf and value > -math.inf
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +24,9 @@ from .specialization import measure_specialization
 from .swap_results import route_results, swap_results
 from .usage import usage_of_rows
 from .verdicts import Evidence, TooLittle, decide
+
+if TYPE_CHECKING:
+    from ..probing.findings import LayerFindings
 
 NO_SWAP_OF_TOKENS = 'an image has too many tokens to keep the decisions about all of them'
 LIFT_SAMPLES = 2000  # bootstrap samples of the lift's intervals; percentiles need no more
@@ -53,6 +57,19 @@ class LayerAnalysis:
         """The unit of the layer's own numbers."""
         return 'training' if isinstance(self.measured['detection'], str) else 'detection'
 
+    @property
+    def result(self) -> SpecializationResult:
+        """The measurement of the main unit.
+
+        Raises:
+            DataError: neither unit can be measured.
+        """
+        result = self.measured[self.main]
+        if isinstance(result, str):
+            reasons = '; '.join(f'{name} unit: {reason}' for name, reason in self.measured.items())
+            raise DataError(f'{self.info.name}: nothing can be measured ({reasons})')
+        return result
+
 
 def layer_results(info: LayerInfo, analysed: Analysed) -> LayerAnalysis:
     """Everything about one layer; the verdict comes with :func:`conclude`, which sees all layers.
@@ -66,18 +83,15 @@ def layer_results(info: LayerInfo, analysed: Analysed) -> LayerAnalysis:
     has_levels = analysed.has_levels(info)
     several = has_levels and info.unit != QUERY
     made = make_units(info, analysed)
-    measured = {}
+    measured: dict[str, SpecializationResult | str] = {}
     for name, unit in made.items():
         reason = analysed.why_unavailable(info, name)
         if reason is None and len(np.unique(unit.sizes)) < 2:
-            found = len(np.unique(unit.objects))
-            reason = TooLittle(f'its {found} objects are all of one size' if found else 'it has no object')
+            count = len(np.unique(unit.objects))
+            reason = TooLittle(f'its {count} objects are all of one size' if count else 'it has no object')
         measured[name] = reason or measure(unit, info, analysed, hard=name == 'detection')
     found = LayerAnalysis(info, has_levels, made, measured, _random_gates(info, made['training'], measured, analysed))
-    if isinstance(measured[found.main], str):
-        reasons = '; '.join(f'{name} unit: {reason}' for name, reason in measured.items())
-        raise DataError(f'{info.name}: nothing can be measured ({reasons})')
-    result, unit = measured[found.main], made[found.main]
+    result, unit = found.result, made[found.main]
     observed, low, high = units.lift(
         unit, len(SIZE_NAMES), min(settings.bootstrap, LIFT_SAMPLES), settings.seed, info.slots
     )
@@ -124,7 +138,7 @@ def layer_results(info: LayerInfo, analysed: Analysed) -> LayerAnalysis:
     return found
 
 
-def _usage_by_level(layer, num_slots: int) -> list[dict]:
+def _usage_by_level(layer: LayerFindings, num_slots: int) -> list[dict]:
     found = []
     for level in map(int, np.unique(layer.levels)):
         at = layer.levels == level
@@ -229,7 +243,8 @@ def conclude(layers: Sequence[LayerAnalysis]) -> dict[str, SpecializationResult]
         The measurements of the main unit by layer, with p-values adjusted over the layers.
     """
     for name in ('detection', 'training'):
-        known = {layer.info.name: layer.measured[name] for layer in layers if not isinstance(layer.measured[name], str)}
+        measured = {layer.info.name: layer.measured[name] for layer in layers}
+        known = {layer: result for layer, result in measured.items() if not isinstance(result, str)}
         adjusted = adjust_for_layers(known)
         for layer in layers:
             if layer.info.name in adjusted:
@@ -241,7 +256,7 @@ def conclude(layers: Sequence[LayerAnalysis]) -> dict[str, SpecializationResult]
                 continue
             for place in [numbers['units'][name], *([numbers] if name == layer.main else [])]:
                 place['p_value_holm'] = result.adjusted_p_value
-                if place['relative_size'] is not None:
+                if result.relative_size is not None:
                     place['relative_size']['p_value_holm'] = result.relative_size.adjusted_p_value
             numbers['units'][name]['sorts'] = result.sorts if layer.has_levels else None
             numbers['units'][name]['verdict'] = result.verdict
@@ -254,7 +269,7 @@ def conclude(layers: Sequence[LayerAnalysis]) -> dict[str, SpecializationResult]
             '' if numbers['swap'] is None else numbers['swap']['costs_reason'] or '',
         )
         numbers['verdict'], numbers['undetermined_reason'] = decide(evidence)
-        numbers['notes'] = list(evidence.main.notes)
+        numbers['notes'] = list(layer.result.notes)
         numbers['plain'] = plain_sentence(numbers)
         numbers['sentence'] = layer_sentence(numbers)
-    return {layer.info.name: layer.measured[layer.main] for layer in layers}
+    return {layer.info.name: layer.result for layer in layers}

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from ..errors import DataError
 
@@ -23,7 +24,7 @@ def no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def read_json(path: str) -> object:
+def read_json(path: str) -> Any:
     """Returns the parsed content of a JSON file.
 
     Raises:

@@ -68,10 +68,11 @@ class Spread:
     @staticmethod
     def of(values: Sequence[float | None]) -> Spread:
         """Of the values that are there; nothing when one is missing, since the seeds would not be comparable."""
-        if not values or any(value is None for value in values):
+        known = [value for value in values if value is not None]
+        if not known or len(known) < len(values):
             return Spread((), None, None)
-        deviation = statistics.stdev(values) if len(values) > 1 else None
-        return Spread(tuple(values), statistics.fmean(values), deviation)
+        deviation = statistics.stdev(known) if len(known) > 1 else None
+        return Spread(tuple(known), statistics.fmean(known), deviation)
 
     def points(self) -> str:
         """In points: ``84.9 ± 0.3``; a single seed has no ±."""

@@ -59,6 +59,6 @@ def spreads(forced: Sequence[dict[str, float | None]]) -> dict[str, float | None
     """Largest minus smallest AP of each size over the forced experts (arXiv 2204.10598 reports these)."""
     found = {}
     for name in SIZE_PRECISIONS:
-        values = [row[name] for row in forced if row[name] is not None]
+        values = [value for row in forced if (value := row[name]) is not None]
         found[f'spread_{name}'] = max(values) - min(values) if values else None
     return found

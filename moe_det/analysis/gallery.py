@@ -45,7 +45,8 @@ def favourite_objects(unit: Unit, probs: np.ndarray, expert: int) -> list[int]:
         Positions in the unit, the largest weight first.
     """
     order = np.lexsort((-probs[unit.rows, expert], -unit.experts[:, expert]))
-    chosen, seen = [], set()
+    chosen: list[int] = []
+    seen = set()
     for i in order:
         if unit.experts[i, expert] <= 0 or len(chosen) == OBJECTS_PER_EXPERT:
             break

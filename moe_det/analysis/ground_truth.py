@@ -15,6 +15,7 @@ import io
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCO as CompiledCOCO  # noqa: N811
@@ -159,7 +160,7 @@ class GroundTruth:
         compiled: bool = True,
         areas: tuple[np.ndarray, np.ndarray] | None = None,
         thresholds: Sequence[float] | None = None,
-        **options,
+        **options: Any,
     ) -> COCOeval | COCOeval_faster:
         """COCO's evaluation of these images and categories, matched but not accumulated.
 
@@ -195,7 +196,7 @@ class GroundTruth:
             evaluation.evaluate()
         return evaluation
 
-    def _indexed(self, library: type, annotations: list[dict]):
+    def _indexed(self, library: type, annotations: list[dict]) -> COCO | CompiledCOCO:
         """A COCO object of one of the two libraries."""
         made = library()
         made.dataset = {

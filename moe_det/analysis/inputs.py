@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .ground_truth import GroundTruth
 from .swap_results import Donors, RoutePrecision
+
+if TYPE_CHECKING:
+    from ..probing.findings import Findings
 
 QUERY = 'query'  # the unit of layers that decide about object queries, which have no level of a pyramid
 REGION = 'roi'  # of those that decide about regions of interest
@@ -67,7 +71,7 @@ class Analysed:
     """What one checkpoint gave: the arguments of the results of every layer.
 
     Attributes:
-        findings: :class:`moe_det.probing.findings.Findings` on all images.
+        findings: on all images.
         matches: (g,) detection that each object is matched by, -1 where none.
         ground_truth: the objects.
         precisions: average precisions by the name of the condition.
@@ -80,7 +84,7 @@ class Analysed:
         of_queries: whether detections are made by object queries.
     """
 
-    findings: object
+    findings: Findings
     matches: np.ndarray
     ground_truth: GroundTruth
     precisions: Mapping[str, dict]

@@ -127,8 +127,8 @@ def of_experts(precisions: Mapping[str, dict], layer: str, num_experts: int, kin
     return [{'expert': e, **precisions[name]} for e, name in enumerate(names) if name in precisions]
 
 
-def plain(values: np.ndarray | None) -> list | None:
-    """Nested lists, with None for what is not a number: JSON has no NaN."""
+def plain(values: np.ndarray | None) -> list | float | None:
+    """Nested lists, or a number, with None for what is not a number: JSON has no NaN."""
     if values is None:
         return None
     if np.ndim(values) == 0:

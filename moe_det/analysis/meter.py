@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import DataError
 from .result import SpecializationResult
+from .rows import Ids
 from .specialization import measure_specialization
 
 
@@ -28,7 +31,7 @@ class SpecializationMeter:
     _NAMES = ('image_ids', 'levels', 'experts', 'sizes', 'patches', 'weights', 'areas', 'groups')
     _IDS = ('image_ids', 'groups')  # of any kind: never made into arrays of numbers
 
-    def __init__(self, num_experts: int, num_sizes: int = 3, **options) -> None:
+    def __init__(self, num_experts: int, num_sizes: int = 3, **options: Any) -> None:
         self.num_experts = num_experts
         self.num_sizes = num_sizes
         self.options = options
@@ -36,28 +39,28 @@ class SpecializationMeter:
 
     def reset(self) -> None:
         """Forgets all objects."""
-        self._batches: list[dict[str, np.ndarray | list]] = []
+        self._batches: list[dict[str, Any]] = []
 
     def update(
         self,
-        image_ids: ArrayLike,
+        image_ids: Ids,
         levels: ArrayLike,
         experts: ArrayLike,
         sizes: ArrayLike,
         patches: ArrayLike | None = None,
         weights: ArrayLike | None = None,
         areas: ArrayLike | None = None,
-        groups: ArrayLike | None = None,
+        groups: Ids | None = None,
     ) -> None:
         """Adds objects; arguments as for :func:`~moe_det.analysis.measure_specialization`. Empty batches are skipped.
 
         Raises:
             ValueError: some arguments come with some batches only, or experts change between indices and masses.
         """
-        values = dict(
+        values: dict[str, Any] = dict(
             zip(self._NAMES, (image_ids, levels, experts, sizes, patches, weights, areas, groups), strict=True)
         )
-        batch = {
+        batch: dict[str, Any] = {
             name: (value.tolist() if isinstance(value, np.ndarray) else list(value))
             if name in self._IDS
             else np.array(value)
@@ -82,7 +85,7 @@ class SpecializationMeter:
         """
         if not self._batches:
             raise DataError('no objects to measure: update() has had none')
-        arrays = {
+        arrays: dict[str, Any] = {
             name: [value for batch in self._batches for value in batch[name]]
             if name in self._IDS
             else np.concatenate([batch[name] for batch in self._batches])

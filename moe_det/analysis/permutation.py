@@ -92,13 +92,13 @@ def _exchanged_images(rows: ObjectRows, permutations: int, rng: np.random.Genera
     for slot in rows.slots:
         masses[slot.images] = slot.masses
         counts[slot.images, slot.level] = slot.counts
-    counts = counts.reshape(len(rows.images), -1)
-    tables = np.empty((permutations, rows.num_experts, counts.shape[1]))
+    flat = counts.reshape(len(rows.images), -1)
+    tables = np.empty((permutations, rows.num_experts, flat.shape[1]))
     partners_of = _Partners(rows)
     for start, stop in _chunks(permutations, len(rows.images)):
         partners = partners_of.draw(stop - start, rng)
         for expert in range(rows.num_experts):
-            tables[start:stop, expert] = np.take(masses[:, expert], partners) @ counts
+            tables[start:stop, expert] = np.take(masses[:, expert], partners) @ flat
     shape = permutations, rows.num_experts, len(rows.levels), rows.num_sizes
     return tables.reshape(shape).swapaxes(1, 2)
 
@@ -215,10 +215,10 @@ def shuffled_tables(rows: ObjectRows, shuffles: int, rng: np.random.Generator) -
     num_levels = len(rows.levels)
     spread = np.zeros((len(masses), num_levels, rows.num_sizes))
     spread[np.arange(len(masses)), level] = counts
-    spread = spread.reshape(len(masses), -1)
-    tables = np.empty((shuffles, rows.num_experts, spread.shape[1]))
+    flat = spread.reshape(len(masses), -1)
+    tables = np.empty((shuffles, rows.num_experts, flat.shape[1]))
     for table in tables:
-        table[:] = masses[rng.permutation(len(masses))].T @ spread
+        table[:] = masses[rng.permutation(len(masses))].T @ flat
     return tables.reshape(shuffles, rows.num_experts, num_levels, rows.num_sizes).swapaxes(1, 2)
 
 

@@ -141,9 +141,9 @@ class ResampledPrecision:
         evaluation = self.ground_truth.evaluate(detections, ranges, areas=areas, separate_eval=True)
         parameters = copy.copy(evaluation._paramsEval)
         categories, images = len(parameters.catIds), len(self.ground_truth.image_ids)
-        matched = np.empty(len(evaluation._evalImgs_cpp), dtype=object)
-        matched[:] = evaluation._evalImgs_cpp
-        matched = matched.reshape(categories, len(ranges), images)
+        in_a_row = np.empty(len(evaluation._evalImgs_cpp), dtype=object)
+        in_a_row[:] = evaluation._evalImgs_cpp
+        matched = in_a_row.reshape(categories, len(ranges), images)
 
         def means(drawn: np.ndarray) -> list[float | None]:
             parameters.imgIds = list(range(len(drawn)))
@@ -171,13 +171,14 @@ def difference(swapped: Sequence[PrecisionSamples], natural: PrecisionSamples) -
     """
     found: dict[str, dict | None] = {}
     for column, name in enumerate(natural.names):
-        points = [samples.point[name] for samples in swapped]
+        of_natural = natural.point[name]
+        points = [point for samples in swapped if (point := samples.point[name]) is not None]
         changes = np.mean([samples.samples[:, column] for samples in swapped], axis=0) - natural.samples[:, column]
         changes = changes[np.isfinite(changes)]
-        if natural.point[name] is None or None in points or len(changes) < 2:
+        if of_natural is None or len(points) < len(swapped) or len(changes) < 2:
             found[name] = None
             continue
-        change = float(np.mean(points) - natural.point[name])
+        change = float(np.mean(points) - of_natural)
         error = float(changes.std(ddof=1))
         if error < ROUNDING < abs(change):
             found[name] = None

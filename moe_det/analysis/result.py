@@ -5,8 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    pass
 
 ALPHA = 0.01
 MIN_CRAMERS_V = 0.1  # a dependence that exists but is weaker than this is not called specialisation
@@ -158,13 +162,14 @@ class SpecializationResult:
     @property
     def follows_scale(self) -> bool:
         """Whether images have one decision each, and those of different scale get different experts."""
-        return self.mi_p_value is not None and self.mi_p_value <= ALPHA and self.mi_cramers_v >= MIN_CRAMERS_V
+        p_value, v = self.mi_p_value, self.mi_cramers_v
+        return p_value is not None and v is not None and p_value <= ALPHA and v >= MIN_CRAMERS_V
 
     @property
     def follows_level(self) -> bool:
         """Whether the expert depends on the level."""
-        known = self.level_p_value is not None
-        return known and self.level_p_value <= ALPHA and self.level_cramers_v >= MIN_CRAMERS_V
+        p_value = self.level_p_value
+        return p_value is not None and p_value <= ALPHA and self.level_cramers_v >= MIN_CRAMERS_V
 
     @property
     def verdict(self) -> str:
@@ -213,9 +218,13 @@ class SpecializationResult:
 
 
 def _plain(record: SpecializationResult | RelativeSize) -> dict:
-    values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
-    kinds = {np.ndarray: np.ndarray.tolist, tuple: list, dict: dict}
-    return {name: kinds.get(type(value), lambda same: same)(value) for name, value in values.items()}
+    return {field.name: _plain_value(getattr(record, field.name)) for field in dataclasses.fields(record)}
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return list(value) if isinstance(value, tuple) else value
 
 
 def holm(p_values: Iterable[float | None]) -> list[float | None]:
@@ -228,11 +237,11 @@ def holm(p_values: Iterable[float | None]) -> list[float | None]:
     for p_value in p_values:
         if p_value is not None and not 0 <= p_value <= 1:
             raise ValueError(f'p-values lie in 0..1, got {p_value}')
-    order = sorted((i for i, p in enumerate(p_values) if p is not None), key=lambda i: p_values[i])
+    ascending = sorted((p_value, i) for i, p_value in enumerate(p_values) if p_value is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     largest = 0.0
-    for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - rank) * p_values[i]))
+    for rank, (smallest, i) in enumerate(ascending):
+        largest = max(largest, min(1.0, (len(ascending) - rank) * smallest))
         adjusted[i] = largest
     return adjusted
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from ..errors import DataError
 
+Ids = Sequence[Hashable] | np.ndarray  # integers of any size or strings
 ROW_TOLERANCE = 1e-4  # masses of one row come from one gate output: they differ by storage precision only
 
 
@@ -115,7 +117,7 @@ class ObjectRows:
 
 
 def gather_rows(
-    image_ids: ArrayLike,
+    image_ids: Ids,
     levels: ArrayLike,
     experts: ArrayLike,
     sizes: ArrayLike,
@@ -124,7 +126,7 @@ def gather_rows(
     num_sizes: int,
     patches: ArrayLike | None = None,
     weights: ArrayLike | None = None,
-    groups: ArrayLike | None = None,
+    groups: Ids | None = None,
     expert_slots: int = 1,
 ) -> ObjectRows:
     """Checks the arrays of :func:`~moe_det.analysis.measure_specialization` and gathers objects into routing rows.
@@ -183,7 +185,7 @@ def octaves(counts: np.ndarray) -> np.ndarray:
     return np.floor(np.log2(np.maximum(counts, 0.5) + 1e-9)).astype(np.int64)
 
 
-def positions_of(name: str, ids: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def positions_of(name: str, ids: Ids) -> tuple[np.ndarray, np.ndarray]:
     """Numbers ids of any kind (integers of any size, strings), without ever comparing them as numbers.
 
     Args:
@@ -204,7 +206,7 @@ def positions_of(name: str, ids: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         if ids.dtype.kind in 'iubU':  # as fast as arrays are
             found, inverse = np.unique(ids, return_inverse=True)
             return found.astype(object), inverse.ravel()
-    numbers: dict[object, int] = {}
+    numbers: dict[Hashable, int] = {}
     position = np.empty(len(ids), dtype=np.int64)
     for at, value in enumerate(ids):
         if isinstance(value, (float, np.floating)):
@@ -220,7 +222,7 @@ def positions_of(name: str, ids: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     return names, rank[position]
 
 
-def _groups(groups: ArrayLike, names: np.ndarray, image: np.ndarray) -> np.ndarray:
+def _groups(groups: Ids, names: np.ndarray, image: np.ndarray) -> np.ndarray:
     """(N,) group of each image."""
     _, group = positions_of('groups', groups)
     if len(group) != len(image):

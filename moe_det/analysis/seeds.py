@@ -214,7 +214,7 @@ def agreement(
             'other, and matching them makes any seeds agree'
         )
     else:
-        established = p_value <= AGREEMENT_ALPHA
+        established = p_value is not None and p_value <= AGREEMENT_ALPHA
         seen = 'and their experts prefer' if established else 'but their experts were not shown to prefer'
         mean = _mean_of_pairs(similarity[np.ix_(agreeing, agreeing)])
         reason += f', {seen} the same sizes (mean correlation {mean:.2f}, p = {p_value:.2g} against unrelated experts)'
@@ -227,8 +227,9 @@ def agreement(
 def _tables(results: Sequence[SpecializationResult]) -> list[np.ndarray]:
     """(E, S, L) tables on the same scale of sizes."""
     relative = [getattr(result, 'relative_size', None) for result in results]
-    if all(found is not None for found in relative):
-        return [found.expert_by_size_by_level for found in relative]
+    known = [found.expert_by_size_by_level for found in relative if found is not None]
+    if len(known) == len(results):
+        return known
     return [result.expert_by_size_by_level for result in results]
 
 

@@ -38,16 +38,16 @@ def across_seeds(results: Sequence[dict], measured: Sequence[Mapping[str, Specia
     layers = {}
     for name in measured[0]:
         verdicts = [run['layers'][name]['verdict'] for run in checkpoints]
-        found = agreement([by_layer[name] for by_layer in measured], verdicts, slots[name])
+        seen = agreement([by_layer[name] for by_layer in measured], verdicts, slots[name])
         layers[name] = {
-            'verdict': found.verdict,
-            'agreeing': found.agreeing,
-            'of': found.runs,
-            'runs': found.runs,
-            'p_value': found.p_value,
-            'sentence': f'{found.verdict.capitalize()}: {found.reason}.',
-            'alignment': [order.tolist() for order in found.alignment],
-            'similarity': found.similarity.tolist(),
+            'verdict': seen.verdict,
+            'agreeing': seen.agreeing,
+            'of': seen.runs,
+            'runs': seen.runs,
+            'p_value': seen.p_value,
+            'sentence': f'{seen.verdict.capitalize()}: {seen.reason}.',
+            'alignment': [order.tolist() for order in seen.alignment],
+            'similarity': seen.similarity.tolist(),
         }
     return {'checkpoints': checkpoints, 'layers': layers}
 

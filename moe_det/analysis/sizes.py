@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +14,7 @@ QUANTILES = 3
 RELATIVE_NAMES = ('lower third', 'middle third', 'upper third')
 
 
-def size_bins(areas: ArrayLike, limits: Sequence[float] = (32**2, 96**2)) -> np.ndarray:
+def size_bins(areas: ArrayLike, limits: ArrayLike = (32**2, 96**2)) -> np.ndarray:
     """Size bin of each object from its area in pixels: 0 small, 1 medium, 2 large.
 
     COCO's ranges include both ends, so that an area of exactly 1024 counts as small and as medium. A table needs one

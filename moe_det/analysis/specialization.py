@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from .bootstrap import bootstrap_cmi, score_interval
-from .description import size_names
 from .information import (
     chance_corrected_v,
     conditional_entropy,
@@ -19,8 +19,8 @@ from .information import (
 )
 from .permutation import level_shifted_tables, permuted_tables, shuffled_tables, upper_tail
 from .result import ALPHA, RelativeSize, SpecializationResult
-from .rows import ObjectRows, gather_rows
-from .sizes import QUANTILES, relative_sizes
+from .rows import Ids, ObjectRows, gather_rows
+from .sizes import QUANTILES, relative_sizes, size_names
 
 MIN_PERMUTATIONS = 99  # fewer cannot give p <= 0.01
 MIN_OBJECTS = 30  # fewer say nothing, whatever their p-value
@@ -30,7 +30,7 @@ _LEVEL_PERMUTATIONS = 2000  # enough for p <= 0.01
 
 
 def measure_specialization(
-    image_ids: ArrayLike,
+    image_ids: Ids,
     levels: ArrayLike,
     experts: ArrayLike,
     sizes: ArrayLike,
@@ -44,7 +44,7 @@ def measure_specialization(
     weights: ArrayLike | None = None,
     areas: ArrayLike | None = None,
     quantiles: int = QUANTILES,
-    groups: ArrayLike | None = None,
+    groups: Ids | None = None,
     expert_slots: int = 1,
 ) -> SpecializationResult:
     """Measures whether experts depend on object size given the feature level, with a test that respects routing rows.
@@ -97,16 +97,22 @@ def measure_specialization(
         raise ValueError(f'permutations must be at least {MIN_PERMUTATIONS} for p <= {ALPHA}, got {permutations}')
     if bootstrap < 0:
         raise ValueError(f'bootstrap must be 0 (no interval) or more, got {bootstrap}')
-    given = {'num_experts': num_experts, 'patches': patches, 'weights': weights, 'groups': groups}
-    given['expert_slots'] = expert_slots
-    rows = gather_rows(image_ids, levels, experts, sizes, num_sizes=num_sizes, **given)
+    gather = functools.partial(
+        gather_rows,
+        num_experts=num_experts,
+        patches=patches,
+        weights=weights,
+        groups=groups,
+        expert_slots=expert_slots,
+    )
+    rows = gather(image_ids, levels, experts, sizes, num_sizes=num_sizes)
     views = [_View(num_sizes, 1, 'sizes')]
     relative = None
     if areas is not None:
         relative = relative_sizes(areas, levels, weights, quantiles)
         # one table of both sizes: the permutations serve both
         both = np.asarray(sizes) * quantiles + relative.bins
-        rows = gather_rows(image_ids, levels, experts, both, num_sizes=num_sizes * quantiles, **given)
+        rows = gather(image_ids, levels, experts, both, num_sizes=num_sizes * quantiles)
         views = [_View(num_sizes, quantiles, 'sizes'), _View(num_sizes, quantiles, 'relative')]
     # one stream per part: the p-value must not depend on whether an interval was requested
     streams = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(5)]
@@ -121,26 +127,30 @@ def measure_specialization(
 
     core, tables = cores[0], views[0](joint)
     shuffled = shuffled_tables(rows, _SHUFFLES, streams[2])
-    if rows.one_decision_per_image:
+    whole = None
+    if rows.one_decision_per_image:  # so that images can be exchanged whole
         flat = np.zeros(rows.num_objects, dtype=int)
-        whole = gather_rows(image_ids, flat, experts, sizes, num_sizes=num_sizes, **given)
-        unconditioned = _of_whole_images(whole, permutations, streams[4])
-    else:
-        unconditioned = _unconditioned(tables.sum(0), views[0](shuffled))
+        of_images = gather(image_ids, flat, experts, sizes, num_sizes=num_sizes)
+        of_all_levels = of_images.image_tables().sum(0)
+        whole = _core(of_images, of_all_levels, permuted_tables(of_images, permutations, streams[4]))
+        raw_bits, bits = whole.raw_bits, whole.bits
+    else:  # without a p-value, for the level alone would make it significant
+        raw_bits = float(mutual_information(tables.sum(0)))
+        bits = raw_bits - float(mutual_information(views[0](shuffled).sum(1)).mean())
     level = _level(rows, tables, shuffled, min(permutations, _LEVEL_PERMUTATIONS), streams[3])
     return SpecializationResult(
-        mi_bits=unconditioned['bits'],
-        mi_p_value=unconditioned['p_value'],
-        mi_cramers_v=unconditioned['v'],
+        mi_bits=bits,
+        mi_p_value=None if whole is None else whole.p_value,
+        mi_cramers_v=None if whole is None else whole.v,
         mi_given_level_bits=core.bits,
         mi_given_level_ci=core.interval,
         p_value=core.p_value,
         reason=core.reason,
         null_99=core.null_99,
         cramers_v_given_level=core.v,
-        level_mi_bits=level['corrected'],
-        level_p_value=level['p_value'],
-        level_cramers_v=level['v'],
+        level_mi_bits=level.bits,
+        level_p_value=level.p_value,
+        level_cramers_v=level.v,
         h_size_given_level=core.ceiling,
         expert_by_size=tables.sum(0),
         expert_by_level=tables.sum(2).T,
@@ -153,9 +163,9 @@ def measure_specialization(
         permutations=permutations,
         relative_size=None if relative is None else cores[1].relative(views[1](joint), relative.limits),
         raw={
-            'mi_bits': unconditioned['raw'],
+            'mi_bits': raw_bits,
             'mi_given_level_bits': core.raw_bits,
-            'level_mi_bits': level['raw'],
+            'level_mi_bits': level.raw_bits,
             'cramers_v_given_level': core.raw_v,
         },
         notes=_notes(rows, tables),
@@ -260,24 +270,19 @@ def _p_value(rows: ObjectRows, tables: np.ndarray, cmi: float, null: np.ndarray)
     return p_value, ''
 
 
-def _of_whole_images(whole: ObjectRows, permutations: int, rng: np.random.Generator) -> dict[str, float | None]:
-    """I(E;S) where an image has one decision, so that images can be exchanged whole."""
-    tables = whole.image_tables().sum(0)
-    core = _core(whole, tables, permuted_tables(whole, permutations, rng))
-    return {'raw': core.raw_bits, 'bits': core.bits, 'p_value': core.p_value, 'v': core.v}
+@dataclass(frozen=True)
+class _Level:
+    """The dependence of the expert on the level; see the attributes of the result."""
 
-
-def _unconditioned(table: np.ndarray, shuffled: np.ndarray) -> dict[str, float | None]:
-    """I(E;S) elsewhere: without a p-value, for the level alone would make it significant."""
-    raw = float(mutual_information(table))
-    chance = float(mutual_information(shuffled.sum(1)).mean())
-    return {'raw': raw, 'bits': raw - chance, 'p_value': None, 'v': None}
+    bits: float
+    raw_bits: float
+    p_value: float | None
+    v: float
 
 
 def _level(
     rows: ObjectRows, tables: np.ndarray, shuffled: np.ndarray, permutations: int, rng: np.random.Generator
-) -> dict[str, float | None]:
-    """The dependence of the expert on the level."""
+) -> _Level:
     table = tables.sum(2).T  # (E, L)
     chance = shuffled.sum(3).swapaxes(1, 2)
     raw, phi2 = float(mutual_information(table)), float(mean_square_contingency(table[None]))
@@ -289,12 +294,12 @@ def _level(
         p_value, smallest = upper_tail(raw, null)
         if smallest > ALPHA and (table.sum(1) > 0).sum() > 1:
             p_value = None
-    return {
-        'raw': raw,
-        'corrected': raw - float(mutual_information(chance).mean()),
-        'p_value': p_value,
-        'v': chance_corrected_v(phi2, mean_phi2, largest_contingency(table[None], rows.expert_slots)),
-    }
+    return _Level(
+        bits=raw - float(mutual_information(chance).mean()),
+        raw_bits=raw,
+        p_value=p_value,
+        v=chance_corrected_v(phi2, mean_phi2, largest_contingency(table[None], rows.expert_slots)),
+    )
 
 
 def _notes(rows: ObjectRows, tables: np.ndarray) -> tuple[str, ...]:

@@ -41,12 +41,12 @@ def unknown_measures(measures: Mapping[str, dict | None]) -> list[str]:
 
 def sizes_that_lose(measures: Mapping[str, dict | None]) -> list[str]:
     """The measures that make :func:`costs` true, in the order AP, AP_S, AP_M, AP_L."""
-    known = [name for name in SIZE_MEASURES if measures.get(name) is not None]
-    adjusted = holm(measures[name]['p_value'] for name in known)
+    known = {name: found for name in SIZE_MEASURES if (found := measures.get(name)) is not None}
+    adjusted = holm(found['p_value'] for found in known.values())
     return [
         name
-        for name, p_value in zip(known, adjusted, strict=True)
-        if p_value <= ALPHA and measures[name]['difference'] <= -MIN_LOSS
+        for (name, found), p_value in zip(known.items(), adjusted, strict=True)
+        if p_value is not None and p_value <= ALPHA and found['difference'] <= -MIN_LOSS
     ]
 
 
@@ -61,7 +61,10 @@ def thirds_of(unit: Unit, relative: RelativeSizes, num_objects: int) -> Thirds:
     third = np.full(num_objects, -1, dtype=np.int64)
     order = np.argsort(unit.shares, kind='stable')  # the largest share is written last
     third[unit.objects[order]] = relative.bins[order]
-    limits = {int(level): tuple(map(float, row)) for level, row in zip(relative.levels, relative.limits, strict=True)}
+    limits = {
+        int(level): (float(low), float(high))
+        for level, (low, high) in zip(relative.levels, relative.limits, strict=True)
+    }
     return Thirds(third, limits)
 
 

@@ -7,11 +7,15 @@ entries, E experts, R routing rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.stats import spearmanr
 
 from .slots import top_experts
+
+if TYPE_CHECKING:
+    from ..probing.findings import LayerFindings
 
 NO_ROW = -1
 FEWEST_IMAGES_CORRELATED = 10
@@ -42,7 +46,14 @@ class Unit:
     shares: np.ndarray
 
 
-def _unit(layer, objects: np.ndarray, rows: np.ndarray, levels: np.ndarray, sizes: np.ndarray, shares=None) -> Unit:
+def _unit(
+    layer: LayerFindings,
+    objects: np.ndarray,
+    rows: np.ndarray,
+    levels: np.ndarray,
+    sizes: np.ndarray,
+    shares: np.ndarray | None = None,
+) -> Unit:
     return Unit(
         objects=objects,
         rows=rows,
@@ -60,12 +71,12 @@ def _normalised(weights: np.ndarray) -> np.ndarray:
     return weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-12)
 
 
-def decides_per_image(layer) -> bool:
+def decides_per_image(layer: LayerFindings) -> bool:
     """Whether the layer decides once per image (or patch of it), so that an object's centre tells its row."""
     return bool((layer.truth_rows != NO_ROW).any())
 
 
-def detection_unit(layer, matches: np.ndarray, levels: np.ndarray, sizes: np.ndarray) -> Unit:
+def detection_unit(layer: LayerFindings, matches: np.ndarray, levels: np.ndarray, sizes: np.ndarray) -> Unit:
     """Objects that were found, each with the routing row of the detection that COCO's rules match to it.
 
     Args:
@@ -84,7 +95,7 @@ def detection_unit(layer, matches: np.ndarray, levels: np.ndarray, sizes: np.nda
     return _unit(layer, objects[known], rows[known], level[known], sizes)
 
 
-def training_unit(layer, positives: np.ndarray, sizes: np.ndarray) -> Unit:
+def training_unit(layer: LayerFindings, positives: np.ndarray, sizes: np.ndarray) -> Unit:
     """Every object with the expert weights over the anchors that the head's own assigner gives it.
 
     An object whose positives lie on several levels has an entry for each, with the level's part of its positives.
@@ -104,13 +115,13 @@ def training_unit(layer, positives: np.ndarray, sizes: np.ndarray) -> Unit:
     return _unit(layer, objects, rows, levels, sizes, counts / totals[objects])
 
 
-def unit_without_levels(layer, sizes: np.ndarray) -> Unit:
+def unit_without_levels(layer: LayerFindings, sizes: np.ndarray) -> Unit:
     """Every object at level 0 with the row at its centre: for detectors whose boxes have no level of a pyramid."""
     objects = np.flatnonzero(layer.truth_rows != NO_ROW)
     return _unit(layer, objects, layer.truth_rows[objects], np.zeros(len(objects), dtype=np.int64), sizes)
 
 
-def token_unit(layer, sizes: np.ndarray) -> Unit:
+def token_unit(layer: LayerFindings, sizes: np.ndarray) -> Unit:
     """Every object with the token that stands for it, at the level of the token's map."""
     objects = np.flatnonzero(layer.truth_rows != NO_ROW)
     rows = layer.truth_rows[objects]
@@ -137,7 +148,7 @@ def places_in_image(unit: Unit, seed: int) -> np.ndarray:
     return place[entry]
 
 
-def image_unit(layer, image_ids: np.ndarray, areas: np.ndarray) -> list[dict]:
+def image_unit(layer: LayerFindings, image_ids: np.ndarray, areas: np.ndarray) -> list[dict]:
     """Correlates an image's gate weights with the size of its objects, level by level.
 
     Args:
@@ -160,8 +171,8 @@ def image_unit(layer, image_ids: np.ndarray, areas: np.ndarray) -> list[dict]:
         counts = np.bincount(position, minlength=len(images))
         seen = counts > 0
         for expert in range(weights.shape[1]):
-            mean_weight = np.bincount(position, weights=weights[at, expert], minlength=len(images))
-            mean_weight = mean_weight[seen] / counts[seen]
+            sums = np.bincount(position, weights=weights[at, expert], minlength=len(images))
+            mean_weight = sums[seen] / counts[seen]
             rho = p_value = None
             if seen.sum() >= FEWEST_IMAGES_CORRELATED and np.ptp(mean_weight) > 0 and np.ptp(mean_size[seen]) > 0:
                 rho, p_value = map(float, spearmanr(mean_weight, mean_size[seen]))

@@ -58,13 +58,13 @@ def usage_of_rows(weights: np.ndarray, probs: np.ndarray, slots: int = 1) -> dic
     Returns:
         Fields of :class:`~moe_det.routing.metrics.Utilisation`.
     """
-    weights, probs = (torch.as_tensor(values, dtype=torch.float64) for values in (weights, probs))
+    mixed, gate = (torch.as_tensor(values, dtype=torch.float64) for values in (weights, probs))
     usage = Usage(
-        importance=weights.sum(0)[None],
-        load=(weights > 0).sum(0)[None].double(),
-        probs=probs.sum(0)[None],
-        entropy=torch.special.entr(probs).sum()[None],
-        rows=torch.tensor([float(len(weights))]),
+        importance=mixed.sum(0)[None],
+        load=(mixed > 0).sum(0)[None].double(),
+        probs=gate.sum(0)[None],
+        entropy=torch.special.entr(gate).sum()[None],
+        rows=torch.tensor([float(len(mixed))]),
     )
     used = usage_in_slots(usage, slots).to_dict()
     return {name: list(v) if isinstance(v, tuple) else v for name, v in used.items()}

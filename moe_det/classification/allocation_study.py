@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -73,7 +74,7 @@ def show_class_allocation(
     check_data(cfg, ('test',))
     allocations = allocate(cfg, model)
     folder = Path(out_dir) if out_dir is not None else Path(checkpoint).with_suffix('.allocation')
-    found = {'config': str(config), 'checkpoint': str(checkpoint), 'sha256': file_sha256(checkpoint)}
+    found: dict[str, Any] = {'config': str(config), 'checkpoint': str(checkpoint), 'sha256': file_sha256(checkpoint)}
     found['layers'] = [allocation.to_dict() for allocation in allocations]
     write_result('--out-dir', folder / JSON_NAME, found)
     figures = write_figures(allocations, folder)

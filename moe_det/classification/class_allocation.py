@@ -154,7 +154,7 @@ def allocation_text(allocation: ClassAllocation, count: int = TOP_CLASSES) -> st
 
 def class_heat(allocation: ClassAllocation) -> Heat:
     """Class x expert: the mean gate probability; classes in the order of their superclasses where there are any."""
-    groups = allocation.groups or {'': range(len(allocation.classes))}
+    groups: Mapping[str, Sequence[int]] = allocation.groups or {'': range(len(allocation.classes))}
     rows = [
         (Head(allocation.classes[i], (group,) if group else ()), _cells(allocation.weights[i], allocation))
         for group, members in groups.items()

@@ -134,6 +134,7 @@ class ClassificationDataset:
     ) -> LabelledImages:
         if name is not None and original_problem(name, root) is None:
             return read_original(name, root, split)
+        assert image_folder is not None  # files_problem asks for one of the two
         return read_folder(os.path.join(root, image_folder), split, image_size, grayscale, cache_dir)
 
     @property
@@ -166,6 +167,7 @@ class ClassificationDataset:
         indices = torch.as_tensor(getattr(indices, 'indices', indices)).to(self.labels.device, non_blocking=True)
         images, labels = self.images[indices], self.labels[indices]
         if self.augment is not None:
+            assert self._numbers is not None  # the sampler has called set_epoch
             images = self.augment(images, self._numbers[indices])
         return dict(inputs=images, labels=labels)
 
@@ -189,12 +191,13 @@ def files_problem(name: str | None, root: str, image_folder: str | None) -> str 
     """
     if name is not None and name not in NAMES:
         raise MoEConfigError(f'dataset.name: {unknown_name("data set", name, NAMES)}')
-    if name is None and image_folder is None:
-        raise MoEConfigError(f'dataset: expected name, one of {", ".join(NAMES)}, or image_folder')
-    if name is not None:
-        problem = original_problem(name, root)
-        if problem is None or image_folder is None:
-            return problem
+    problem = None if name is None else original_problem(name, root)
+    if image_folder is None:
+        if name is None:
+            raise MoEConfigError(f'dataset: expected name, one of {", ".join(NAMES)}, or image_folder')
+        return problem
+    if name is not None and problem is None:
+        return None
     of_folder = folder_problem(os.path.join(root, image_folder))
     if of_folder is None or name is None:
         return of_folder
@@ -203,4 +206,4 @@ def files_problem(name: str | None, root: str, image_folder: str | None) -> str 
 
 def whole_batch(batch: Mapping | Sequence) -> Mapping:
     """Collate function that takes a batch as the data set formed it; a list of samples is stacked."""
-    return batch if isinstance(batch, Mapping) else default_collate(batch)
+    return batch if isinstance(batch, Mapping) else default_collate(list(batch))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..figures import palette, values
@@ -63,5 +64,6 @@ def figure_pixels(figure: Figure, dpi: int = 120) -> np.ndarray:
     """(H, W, 3) bytes of a figure, for visualisation backends."""
     with drawing(PAPER):
         figure.set_dpi(dpi)
-        figure.canvas.draw()
-        return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -133,14 +133,15 @@ def _decode(path: str, source: _Folder | _Tar, split: str, image_size: int | Non
         )
     names = sorted(classes[split])
     number = {name: i for i, name in enumerate(names)}
-    order = {name: i for i, name in enumerate(sorted(files[split]))}
-    images: list[np.ndarray | None] = [None] * len(order)
+    order = sorted(set(files[split]))
+    decoded: dict[PurePosixPath, np.ndarray] = {}
     with source.open(set(order)) as opened:
         for name, stream in opened:
             with stream:
-                images[order[name]] = _decode_image(path, name, stream, image_size, grayscale)
+                decoded[name] = _decode_image(path, name, stream, image_size, grayscale)
     labels = np.array([number[name.parts[1]] for name in order], dtype=np.int64)
-    _check_sizes(path, list(order), images)
+    images = [decoded[name] for name in order]
+    _check_sizes(path, order, images)
     shape = (0, 1 if grayscale else 3, image_size or 1, image_size or 1)
     stacked = np.stack(images) if images else np.zeros(shape, np.uint8)
     return LabelledImages(stacked, labels, tuple(names))

@@ -7,6 +7,7 @@ import pickle
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 from urllib.error import URLError
@@ -158,9 +159,7 @@ def read_cifar(name: str, root: str, split: str) -> LabelledImages:
     else:
         try:
             with tarfile.open(archive) as tar:
-                parts, names = _read_cifar_files(
-                    kind, split, lambda file: tar.extractfile(f'{kind.folder}/{file}'), archive
-                )
+                parts, names = _read_cifar_files(kind, split, partial(_member, tar, kind.folder), archive)
         except (tarfile.TarError, EOFError, OSError) as error:
             raise DataError(f'{archive.absolute()} cannot be read: {error}') from error
     images = np.concatenate([pixels for pixels, _ in parts])
@@ -168,6 +167,13 @@ def read_cifar(name: str, root: str, split: str) -> LabelledImages:
         raise DataError(f'{folder}: data has shape {images.shape} of {images.dtype}, expected (N, 3072) bytes')
     labels = np.concatenate([np.asarray(labels, dtype=np.int64).reshape(-1) for _, labels in parts])
     return LabelledImages(images.reshape(-1, 3, 32, 32), labels, tuple(names))
+
+
+def _member(tar: tarfile.TarFile, folder: str, file: str) -> IO[bytes]:
+    stream = tar.extractfile(f'{folder}/{file}')
+    if stream is None:
+        raise DataError('it is no file')
+    return stream
 
 
 def _read_cifar_files(

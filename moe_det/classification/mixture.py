@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from ..routing.class_mixtures import (
     sample_experts,
 )
 from ..routing.dispatch import mix_all, plan_dispatch, run_sorted, touch_idle
+from ..routing.router import Router
 from ..routing.routing import Routing
 from ..routing.rows import rows_of
 from .base import MoEClassifier
@@ -89,7 +91,7 @@ class MixtureClassifier(MoEClassifier):
             )
         except (TypeError, ValueError) as error:
             raise MoEConfigError(f'model: {error}') from error
-        net = self.expert_group.experts[0]
+        net = self._nets[0]
         self.router = self.settings.build_router(
             net.convs[0].in_channels, 'model.moe', label='classifier', key_channels=net.fcs[-1].in_features
         )
@@ -127,22 +129,25 @@ class MixtureClassifier(MoEClassifier):
 
     # -- decisions and experts ---------------------------------------------------------------------------------
 
-    def _run(self, inputs: Tensor) -> tuple[Routing, Tensor | None]:
+    @property
+    def _nets(self) -> list[SmallConvNet]:
+        return cast('list[SmallConvNet]', list(self.expert_group.experts))
+
+    def _run(self, router: Router, inputs: Tensor) -> tuple[Routing, Tensor | None]:
         """The gate's decision and, where all experts run, their logits (N, E, K)."""
         rows, layout = rows_of([inputs], 'level')
-        router = self.router
         if router.needs_keys:
-            outputs, features = run_side_by_side(self.expert_group.experts, inputs)
+            outputs, features = run_side_by_side(self._nets, inputs)
             keys = features.detach() if self.training and self.temperature is not None else features
             return router(rows, layout, [keys]), outputs
         routing = router(rows, layout)
         if self.settings.dispatch == 'dense' or routing.indices.shape[1] == router.num_experts:
-            return routing, run_side_by_side(self.expert_group.experts, inputs)[0]
+            return routing, run_side_by_side(self._nets, inputs)[0]
         return routing, None
 
     def _mix(self, inputs: Tensor, routing: Routing, outputs: Tensor | None) -> tuple[Tensor, Tensor]:
         """Log-probabilities (N, K), and the class (N,) that the chosen expert with the largest weight predicts."""
-        best = []
+        best: list[Tensor] = []
 
         def mix(outputs: Tensor, log_weights: Tensor, sums_to_one: bool) -> Tensor:
             favourite = log_weights.detach().argmax(1)
@@ -154,7 +159,7 @@ class MixtureClassifier(MoEClassifier):
                 outputs = outputs.gather(1, routing.indices[:, :, None].expand(-1, -1, outputs.shape[2]))
                 return mix(outputs, routing.log_weights, routing.sums_to_one), best[0]
             return mix_all(outputs, routing, 0, mix), best[0]
-        experts = self.expert_group.experts
+        experts = self._nets
         (plan,) = plan_dispatch([routing], [len(inputs)])[0]
         mixed = run_sorted(inputs, routing, plan, experts, mix)
         if self.training:
@@ -165,7 +170,7 @@ class MixtureClassifier(MoEClassifier):
         """Log-probabilities (N, K), and the class that the expert with the largest gate probability predicts."""
         if self.router is None:
             return torch.log_softmax(self.expert_group.experts[0](inputs), 1), {}
-        routing, outputs = self._run(inputs)
+        routing, outputs = self._run(self.router, inputs)
         mixed, best = self._mix(inputs, routing, outputs)
         if self.mixture == 'stochastic' and not self.training:
             drawn = sample_experts(routing.dense(routing.log_weights, float('-inf')))
@@ -184,24 +189,29 @@ class MixtureClassifier(MoEClassifier):
         if self.router is None:
             scores = self.expert_group.experts[0](inputs)
             return {'loss_cls': F.cross_entropy(scores, labels)}, scores
-        routing, outputs = self._run(inputs)
-        if self.training and self.temperature is not None:
+        routing, outputs = self._run(self.router, inputs)
+        temperature = self.current_temperature()
+        if self.training and temperature is not None:
+            assert outputs is not None  # temperature needs all experts
             of_experts, of_gate = dual_temperature_losses(
-                routing.logits, outputs, lambda y: mixture_nll(y, labels, self.epsilon), self.current_temperature()
+                routing.logits, outputs, lambda y: mixture_nll(y, labels, self.epsilon), temperature
             )
             with torch.no_grad():
                 scores = self._mix(inputs, routing, outputs)[0]
             return {'loss_experts': of_experts, 'loss_gate': of_gate}, scores
         if self.mixture == 'stochastic':
+            assert outputs is not None  # it needs all experts too
             with torch.no_grad():
                 scores = self._mix(inputs, routing, outputs)[0]
             return {'loss_cls': jacobs_loss(outputs, routing.log_probs, labels)}, scores
         scores = self._mix(inputs, routing, outputs)[0]
         return {'loss_cls': mixture_nll(scores, labels, self.epsilon)}, scores
 
-    def current_temperature(self) -> float:
-        """T in the epoch that mmengine's runner is in; the first one without a runner."""
+    def current_temperature(self) -> float | None:
+        """T in the epoch that mmengine's runner is in, the first one without a runner; None without a temperature."""
         temperature = self.temperature
+        if temperature is None:
+            return None
         for epoch in range(1, MessageHub.get_current_instance().get_info('epoch', 0) + 1):
             temperature = next_temperature(temperature, epoch, self.temperature_decay)
         return temperature

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -58,10 +59,16 @@ class SmallConvNet(nn.Module):
         if not channels or not hidden:
             raise ValueError(f'channels={tuple(channels)!r}, hidden={tuple(hidden)!r}: expected at least one of each')
         widths = [in_channels, *channels]
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=padding) for a, b in zip(widths, channels, strict=False))
-        self.norms = nn.ModuleDict({str(i): nn.BatchNorm2d(channels[i]) for i in norm})
+        convs = [nn.Conv2d(a, b, 3, padding=padding) for a, b in zip(widths, channels, strict=False)]
+        # torch's containers do not say what they hold
+        self.convs = cast('Sequence[nn.Conv2d]', nn.ModuleList(convs))
+        self.norms = cast(
+            'Mapping[str, nn.BatchNorm2d]', nn.ModuleDict({str(i): nn.BatchNorm2d(channels[i]) for i in norm})
+        )
+        self.padding = padding
         sizes = [_hidden_size(image_size, channels, padding), *hidden, num_outputs]
-        self.fcs = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        linear = [nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)]
+        self.fcs = cast('Sequence[nn.Linear]', nn.ModuleList(linear))
 
     def forward(self, x: Tensor, with_features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """(N, C, H, W) -> (N, outputs), and the last hidden layer before its ReLU where requested."""
@@ -75,16 +82,16 @@ class SmallConvNet(nn.Module):
     def maps(self, x: Tensor, begin: int = 0) -> Tensor:
         """The convolutions from number ``begin`` on: (N, C, H, W) -> (N, C', H', W')."""
         for i in range(begin, len(self.convs)):
-            x = _layer(x, self.convs[i].weight, self.convs[i].bias, self.convs[i].padding[0], self._norm(i))
+            x = _layer(x, self.convs[i].weight, self.convs[i].bias, self.padding, self._norm(i))
         return x
 
     def _norm(self, number: int) -> nn.BatchNorm2d | None:
         return self.norms[str(number)] if str(number) in self.norms else None
 
 
-def _layer(x: Tensor, weight: Tensor, bias: Tensor, padding: int, norm: nn.BatchNorm2d | None) -> Tensor:
+def _layer(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, norm: nn.BatchNorm2d | None) -> Tensor:
     """3x3 convolution, norm, ReLU and 2x2 max-pooling."""
-    if is_faster(x, norm):
+    if bias is not None and is_faster(x, norm):
         return conv_pool(x, weight, bias, padding, norm)
     x = F.conv2d(x, weight, bias, padding=padding)
     x = x if norm is None else norm(x)
@@ -143,7 +150,7 @@ def run_side_by_side(nets: Sequence[SmallConvNet], x: Tensor) -> tuple[Tensor, T
     else:
         firsts = [net.convs[0] for net in nets]
         weight, bias = (torch.cat([getattr(conv, name) for conv in firsts]) for name in ('weight', 'bias'))
-        maps = _layer(x, weight, bias, firsts[0].padding[0], None).unflatten(1, (experts, -1)).transpose(0, 1)
+        maps = _layer(x, weight, bias, nets[0].padding, None).unflatten(1, (experts, -1)).transpose(0, 1)
         x = torch.stack([net.maps(y, 1) for net, y in zip(nets, maps, strict=True)]) if len(nets[0].convs) > 1 else maps
     x = x.flatten(2)  # (E, N, D)
     last = len(nets[0].fcs) - 1

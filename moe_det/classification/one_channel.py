@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -94,6 +96,7 @@ def _normalised(weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, windows: Ten
             mean, variance = kernels @ of_window + bias, ((kernels @ covariances) * kernels).sum(1)
             _move_running(norm, mean.detach(), variance.detach(), 4 * windows.shape[1])
         else:
+            assert norm.running_mean is not None and norm.running_var is not None  # as by default
             mean, variance = norm.running_mean, norm.running_var
         scale = norm.weight * (variance + norm.eps).rsqrt()
         return weight * scale[:, None, None, None], (bias - mean) * scale + norm.bias
@@ -105,13 +108,16 @@ def _moments(windows: Tensor) -> tuple[Tensor, Tensor]:
     centred = windows - mean[:, None]
     products = (centred @ centred.T / windows.shape[1] + torch.outer(mean, mean)).view(4, 4, 4, 4)
     corners = [(slice(i, i + 3), slice(j, j + 3)) for i in (0, 1) for j in (0, 1)]
-    means = sum(mean.view(4, 4)[at] for at in corners).flatten() / 4
-    squares = sum(products[(*at, *at)] for at in corners).reshape(9, 9) / 4
+    means = functools.reduce(torch.add, [mean.view(4, 4)[at] for at in corners]).flatten() / 4
+    squares = functools.reduce(torch.add, [products[at + at] for at in corners]).reshape(9, 9) / 4
     return means, squares - torch.outer(means, means)
 
 
 def _move_running(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, values: int) -> None:
     """Moves running mean and variance by one batch, as BatchNorm does: the variance with n - 1."""
+    # as by default, which the networks here leave
+    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.num_batches_tracked is not None and norm.momentum is not None
     norm.num_batches_tracked += 1
     norm.running_mean.lerp_(mean, norm.momentum)
     norm.running_var.lerp_(variance * (values / (values - 1)), norm.momentum)

@@ -7,7 +7,7 @@ import sys
 
 from ..called import command
 from ..errors import MoEConfigError
-from ..packaged_configs import config_folder, config_names, config_title, copy_config, packaged_config
+from ..packaged_configs import config_folder, config_names, config_title, copy_config
 
 
 def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
             return 2
         width = max(map(len, names))
         for name in names:
-            print(f'{name:{width}}  {config_title(packaged_config(name))}')
+            print(f'{name:{width}}  {config_title(config_folder() / f"{name}.py")}')
         return 0
     try:
         entry, *bases = copy_config(args.name, args.to)

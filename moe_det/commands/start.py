@@ -9,9 +9,10 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Any, NoReturn
 
 
-def run(work: str | Callable, unexpected: int | None = None, **arguments: object) -> int:
+def run(work: str | Callable, unexpected: int | None = None, **arguments: Any) -> int:
     """Does the work of a command; errors that a user can fix end in one message.
 
     Args:
@@ -42,9 +43,9 @@ def run(work: str | Callable, unexpected: int | None = None, **arguments: object
         return 2
 
     def call() -> int:
-        function = work
-        if isinstance(work, str):
-            module, _, name = work.partition(':')
+        function: str | Callable[..., object] = work
+        if isinstance(function, str):
+            module, _, name = function.partition(':')
             function = getattr(importlib.import_module(module), name)
         result = function(**arguments)
         return result if isinstance(result, int) else 0
@@ -68,7 +69,7 @@ def main_of(
     return main
 
 
-def leave(status: int) -> None:
+def leave(status: int) -> NoReturn:
     """Ends the process with this status.
 
     One of several processes ends without the interpreter's finalisation, after all that was registered for the end:

@@ -101,7 +101,7 @@ def weights_sha256(path: str) -> str:
     for name, tensor in sorted(state_of(read_checkpoint(path), path).items()):
         digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
         # bytes: NumPy has no bfloat16
-        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

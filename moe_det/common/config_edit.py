@@ -134,12 +134,12 @@ def set_data_root(cfg: Config, data_root: str | os.PathLike) -> None:
         cfg.data_root = new
     metrics = {id(metric): (where, metric) for split in SPLITS for where, metric in split_metrics(cfg, split)}
     for where, metric in metrics.values():
-        for key in ('ann_file', 'seg_prefix'):
-            value = metric.get(key)
+        for kind in ('ann_file', 'seg_prefix'):
+            value = metric.get(kind)
             if isinstance(value, (list, tuple)):
-                metric[key] = [_move_metric_path(item, f'{where}.{key}', moved, relative_files) for item in value]
+                metric[kind] = [_move_metric_path(item, f'{where}.{kind}', moved, relative_files) for item in value]
             elif value:
-                metric[key] = _move_metric_path(value, f'{where}.{key}', moved, relative_files)
+                metric[kind] = _move_metric_path(value, f'{where}.{kind}', moved, relative_files)
 
 
 def _moved_roots(roots: set[str], new: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 _PLAIN = {'MoERetinaHead': 'RetinaHead', 'MoEResNet': 'ResNet', 'FrozenFPN': 'FPN'}
 
@@ -32,7 +33,7 @@ def type_name(value: object) -> str:
     return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
 
 
-def _without_experts(node: object, path: str, changes: list[str]) -> object:
+def _without_experts(node: Any, path: str, changes: list[str]) -> Any:
     if isinstance(node, (list, tuple)):
         return type(node)(_without_experts(item, f'{path}.{i}', changes) for i, item in enumerate(node))
     if not isinstance(node, dict):

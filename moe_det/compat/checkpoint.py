@@ -8,6 +8,7 @@ switching ``weights_only`` off would run any code that a checkpoint brings.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,13 +41,12 @@ def refuse_unsafe_loading() -> None:
         os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
 
 
-def _mmengine_globals() -> list[tuple[object, str]]:
+def _mmengine_globals() -> list[Any]:
     """Returns (object, full name in the pickle) for everything that mmengine's checkpoints refer to."""
     from mmengine.config import ConfigDict
     from mmengine.logging import HistoryBuffer
 
-    multiarray = getattr(np, '_core', None) or np.core
-    multiarray = multiarray.multiarray
+    multiarray = (getattr(np, '_core', None) or np.core).multiarray
     plain = [HistoryBuffer, ConfigDict, np.ndarray, np.dtype, *{type(np.dtype(code)) for code in _DTYPE_CODES}]
     allowed = [(cls, f'{cls.__module__}.{cls.__qualname__}') for cls in plain]
     # numpy 2 renamed the module, and a checkpoint may come from either

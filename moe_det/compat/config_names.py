@@ -18,5 +18,5 @@ def know_own_configs() -> None:
         # no scope: the classes are in mmdet's registries
         return known(cfg_path, filename) if own is None else (str(own), None)
 
-    path_and_scope.knows_moe_det = True
+    path_and_scope.__dict__['knows_moe_det'] = True
     Config._get_cfg_path = staticmethod(path_and_scope)

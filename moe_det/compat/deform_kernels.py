@@ -6,6 +6,8 @@ Names, arguments and the habit of writing into given tensors are those of mmcv's
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torchvision
 from torch import Tensor
@@ -27,12 +29,13 @@ def _deformed(
     return torchvision.ops.deform_conv2d(input, offset, weight, bias, stride, padding, dilation, mask)
 
 
-def _deformed_gradients(grad_output: Tensor, *given: Tensor | None, **shape: tuple[int, int]) -> list[Tensor | None]:
+def _deformed_gradients(grad_output: Tensor, *given: Tensor | None, **shape: tuple[int, int]) -> list[Any]:
     """Gradients of :func:`_deformed` for its five tensors in at least float32; None for an absent one."""
     dtype = at_least_float32(grad_output)
-    leaves = [None if x is None else x.detach().to(dtype).requires_grad_() for x in given]
+    leaves: list[Any] = [None if x is None else x.detach().to(dtype).requires_grad_() for x in given]
     with torch.enable_grad():
-        output = _deformed(*leaves, **shape)
+        input, offset, mask, weight, bias = leaves
+        output = _deformed(input, offset, mask, weight, bias, **shape)
     present = [x for x in leaves if x is not None]
     gradients = iter(torch.autograd.grad(output, present, grad_output.to(dtype)))
     return [None if x is None else next(gradients) for x in leaves]
@@ -115,8 +118,8 @@ def modulated_deform_conv_forward(
     (c',) which counts with ``with_bias`` alone.
     """
     dtype = at_least_float32(input)
-    tensors = [x.to(dtype) for x in (input, offset, mask, weight)]
-    output.copy_(_deformed(*tensors, bias.to(dtype) if with_bias else None, **_of_modulated(shape)))
+    input, offset, mask, weight = (x.to(dtype) for x in (input, offset, mask, weight))
+    output.copy_(_deformed(input, offset, mask, weight, bias.to(dtype) if with_bias else None, **_of_modulated(shape)))
 
 
 def modulated_deform_conv_backward(

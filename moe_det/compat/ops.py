@@ -9,6 +9,7 @@ are never replaced.
 from __future__ import annotations
 
 import importlib
+import importlib.abc
 import importlib.machinery
 import importlib.util
 import logging
@@ -38,7 +39,7 @@ _PROVIDED = {
 }
 
 
-class _Loader:
+class _Loader(importlib.abc.Loader):
     """A loader that returns the stand-in: mmengine and mmcv look it up with find_spec and pkgutil.find_loader."""
 
     def __init__(self, module: ModuleType) -> None:
@@ -158,8 +159,12 @@ def _replace_stubs() -> None:
     would fail at its first NMS; mmcv's transformer module leaves a name out.
     """
     loaded = [module for name, module in list(sys.modules.items()) if name.startswith('mmdet.') and module is not None]
-    names = [(module, name, _stub_of(value)) for module in loaded for name, value in list(vars(module).items())]
-    stubs = [entry for entry in names if entry[2]]
+    stubs = [
+        (module, name, operator)
+        for module in loaded
+        for name, value in list(vars(module).items())
+        if (operator := _stub_of(value))
+    ]
     transformer = sys.modules.get('mmcv.cnn.bricks.transformer')
     incomplete = transformer is not None and not hasattr(transformer, 'MultiScaleDeformableAttention')
     if not stubs and not incomplete:
@@ -169,8 +174,8 @@ def _replace_stubs() -> None:
     for module, name, operator in stubs:
         if hasattr(ops, operator) or hasattr(merge_cells, operator):
             setattr(module, name, getattr(ops, operator, None) or getattr(merge_cells, operator))
-    if incomplete:
-        transformer.MultiScaleDeformableAttention = ops.MultiScaleDeformableAttention
+    if transformer is not None and incomplete:
+        vars(transformer)['MultiScaleDeformableAttention'] = ops.MultiScaleDeformableAttention
 
 
 def _stub_of(value: object) -> str | None:

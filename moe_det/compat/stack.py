@@ -115,8 +115,9 @@ def check_packages() -> None:
     if missing:
         raise StackError(f'{", ".join(missing)} not found: moe_det extends MMDetection 3.x.\n{INSTALL_HINT}')
     for name, (_, untried) in _SUPPORTED.items():
-        if versions[name] and _numbers(versions[name])[0] >= untried:
-            warnings.warn(f'{name} {versions[name]} is newer than any version tried with moe_det.', stacklevel=3)
+        text = versions[name]
+        if text and _numbers(text)[0] >= untried:
+            warnings.warn(f'{name} {text} is newer than any version tried with moe_det.', stacklevel=3)
     for name in _SUPPORTED:
         _import(name, versions)
     _check_pkg_resources()
@@ -181,8 +182,9 @@ def _metadata_version(distribution: str) -> str | None:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """Returns the leading numbers of a version: '2.0.0rc4' -> (2, 0, 0)."""
-    return tuple(int(part) for part in re.match(r'\d+(?:\.\d+)*', version).group().split('.'))
+    """Returns the leading numbers of a version: '2.0.0rc4' -> (2, 0, 0); none are older than any."""
+    found = re.match(r'\d+(?:\.\d+)*', version)
+    return tuple(int(part) for part in found.group().split('.')) if found else ()
 
 
 def _first_line(error: BaseException) -> str:

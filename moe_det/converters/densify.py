@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from typing import Literal
 
 import torch
 from mmdet.registry import MODELS
@@ -185,7 +186,7 @@ def dense_state(
     return dense
 
 
-def join_shards(shards: Sequence[Tensor], axis: int | str) -> Tensor:
+def join_shards(shards: Sequence[Tensor], axis: int | Literal['sum']) -> Tensor:
     """One tensor of every shard -> the tensor of the part that they are slices of, along an axis or as their sum."""
     if not shards[0].dim():
         return shards[0]  # counts of batches

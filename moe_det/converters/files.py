@@ -128,7 +128,8 @@ def save_model(
     Raises:
         MoEConfigError: the file cannot be written.
     """
-    old = content.get('meta') if isinstance(content.get('meta'), Mapping) else {}
+    stored = content.get('meta')
+    old = stored if isinstance(stored, Mapping) else {}
     meta: dict[str, object] = {key: old[key] for key in ('dataset_meta', 'CLASSES', 'PALETTE') if key in old}
     meta['cfg'] = config_text(cfg)
     meta['moe_det'] = {'source': os.path.basename(source), 'source_sha256': file_sha256(source), **notes}

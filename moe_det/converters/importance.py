@@ -7,7 +7,8 @@ from copy import deepcopy
 
 import torch
 from mmengine.config import Config
-from torch import Tensor, nn
+from mmengine.model import BaseModel
+from torch import Tensor
 from tqdm import tqdm
 
 from ..common.console import say
@@ -18,7 +19,7 @@ from ..running.trained_model import test_batches
 
 
 def expert_importance(
-    cfg: Config, model: nn.Module, routers: Mapping[str, Router], limit: int | None
+    cfg: Config, model: BaseModel, routers: Mapping[str, Router], limit: int | None
 ) -> dict[str, Tensor]:
     """Runs the validation images and sums the weight of every expert.
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -170,7 +171,7 @@ def routing_operators() -> Iterator[None]:
         distance = g.op('Abs', g.op('Sub', x, y))
         return g.op('Add', g.op('Max', x, y), g.op('Softplus', g.op('Neg', distance)))
 
-    operators = {
+    operators: dict[str, Callable[..., Any]] = {
         'aten::sort': sort,
         'aten::isneginf': isneginf,
         'aten::log_sigmoid': log_sigmoid,

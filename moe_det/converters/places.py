@@ -11,6 +11,7 @@ from ..common.dense_counterpart import type_name
 from ..detectors.patterns import path_matches
 from ..detectors.replacements import BLOCK_NAME
 from ..errors import MoEConfigError, unknown_name
+from ..layers.dense_start import ShardAxis
 from ..layers.moe_block import MoEBlock
 from ..layers.moe_conv import MoEConv2d
 from ..layers.moe_ffn import MoEFFN, ffn_shard_axis
@@ -52,12 +53,18 @@ class ExpertPlace:
     router_path: str
     dense_key: Callable[[str], str] | None
     obstacle: str = ''
-    shard_axis: Callable[[str], int | str] = shard_axis
+    shard_axis: ShardAxis = shard_axis
 
     @property
     def router_label(self) -> str:
         """The name that :func:`~moe_det.routing.router.find_routers` gives the router."""
         return self.router_path.removesuffix('.router').replace('.routers.', '.')
+
+    @property
+    def chosen_by(self) -> Router:
+        """The router, of experts that have one."""
+        assert self.router is not None
+        return self.router
 
     @property
     def slots(self) -> int:

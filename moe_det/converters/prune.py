@@ -71,7 +71,7 @@ def prune_experts(
     path = check_checkpoint(checkpoint, 'checkpoint')
     model = load_trained_model(cfg, path, device if keep is not None else 'cpu')
     places = [place for place in expert_places(model) if place.router is not None]
-    kept = _without(places, drop) if keep is None else _most_important(cfg, model, places, keep, limit)
+    kept = _without(places, drop or ()) if keep is None else _most_important(cfg, model, places, keep, limit)
     model.cpu()
     changes = config_changes(cfg.model, places, kept)
     pruned_cfg = deepcopy(cfg)
@@ -90,21 +90,21 @@ def prune_experts(
 
 
 def _without(places: Sequence[ExpertPlace], drop: Sequence[str]) -> dict[str, list[int]]:
-    kept = {place.router_label: list(range(place.router.num_experts)) for place in places}
+    kept = {place.router_label: list(range(place.chosen_by.num_experts)) for place in places}
     for text in drop:
         name, equals, numbers = text.rpartition('=')
         if not (equals and name) or not all(number.isdigit() for number in numbers.split(',')):
             raise MoEConfigError(f'--drop {text}: expected LAYER=EXPERT or LAYER=EXPERT,EXPERT such as cls=0,3')
         place = place_named(name, places, f'--drop {text}', routers=True)[0]
         for number in map(int, numbers.split(',')):
-            if number >= place.router.num_experts:
+            if number >= place.chosen_by.num_experts:
                 raise MoEConfigError(
-                    f'--drop {text}: {place.router_label} has the experts 0 to {place.router.num_experts - 1}'
+                    f'--drop {text}: {place.router_label} has the experts 0 to {place.chosen_by.num_experts - 1}'
                 )
             if number in kept[place.router_label]:
                 kept[place.router_label].remove(number)
     for place in places:
-        _check_what_is_left(place.router_label, place.router, kept[place.router_label])
+        _check_what_is_left(place.router_label, place.chosen_by, kept[place.router_label])
     return kept
 
 
@@ -125,7 +125,7 @@ def _most_important(
     """The experts of each router, or the copies of each of its shards, of most importance on the validation images."""
     if keep < 1:
         raise MoEConfigError(f'--keep {keep}: expected at least 1')
-    routers = {place.router_label: place.router for place in places}
+    routers = {place.router_label: place.chosen_by for place in places}
     most = max(router.copies for router in routers.values())
     if keep >= most:
         what = 'experts' if all(router.slots == 1 for router in routers.values()) else 'copies of a shard'
@@ -151,7 +151,7 @@ def config_changes(
     by_keys: dict[str, tuple[MoEKeys, dict[str, Router]]] = {}
     for place in places:
         found = keys_of(place, all_keys)
-        by_keys.setdefault(found.path, (found, {}))[1][place.router_label] = place.router
+        by_keys.setdefault(found.path, (found, {}))[1][place.router_label] = place.chosen_by
     changes: dict[str, object] = {}
     for path, (found, routers) in by_keys.items():
         counts = {label: len(kept[label]) for label in routers}
@@ -217,15 +217,16 @@ def prune_model(model: nn.Module, pruned_cfg: Config, kept: Mapping[str, Sequenc
         if any(key.startswith(f'{p.path}.common.') for p in places):
             continue  # found from the experts when the state is loaded
         place = next((p for p in places if key.startswith(f'{p.path}.experts.')), None)
-        router = next((p for p in places if key.startswith(f'{p.router_path}.')), None)
+        of_router = next((p for p in places if key.startswith(f'{p.router_path}.')), None)
         if place is not None:
             start = f'{place.path}.experts.'
             number, name = key.removeprefix(start).split('.', 1)
             state[key] = old[f'{start}{kept[place.router_label][int(number)]}.{name}']
-        elif router is not None and key.endswith('experts_and_k'):
+        elif of_router is not None and key.endswith('experts_and_k'):
             state[key] = value
-        elif router is not None:
-            state[key] = _rows_kept(key, old[key], value, kept[router.router_label], router.router.num_experts)
+        elif of_router is not None:
+            left = kept[of_router.router_label]
+            state[key] = _rows_kept(key, old[key], value, left, of_router.chosen_by.num_experts)
         else:
             state[key] = old[key]
     pruned.load_state_dict(state, strict=True)
@@ -238,7 +239,7 @@ def prune_model(model: nn.Module, pruned_cfg: Config, kept: Mapping[str, Sequenc
 
 def model_experts(places: Sequence[ExpertPlace], label: str) -> int:
     """Number of experts of a router before any was dropped."""
-    return next(place.router.num_experts for place in places if place.router_label == label)
+    return next(place.chosen_by.num_experts for place in places if place.router_label == label)
 
 
 def _rows_kept(key: str, old: Tensor, own: Tensor, kept: Sequence[int], experts: int) -> Tensor:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from mmdet.registry import MODELS
@@ -147,7 +148,9 @@ def fill_experts(
 def _copied_with(model: nn.Module, **changes: float | None) -> Iterator[None]:
     """Gives every layer of experts other settings meanwhile; None leaves one as it is."""
     given = {key: value for key, value in changes.items() if value is not None}
-    layers = [module for module in model.modules() if isinstance(getattr(module, 'settings', None), MoESettings)]
+    layers: list[Any] = [
+        module for module in model.modules() if isinstance(getattr(module, 'settings', None), MoESettings)
+    ]
     before = [layer.settings for layer in layers]
     for layer in layers:
         layer.settings = dataclasses.replace(layer.settings, **given)
@@ -162,11 +165,12 @@ def _report(
     model: nn.Module, dense: Mapping, missing: Sequence[str], unexpected: Sequence[str], problems: list[str]
 ) -> CopyReport:
     places = expert_places(model)
-    experts, copied = [], set()
-    for place in places:
-        copy = place.group.dense_copy
+    experts = []
+    copied: set[str] = set()
+    for filled in places:
+        copy = filled.group.dense_copy
         if copy is not None:
-            experts.append((place.label, place.words, len(copy.copied)))
+            experts.append((filled.label, filled.words, len(copy.copied)))
             problems += copy.problems
             copied.update(copy.copied)
     problems += [f'{key}: the model has no such tensor' for key in unexpected]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -10,6 +12,9 @@ from ..routing.experts import ExpertGroup
 from ..routing.hard_constraints import HardConstraint
 from ..routing.kernel_mixture import KernelMixture
 from ..routing.router import Router, find_routers
+
+if TYPE_CHECKING:
+    from mmengine.model import BaseModel
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
@@ -73,7 +78,7 @@ def experts_in_words(model: nn.Module) -> str:
     return '; '.join(kinds) or 'dense'
 
 
-def count_macs(model: nn.Module, batch: dict) -> tuple[int | None, tuple[int, int]]:
+def count_macs(model: BaseModel, batch: dict) -> tuple[int | None, tuple[int, int]]:
     """Counts the multiply-adds of convolutions and matrix products while a batch of one image runs.
 
     What really runs is counted: chosen experts, not all. Norms, activations, selection of boxes and operators outside

@@ -95,7 +95,8 @@ def cost_markdown(cost: ModelCost, dense: ModelCost | None, note: str) -> str:
             ratio = '–'
             if plain and plain.active_macs and part.active_macs is not None:
                 ratio = f'{part.active_macs / plain.active_macs:.3f}'
-            row += [_scaled(plain and plain.params, count), _scaled(plain and plain.active_macs, multiply), ratio]
+            row += [_scaled(plain.params if plain else None, count)]
+            row += [_scaled(plain.active_macs if plain else None, multiply), ratio]
         rows.append(row)
     widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
     lines = ['| ' + ' | '.join(c.ljust(width) for c, width in zip(row, widths, strict=True)) + ' |' for row in rows]

@@ -16,6 +16,7 @@ import torch
 from mmdet.models.detectors import BaseDetector
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
+from mmengine.model import BaseModel
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -89,7 +90,7 @@ def model_cost(model_cfg: Mapping, shape: tuple[int, int]) -> ModelCost:
     return ModelCost(words, tuple(data['inputs'].shape[-2:]), parts)
 
 
-def _as_in_evaluation(model_cfg: Mapping) -> nn.Module:
+def _as_in_evaluation(model_cfg: Mapping) -> BaseModel:
     """The model; what copies share in training is part of each of them."""
     model = MODELS.build(copy.deepcopy(model_cfg)).eval()  # DETR's head changes the dict it is given
     fold_common(model)
@@ -120,16 +121,19 @@ def _count(
     with ExitStack() as stack:
         counters = {name: stack.enter_context(_counted([part])) for name, part in parts.items() if part is not model}
         groups = {
-            path: stack.enter_context(_GroupCounter(model.get_submodule(path)).running()) for path in sorted_groups
+            path: stack.enter_context(_GroupCounter(group).running())
+            for path, group in model.named_modules()
+            if path in sorted_groups and isinstance(group, ExpertGroup)
         }
         whole = count_forward_macs(model, data)
     macs = {name: None if whole is None else counter.macs for name, counter in counters.items()}
     macs[WHOLE] = whole
     of_groups = {path: counter.idle(router_of(model, path)) for path, counter in groups.items()}
-    if None in of_groups.values():
+    known = {path: macs_of_idle for path, macs_of_idle in of_groups.items() if macs_of_idle is not None}
+    if len(known) < len(of_groups):
         return macs, None
-    idle = {name: sum(n for path, n in of_groups.items() if f'{path}.'.startswith(f'{name}.')) for name in counters}
-    return macs, {**idle, WHOLE: sum(of_groups.values())}
+    idle = {name: sum(n for path, n in known.items() if f'{path}.'.startswith(f'{name}.')) for name in counters}
+    return macs, {**idle, WHOLE: sum(known.values())}
 
 
 def _run_all_experts(model: nn.Module) -> None:
@@ -205,7 +209,7 @@ class _GroupCounter:
         shared = [self.group.shared] if self.group.shared is not None else []
         with (
             _counted([self.group]) as self.all,
-            _counted(self.group.experts) as self.experts,
+            _counted(list(self.group.experts)) as self.experts,
             _counted(shared) as self.shared,
         ):
             yield self

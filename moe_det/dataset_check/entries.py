@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from .ids import is_id, other_type, report_lost_ids
 from .notation import TOLERANCE, other_notation
@@ -49,7 +50,7 @@ def check_entries(content: dict, report: Report) -> Usable:
 class _Entry:
     """One entry and its place in the file."""
 
-    def __init__(self, kind: str, index: int, content: object, report: Report, file: object = None) -> None:
+    def __init__(self, kind: str, index: int, content: Any, report: Report, file: object = None) -> None:
         self.where, self.keys = f'{kind}[{index}]', ENTRY_KEYS[kind]
         self.content, self.report = content, report
         self.id = content.get('id') if isinstance(content, dict) else None
@@ -77,7 +78,7 @@ class _Entry:
             self.add('text_id', f'id={shown(value)}')
         return is_id(value)
 
-    def is_number(self, value: object, text: str, largest: float = LARGEST_NUMBER) -> bool:
+    def is_number(self, value: Any, text: str, largest: float = LARGEST_NUMBER) -> bool:
         """Reports a value that is not a number up to ``largest``; ``text`` shows it."""
         if type(value) in _NUMBERS:
             if not abs(value) <= largest:
@@ -116,7 +117,9 @@ def _check_categories(entries: list, report: Report) -> set:
 
 def _check_images(entries: list, report: Report) -> tuple[dict, dict]:
     """Returns by image id the size, None where it is unusable, and the file name."""
-    sizes, names, files = {}, {}, set()
+    sizes: dict[Any, Any] = {}
+    names: dict[Any, Any] = {}
+    files = set()
     for index, image in enumerate(entries):
         name = image.get('file_name') if isinstance(image, dict) else None
         entry = _Entry('images', index, image, report, name)
@@ -153,7 +156,7 @@ class _Annotations:
         self.seen: set = set()
         self.usable = Usable()
 
-    def is_clean(self, annotation: object) -> bool:
+    def is_clean(self, annotation: Any) -> bool:
         """Tells whether nothing at all is to be said about ``annotation``, and counts it then."""
         try:
             x, y, w, h = annotation['bbox']
@@ -196,7 +199,7 @@ class _Annotations:
         if crowd:
             self.usable.crowds[category] += 1
 
-    def diagnose(self, index: int, annotation: object) -> None:
+    def diagnose(self, index: int, annotation: Any) -> None:
         """Reports what is wrong with an annotation that is not clean."""
         image_id = annotation.get('image_id') if isinstance(annotation, dict) else None
         known = is_id(image_id) and image_id in self.sizes

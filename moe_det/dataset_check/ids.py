@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 
 from .report import Report, shown
 
 
-def is_id(value: object) -> bool:
+def is_id(value: Any) -> bool:
     """Tells whether a value of the file can be an id."""
     return isinstance(value, str) or (type(value) in (int, float) and abs(value) < float('inf') and value == int(value))
 

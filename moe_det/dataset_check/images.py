@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_all_start_methods, get_context
+from typing import IO
 
 import mmcv
 from PIL import Image
@@ -114,7 +115,7 @@ def look_at_image(path: str, size: tuple | None, decode: bool, reading: Reading)
     return _judge(header, header['size'], size)
 
 
-def _header(file: io.BufferedIOBase) -> dict | None:
+def _header(file: IO[bytes]) -> dict | None:
     """Returns what the header says, None if Pillow cannot read it."""
     try:
         with warnings.catch_warnings():
@@ -134,7 +135,7 @@ def _header(file: io.BufferedIOBase) -> dict | None:
         return None
 
 
-def _sixteen_bits(file: io.BufferedIOBase) -> bool:
+def _sixteen_bits(file: IO[bytes]) -> bool:
     """Pillow hides that a colour PNG has 16 bits; its 25th byte tells."""
     file.seek(0)
     head = file.read(_HEAD)
@@ -157,14 +158,15 @@ def _decoded(content: bytes, size: tuple | None, reading: Reading) -> list[tuple
 def _judge(header: dict | None, actual: tuple[int, int], size: tuple | None) -> list[tuple[str, str]]:
     """Compares the size that training sees with the annotation file's, and notes what the decoder converts."""
     found = []
-    turned = header is not None and header['orientation'] > 1
+    orientation = 1 if header is None else header['orientation']
+    turned = orientation > 1
     if size is not None and tuple(size) != tuple(actual):
         text = f'it is {actual[0]} x {actual[1]}, the annotation file says {shown(size[0])} x {shown(size[1])}'
-        text += f' (orientation {header["orientation"]})' if turned else ''
-        swapped = turned and header['orientation'] >= 5 and tuple(size) == tuple(actual[::-1])
+        text += f' (orientation {orientation})' if turned else ''
+        swapped = orientation >= 5 and tuple(size) == tuple(actual[::-1])
         found.append(('exif_rotated' if swapped else 'image_size', text))
     elif turned:
-        found.append(('exif', f'orientation {header["orientation"]}'))
+        found.append(('exif', f'orientation {orientation}'))
     if header is not None:
         if header['mode'] == 'CMYK':
             found.append(('cmyk', 'mode CMYK'))

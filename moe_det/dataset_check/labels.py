@@ -59,13 +59,13 @@ class Labels:
         return [name for name in self.categories if name not in set(self.classes)]
 
 
-def config_classes(where: str, dataset: Mapping, kind: type) -> tuple[str, ...] | None:
+def config_classes(where: str, dataset: Mapping, kind: type | None) -> tuple[str, ...] | None:
     """Returns the class names of a data set's config; None where it has none.
 
     Raises:
         DataError: they are not a list of different texts.
     """
-    classes = (dataset.get('metainfo') or {}).get('classes', kind.METAINFO.get('classes'))
+    classes = (dataset.get('metainfo') or {}).get('classes', getattr(kind, 'METAINFO', {}).get('classes'))
     if isinstance(classes, str):
         if not os.path.isfile(classes):
             raise DataError(

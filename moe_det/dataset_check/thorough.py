@@ -101,7 +101,8 @@ def check_dataset(
 
 
 def _one_file(path: str, images: str | None, data_root: str | None) -> _Checked:
-    path, images = (item and os.path.join(data_root or '', os.path.expanduser(item)) for item in (path, images))
+    path = os.path.join(data_root or '', os.path.expanduser(path))
+    images = images and os.path.join(data_root or '', os.path.expanduser(images))
     if not os.path.isfile(path):
         raise DataError(f'the annotation file {os.path.abspath(path)} does not exist')
     if images is not None and not os.path.isdir(images):

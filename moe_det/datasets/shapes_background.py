@@ -8,6 +8,7 @@ shape (3, h, w), until they are stored: numpy's loops then run along rows instea
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -115,7 +116,8 @@ def _strokes(rng: np.random.Generator, image: Image.Image) -> None:
         angle, bend = rng.uniform(0.0, 2.0 * math.pi), rng.uniform(-1.2, 1.2)
         x, y = min(max(int(start[0]), 0), size - 1), min(max(int(start[1]), 0), size - 1)
         shift = rng.uniform(18.0, 45.0) * (1.0 if rng.random() < 0.5 else -1.0)
-        colour = tuple(int(min(max(channel + shift, 0), 255)) for channel in image.getpixel((x, y)))
+        pixel: Any = image.getpixel((x, y))  # of three channels
+        colour = tuple(int(min(max(channel + shift, 0), 255)) for channel in pixel)
         points = [tuple(start)]
         for _ in range(5):
             angle += 0.2 * bend

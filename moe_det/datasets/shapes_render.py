@@ -55,7 +55,7 @@ class Canvas:
         self.size = image.shape[-1]
         self.owner = np.zeros(image.shape[1:], dtype=np.int16)  # 0: background
         self._full = [0]
-        self._visible = np.zeros(1, dtype=np.int64)
+        self._visible: np.ndarray = np.zeros(1, dtype=np.int64)
         self._kinds: list[tuple[int, bool]] = []
 
     def find_place(self, rng: np.random.Generator, mask: np.ndarray) -> tuple[int, int] | None:
@@ -96,10 +96,10 @@ class Canvas:
 
     def paint(self, rng: np.random.Generator, stamp: Stamp, top: int, left: int, base: np.ndarray) -> None:
         """Paints a stamp at (top, left) with a texture around the colour ``base`` and sometimes an outline."""
-        window, part = self._clip(top, left, stamp.shape)
+        (rows, columns), part = self._clip(top, left, stamp.shape)
         if not stamp.distance[part].size:
             return
-        distance, target = stamp.distance[part], self.image[(slice(None), *window)]
+        distance, target = stamp.distance[part], self.image[:, rows, columns]
         colour = _fill(rng, stamp, part, base)
         if stamp.size >= 14.0 and rng.random() < 0.1:
             width = max(1.0, stamp.size * rng.uniform(0.03, 0.08))
@@ -110,11 +110,11 @@ class Canvas:
         target += cover * (colour - target)
 
     def contrasting_colour(
-        self, rng: np.random.Generator, category: int, top: int, left: int, shape: tuple[int, int]
+        self, rng: np.random.Generator, category: int, top: int, left: int, shape: tuple[int, ...]
     ) -> np.ndarray:
         """Draws a colour of the class that stands out from what the window shows, shape (3, 1, 1), in 0..255."""
-        window, _ = self._clip(top - 2, left - 2, (shape[0] + 4, shape[1] + 4))
-        seen = self.image[(slice(None), *window)]
+        (rows, columns), _ = self._clip(top - 2, left - 2, (shape[0] + 4, shape[1] + 4))
+        seen = self.image[:, rows, columns]
         seen = seen[:, :: max(1, seen.shape[1] // 7), :: max(1, seen.shape[2] // 7)].reshape(1, 3, -1)
         colours = np.stack([_class_colour(rng, category, self.kinds) for _ in range(10)])
         apart = np.sort(np.sqrt(((seen - colours[..., 0]) ** 2).sum(axis=1)), axis=1)[:, seen.shape[2] // 5]
@@ -135,14 +135,15 @@ class Canvas:
         over = 0.3 * extent if cut else 0.0
         return round(rng.uniform(-over, room + over))
 
-    def _clip(self, top: int, left: int, shape: tuple[int, int]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    def _clip(self, top: int, left: int, shape: tuple[int, ...]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
         """The part of a window that lies in the image, in the image's and in the window's own coordinates."""
-        window, part = [], []
-        for start, extent in ((top, shape[0]), (left, shape[1])):
-            first, last = max(start, 0), max(min(start + extent, self.size), 0)
-            window.append(slice(first, last))
-            part.append(slice(first - start, max(last - start, 0)))
-        return tuple(window), tuple(part)
+        rows, part_rows = self._clip_axis(top, shape[0])
+        columns, part_columns = self._clip_axis(left, shape[1])
+        return (rows, columns), (part_rows, part_columns)
+
+    def _clip_axis(self, start: int, extent: int) -> tuple[slice, slice]:
+        first, last = max(start, 0), max(min(start + extent, self.size), 0)
+        return slice(first, last), slice(first - start, max(last - start, 0))
 
 
 def _class_colour(rng: np.random.Generator, category: int, kinds: int) -> np.ndarray:

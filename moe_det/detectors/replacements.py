@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from mmcv.cnn import ConvModule
@@ -11,6 +12,8 @@ from mmcv.cnn.bricks.transformer import FFN
 from mmcv.cnn.bricks.wrappers import Conv2d as WrappedConv2d
 from mmcv.cnn.bricks.wrappers import Linear as WrappedLinear
 from mmdet.models.backbones.swin import SwinBlock
+from mmdet.models.detectors import BaseDetector
+from mmdet.models.roi_heads import BaseRoIExtractor, BaseRoIHead
 from torch import Tensor, nn
 
 from ..errors import MoEConfigError
@@ -37,7 +40,7 @@ class Replacement:
 
     what: str
     fits: Callable[[nn.Module, str], bool]
-    build: Callable[[nn.Module, str, dict, nn.Module], nn.Module]
+    build: Callable[[Any, str, dict, BaseDetector], nn.Module]
 
 
 def conv_of(module: nn.Module) -> str:
@@ -45,7 +48,7 @@ def conv_of(module: nn.Module) -> str:
     return 'conv' if isinstance(module, ConvModule) else ''
 
 
-def _experts_of_conv(conv: nn.Conv2d, path: str, moe: dict, detector: nn.Module) -> MoEConv2d:
+def _experts_of_conv(conv: nn.Conv2d, path: str, moe: dict, detector: BaseDetector) -> MoEConv2d:
     keys = ('kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode')
     shape = {key: getattr(conv, key) for key in keys}
     layer = MoEConv2d(conv.in_channels, conv.out_channels, bias=conv.bias is not None, **shape, **moe)
@@ -54,7 +57,7 @@ def _experts_of_conv(conv: nn.Conv2d, path: str, moe: dict, detector: nn.Module)
     return layer
 
 
-def _experts_of_ffn(ffn: FFN, path: str, moe: dict, detector: nn.Module) -> MoEFFN:
+def _experts_of_ffn(ffn: FFN, path: str, moe: dict, detector: BaseDetector) -> MoEFFN:
     windows = None
     block = detector.get_submodule(path.rpartition('.')[0])
     if moe.get('unit') == WINDOW and isinstance(block, SwinBlock):
@@ -63,15 +66,15 @@ def _experts_of_ffn(ffn: FFN, path: str, moe: dict, detector: nn.Module) -> MoEF
     return MoEFFN(ffn, path, windows, **moe)
 
 
-def _note_map_size(block: nn.Module, inputs: tuple) -> None:
+def _note_map_size(block: SwinBlock, inputs: tuple) -> None:
     block.moe_windows.map_size = tuple(inputs[1])
 
 
-def _experts_of_linear(linear: nn.Linear, path: str, moe: dict, detector: nn.Module) -> MoELinear:
+def _experts_of_linear(linear: nn.Linear, path: str, moe: dict, detector: BaseDetector) -> MoELinear:
     return MoELinear(linear, path, followed_regions(detector.roi_head, path), **moe)
 
 
-def followed_regions(roi_head: nn.Module, path: str) -> Regions:
+def followed_regions(roi_head: BaseRoIHead, path: str) -> Regions:
     """What is told the regions that a layer of a box head is given; the layers of one head share it.
 
     Args:
@@ -87,7 +90,7 @@ def followed_regions(roi_head: nn.Module, path: str) -> Regions:
     return extractor.moe_regions
 
 
-def _note_regions(extractor: nn.Module, inputs: tuple) -> None:
+def _note_regions(extractor: BaseRoIExtractor, inputs: tuple) -> None:
     features, regions = inputs[:2]
     levels = torch.zeros(len(regions), dtype=torch.long)
     if hasattr(extractor, 'map_roi_levels'):
@@ -95,7 +98,7 @@ def _note_regions(extractor: nn.Module, inputs: tuple) -> None:
     extractor.moe_regions.note(regions[:, 0].long(), levels, len(features[0]))
 
 
-def _with_block(module: nn.Module, path: str, moe: dict, detector: nn.Module) -> nn.Module:
+def _with_block(module: nn.Module, path: str, moe: dict, detector: BaseDetector) -> nn.Module:
     """The module itself, whose output goes through a :class:`MoEBlock`; its weights keep their names."""
     moe = dict(moe)
     channels = moe.pop('in_channels', None) or output_channels(module)

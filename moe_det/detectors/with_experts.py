@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from typing import Any
 
 from mmdet.registry import MODELS
 from mmengine.logging import print_log
@@ -48,7 +49,7 @@ class WithExperts:
         MoEConfigError: an entry that cannot be built from, a pattern that fits nothing, or a module named twice.
     """
 
-    def __new__(cls, *, detector: str | type, experts: list[dict] | dict, **model) -> nn.Module:
+    def __new__(cls, *, detector: str | type, experts: list[dict] | dict, **model) -> Any:
         """Builds the detector and puts the experts in."""
         entries = [experts] if isinstance(experts, dict) else experts
         if not isinstance(entries, (list, tuple)) or not entries:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,7 +54,7 @@ def _figures(results: dict, pictures: Pictures, theme: Theme) -> Iterator[tuple[
         for kind, make in _layer_figures(results, layer, pictures, theme).items():
             yield f'{i:02d}_{_slug(layer["name"])}_{kind}', make
     for i, example in enumerate(results.get('examples') or []):
-        yield f'example_{i:02d}_routing', lambda example=example: _routing(results, example, pictures, theme)
+        yield f'example_{i:02d}_routing', functools.partial(_routing, results, example, pictures, theme)
 
 
 def _layer_figures(
@@ -74,7 +75,10 @@ def _layer_figures(
         heat = heats[kind]()
         return draw_heat(heat, theme, wording(kind)) if heat else None
 
-    makers: dict[str, Callable[[], Figure | None]] = {kind: lambda kind=kind: heat_figure(kind) for kind in heats}
+    def favourites(kind: str) -> Figure | None:
+        return mosaics.favourites_figure(layer, pictures, kind, theme, wording(kind))
+
+    makers: dict[str, Callable[[], Figure | None]] = {kind: functools.partial(heat_figure, kind) for kind in heats}
     makers['lift'] = lambda: charts.lift_chart(results, layer, theme, wording('lift'))
     makers['interventions'] = lambda: charts.intervention_chart(results, layer, theme, wording('interventions'))
     makers['usage'] = lambda: charts.usage_chart(layer, theme, wording('usage'))
@@ -82,7 +86,7 @@ def _layer_figures(
     makers['swap'] = lambda: question_charts.swap_chart(results, layer, theme, wording('swap'))
     makers['routes'] = lambda: question_charts.routes_chart(results, layer, theme, wording('routes'))
     for kind in ('images', 'objects'):
-        makers[kind] = lambda kind=kind: mosaics.favourites_figure(layer, pictures, kind, theme, wording(kind))
+        makers[kind] = functools.partial(favourites, kind)
     return makers
 
 

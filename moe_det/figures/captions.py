@@ -74,7 +74,7 @@ def context(results: dict, layer: dict) -> str:
     """Layer, unit, levels and number of objects."""
     objects, images = values.count(layer.get('n_objects')).text, values.count(layer.get('n_images')).text
     levels = level_names(results, layer)
-    seen = {'training': ' (training unit)', 'detection': ' (detection unit)'}.get(layer.get('main_unit'), '')
+    seen = {'training': ' (training unit)', 'detection': ' (detection unit)'}.get(str(layer.get('main_unit')), '')
     return f'Layer {layer["name"]}, unit {unit_words(layer)}; {levels}; n = {objects} objects{seen} in {images} images.'
 
 

@@ -38,15 +38,13 @@ def lift_chart(results: dict, layer: dict, theme: Theme, wording: Wording) -> Fi
         colour, offset = palette.size_colour(s), 0.24 * (s - (len(sizes) - 1) / 2)
         axes.plot([], [], palette.size_marker(s), color=colour, label=str(size['name']))
         for e in range(experts):
-            if lifts[e][s] is None:
+            lift, low, high = lifts[e][s], lows[e][s], highs[e][s]
+            if lift is None:
                 continue
-            if lows[e][s] is not None and highs[e][s] is not None:
-                axes.plot([max(lows[e][s], left), min(highs[e][s], right)], [e + offset] * 2, color=colour, lw=1.6)
-            outside = lifts[e][s] < left
-            face = 'none' if outside else colour  # a lift of 0 stands hollow at the edge of the logarithmic axis
-            axes.plot(
-                max(lifts[e][s], left), e + offset, palette.size_marker(s), color=colour, mfc=face, ms=5, clip_on=False
-            )
+            if low is not None and high is not None:
+                axes.plot([max(low, left), min(high, right)], [e + offset] * 2, color=colour, lw=1.6)
+            face = 'none' if lift < left else colour  # a lift of 0 stands hollow at the edge of the logarithmic axis
+            axes.plot(max(lift, left), e + offset, palette.size_marker(s), color=colour, mfc=face, ms=5, clip_on=False)
     axes.set_xlim(left, right)
     axes.xaxis.set_major_locator(FixedLocator([2.0**i for i in range(-4, 6) if left <= 2.0**i <= right]))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -67,8 +65,8 @@ def _lift_limits(tables: list) -> tuple[float, float]:
 def intervention_chart(results: dict, layer: dict, theme: Theme, wording: Wording) -> Figure | None:
     """Change of AP when each expert is forced and when it is knocked out; None if neither was done."""
     natural = (results.get('ap') or {}).get('natural') or {}
-    panels = [('forced', layer.get('forced')), ('knocked out', layer.get('knocked_out'))]
-    panels = [(name, rows) for name, rows in panels if rows]
+    done = [('forced', layer.get('forced')), ('knocked out', layer.get('knocked_out'))]
+    panels = [(name, rows) for name, rows in done if rows]
     if not panels or all(finite(natural.get(name)) is None for name in AP_COLUMNS):
         return None
     heights = [len(rows) for _, rows in panels]

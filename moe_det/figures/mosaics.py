@@ -27,8 +27,8 @@ def favourites_figure(layer: dict, pictures: Pictures, kind: str, theme: Theme, 
     """
     rows = []
     for entry in layer.get('favourites') or []:
-        found = [(pictures.open(item.get('picture')), item) for item in entry.get(kind) or []]
-        found = [(picture, item) for picture, item in found if picture is not None][:PER_ROW]
+        there = [(pictures.open(item.get('picture')), item) for item in entry.get(kind) or []]
+        found = [(picture, item) for picture, item in there if picture is not None][:PER_ROW]
         if found:
             rows.append((entry['expert'], found))
     if not rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -90,7 +91,7 @@ def random_gates_chart(layer: dict, theme: Theme, wording: Wording) -> Figure | 
     if median is not None:
         axes.axvline(median, color=theme.muted, ls='--', lw=1.4, label='their median')
     axes.axvline(trained, color=theme.ink, lw=2.4, label='trained gate')
-    axes.set_ylim(0, 1.12 * max(max(tops), 1))
+    axes.set_ylim(0, 1.12 * max(float(np.max(tops)), 1))
     axes.set_xlim(low - 0.04 * span, low + 1.04 * span)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))

@@ -117,8 +117,7 @@ def routing_figure(routed: RoutedPicture) -> Figure:
     below = [lines[layer] * (panel_height + 0.3) + 0.35 for layer in routed.layers]
     figure = Figure(figsize=(across, top_height + sum(below)), layout='constrained', facecolor='white')
     FigureCanvasAgg(figure)
-    parts = figure.subfigures(1 + len(below), 1, height_ratios=[top_height, *below])
-    parts = np.atleast_1d(parts)
+    parts = figure.subfigures(1 + len(below), 1, height_ratios=[top_height, *below], squeeze=False)[:, 0]
     _draw_boxes_part(parts[0], routed)
     small = shrunk(routed.pixels, MOST_PIXELS_IN_PANEL)
     boxes = routed.truths if routed.truths is not None else routed.detections
@@ -175,7 +174,9 @@ def _draw_boxes_part(part: SubFigure, routed: RoutedPicture) -> None:
 
 
 def _draw_boxes(axes: Axes, boxes: Boxes, line: float, labelled: bool) -> None:
-    halo = [patheffects.withStroke(linewidth=line + 1.4, foreground='white', alpha=0.85)]
+    halo: list[patheffects.AbstractPathEffect] = [
+        patheffects.withStroke(linewidth=line + 1.4, foreground='white', alpha=0.85)
+    ]
     for (x1, y1, x2, y2), size, label in zip(boxes.corners, boxes.sizes, boxes.labels, strict=True):
         colour = size_colour(int(size))
         frame = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=line)

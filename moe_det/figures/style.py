@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -61,7 +62,7 @@ def drawing(theme: Theme, paths: bool = True) -> Iterator[None]:
         theme: the colours.
         paths: SVG files hold their text as paths, which look alike everywhere; else as text.
     """
-    settings = {
+    settings: dict[Any, Any] = {
         'font.family': 'DejaVu Sans',
         'font.size': 9.5,
         'text.color': theme.ink,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 from ..analysis import slots
 from . import palette, values
@@ -15,7 +16,7 @@ AP_COLUMNS = ('AP', 'AP_S', 'AP_M', 'AP_L')
 _SIZE_OF_AP = {'AP_S': 0, 'AP_M': 1, 'AP_L': 2}
 
 
-def at(table: object, *index: int) -> float | int | None:
+def at(table: Any, *index: int) -> float | int | None:
     """The finite number at a place of nested lists, or None where any of it is missing."""
     for i in index:
         if table is None or i >= len(table):
@@ -90,7 +91,9 @@ def expert_heads(layer: dict, counts: Sequence[Sequence[float]] | None) -> list[
     everything = sum(total(row) for row in counts or [])
     heads = []
     for expert in range(layer['num_experts']):
-        rate = total(counts[expert]) / everything if everything and expert < len(counts) else None
+        rate = None
+        if counts is not None and everything and expert < len(counts):
+            rate = total(counts[expert]) / everything
         heads.append(Head(expert_name(layer, expert), (f'base {values.share(rate).text}',)))
     return heads
 
@@ -122,7 +125,7 @@ def unit_heat(results: dict, layer: dict, unit: dict) -> Heat:
 
 def relative_heat(results: dict, layer: dict) -> Heat:
     """Expert x relative size: the lift over the expert's base rate, and the count."""
-    counts = (layer.get('relative_size') or {}).get('expert_by_size')
+    counts: Any = (layer.get('relative_size') or {}).get('expert_by_size')
     names = (results.get('relative_sizes') or {}).get('names') or []
     columns = []
     for i in range(len((counts or [[]])[0])):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..analysis.definitions import MINUS, MISSING
 from ..checks import is_number
@@ -46,7 +48,7 @@ def readable(results: dict) -> dict:
     return cleaned(results)
 
 
-def cleaned(node: object) -> object:
+def cleaned(node: object) -> Any:
     """A copy of nested results in which every number that is not finite is None."""
     if isinstance(node, dict):
         return {key: cleaned(value) for key, value in node.items()}
@@ -134,7 +136,7 @@ def area(value: float | None, why: str = '') -> Number:
     return _number(value, ',.0f', why)
 
 
-def interval(bounds: list[float] | tuple[float, float] | None, digits: int = 4) -> Number:
+def interval(bounds: Sequence[float | None] | None, digits: int = 4) -> Number:
     """An interval as ``[low, high]``; its value is the low bound."""
     if bounds is None or len(bounds) != 2 or finite(bounds[0]) is None or finite(bounds[1]) is None:
         return Number(None, '')
@@ -145,11 +147,11 @@ def interval(bounds: list[float] | tuple[float, float] | None, digits: int = 4) 
 def size_range(size: dict) -> str:
     """A size class's range of areas in pixels: ``< 32²``, ``32²–96²``, ``> 96²``."""
     low, high = finite(size.get('low')), finite(size.get('high'))
-    low = None if not low else _side(low)
-    high = None if high is None or high >= 1e9 else _side(high)
-    if low and high:
-        return f'{low}–{high} px'
-    return f'< {high} px' if high else f'> {low} px' if low else 'any area'
+    smallest = None if not low else _side(low)
+    largest = None if high is None or high >= 1e9 else _side(high)
+    if smallest and largest:
+        return f'{smallest}–{largest} px'
+    return f'< {largest} px' if largest else f'> {smallest} px' if smallest else 'any area'
 
 
 def _side(area: float) -> str:

@@ -106,18 +106,20 @@ class ExpertSizeHook(Hook):
         samples = data_batch['data_samples']
         if any('img_id' not in sample.metainfo_keys() for sample in samples):
             raise MoEConfigError("ExpertSizeHook: PackDetInputs of the validation pipeline needs 'img_id' in meta_keys")
+        assert self._recorder is not None  # started before the epoch
         self._recorder.records.clear()
         self._recorder.start_batch(range(len(samples)))  # ids of a json may be of any kind
 
     def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Gives every ground truth of the batch its row's weights."""
+        assert self._recorder is not None  # started before the epoch
         layers: dict[str, list[RoutingRecord]] = {}
         for record in self._recorder.records:
             layers.setdefault(record.layer, []).append(record)
         for position, sample in enumerate(outputs):
             objects = self._objects_of(sample.img_id)
             sizes = size_bins(objects.areas)
-            found = {}
+            found: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
             for name, records in layers.items():
                 mass = np.zeros((records[0].weights.shape[1], len(SIZE_NAMES)))
                 if name in self._numbered:
@@ -169,7 +171,7 @@ class ExpertSizeHook(Hook):
         self._recorder = self._detections = None
 
     def _write_shares(self, runner) -> None:
-        values = {}
+        values: dict[str, float] = {}
         for name, mass in self.mass.items():
             for size, column in zip(SIZE_NAMES, mass.T, strict=True):
                 if column.sum():
@@ -185,7 +187,7 @@ class ExpertSizeHook(Hook):
             self._objects = read_objects(self.path)
 
     def _objects_of(self, image_id: Hashable) -> ImageObjects:
-        objects = self._objects.get(image_id)
+        objects = (self._objects or {}).get(image_id)
         if objects is None:
             return ImageObjects.none()
         if self._classes is None:

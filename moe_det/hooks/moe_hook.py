@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from mmengine.dataset import DefaultSampler
@@ -187,6 +188,7 @@ class MoEHook(Hook):
         """Starts to sum the usage."""
         if self._recorder is not None:
             self._recorder.stop()  # of a validation that was interrupted
+        assert self._model is not None  # found before the run
         self._recorder = UsageRecorder(self._model).start()
 
     before_test_epoch = before_val_epoch
@@ -201,15 +203,17 @@ class MoEHook(Hook):
 
     def _count(self, loop, batch_idx: int) -> None:
         """Leaves out the image that a sampler repeats so that all processes get as many; it is a process's last."""
-        dataloader = getattr(loop, 'dataloader', None)
+        dataloader: Any = getattr(loop, 'dataloader', None)
         sampler, repeated = getattr(dataloader, 'sampler', None), 0
         if isinstance(sampler, DefaultSampler) and batch_idx == len(dataloader) - 1:
             added = range(len(sampler.dataset), sampler.total_size)
             repeated = sum(position % sampler.world_size == sampler.rank for position in added)
-        self._recorder.left_out = repeated
+        if self._recorder is not None:
+            self._recorder.left_out = repeated
 
     def after_test_epoch(self, runner, metrics=None) -> None:
         """Logs the table."""
+        assert self._recorder is not None  # started before the epoch
         self._recorder.stop()
         self.utilisation = {}
         for name, router in self._routers.items():

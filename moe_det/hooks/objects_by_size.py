@@ -200,10 +200,10 @@ def expert_size_table(
     alike: dict[bytes, list[str]] = {}
     for name, table in levels.items():
         alike.setdefault(table.tobytes(), []).append(name)
-    for names in alike.values():
-        table = levels[names[0]]
+    for same in alike.values():
+        table = levels[same[0]]
         table = np.column_stack([table, table.sum(1)])
-        lines.append(f'levels of the objects ({", ".join(names)})')
+        lines.append(f'levels of the objects ({", ".join(same)})')
         for level, row in enumerate(table):
             lines.append(f'{f"level {level}":>{width}}  ' + '  '.join(_percent(row, table.sum(0))))
     return '\n'.join([*lines, CAVEAT])

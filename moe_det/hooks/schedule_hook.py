@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from mmengine.hooks import Hook
 
@@ -130,7 +131,7 @@ def _read(key: str, value: object) -> Schedule:
         if name not in names:
             raise MoEConfigError(f'{where}: {unknown_name("key", name, names)}')
     for name in names:
-        number = value.get(name)
+        number: Any = value.get(name)
         whole = key == 'top_k' and name != 'until'
         fits = is_integer(number, 1) if whole else is_number(number, 0)
         if name == 'until':

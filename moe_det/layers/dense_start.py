@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Literal
 
 from mmengine.logging import print_log
 from torch import Tensor
@@ -11,6 +12,8 @@ from torch import Tensor
 from ..routing.dense_copies import copy_dense_to_experts
 from ..routing.experts import ExpertGroup
 from .settings import MoESettings
+
+ShardAxis = Callable[[str], int | Literal['sum']]
 
 
 def start_from_dense(
@@ -20,7 +23,7 @@ def start_from_dense(
     prefix: str,
     settings: MoESettings,
     label: str,
-    shard_axis: Callable[[str], int | str] = lambda name: 0,
+    shard_axis: ShardAxis = lambda name: 0,
 ) -> None:
     """Rewrites a state dict in place so that experts are copies of the dense tensors in it, and says so in the log.
 

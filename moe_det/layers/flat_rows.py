@@ -29,7 +29,7 @@ def check_flat(settings: MoESettings, where: str, row: str) -> None:
         raise MoEConfigError(f'{where}.mixes={settings.mixes!r}: weights of its own for every {row}; take it out')
 
 
-def mixed(group: FlatExperts, router: Router, rows: Tensor, seen: Tensor, layout: RowLayout) -> Tensor:
+def mixed(group: ExpertGroup, router: Router, rows: Tensor, seen: Tensor, layout: RowLayout) -> Tensor:
     """Routes rows and mixes what their experts compute.
 
     Args:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mmcv.cnn import build_norm_layer
 from mmengine.model import kaiming_init
 from torch import Tensor, nn
@@ -55,7 +57,7 @@ class MoEBlock(nn.Module):
         reduction: int = 4,
         norm_cfg: dict | None = None,
         num_levels: int = 1,
-        **moe,
+        **moe: Any,
     ) -> None:
         super().__init__()
         where = f'MoEBlock({in_channels})'

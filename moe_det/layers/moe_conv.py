@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from types import FrameType
+from typing import Any, Literal
 
 from mmengine.model import kaiming_init
 from torch import nn
@@ -57,10 +59,10 @@ class MoEConv2d(MoELayer):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = 'zeros',
+        padding_mode: Literal['zeros', 'reflect', 'replicate', 'circular'] = 'zeros',
         *,
         num_levels: int = 1,
-        **moe,
+        **moe: Any,
     ) -> None:
         ours, rest = split_settings(moe)
         where = f'MoEConv2d({in_channels}, {out_channels})'
@@ -100,7 +102,7 @@ class MoEConv2d(MoELayer):
         self.expert_group.start_common()
         self.is_init = True
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         if name not in ('weight', 'bias'):
             return super().__getattr__(name)
         # initialisers ask with hasattr and leave the experts as they are
@@ -110,7 +112,7 @@ class MoEConv2d(MoELayer):
             "experts: model = dict(type='WithExperts', detector=..., experts=[dict(modules=..., type='MoEConv2d')])"
         )
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         dense = {f'{prefix}{name}': name for name in ('weight', 'bias') if f'{prefix}{name}' in state_dict}
         experts, label = f'{prefix}expert_group.experts.', prefix.rstrip('.')
         start_from_dense(state_dict, dense, self.expert_group, experts, self.settings, label)
@@ -119,7 +121,7 @@ class MoEConv2d(MoELayer):
 
 def _reader(layer: nn.Module) -> str:
     """Class of the module whose method is running, the layer left out."""
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         module = frame.f_locals.get('self')
         if isinstance(module, nn.Module) and module is not layer:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import copy
 import re
+from typing import Any, Literal
 
 from mmcv.cnn.bricks.transformer import FFN
 from mmengine.model import initialize
 from torch import Tensor, nn
 
+from ..checks import check_choice
 from ..errors import MoEConfigError, unknown_name
 from ..routing.dispatch import touch_idle
 from ..routing.tokens import TOKEN, token_layout
 from ..routing.windows import WINDOW, Windows
 from .dense_start import start_from_dense
 from .flat_rows import FlatExperts, check_flat, mixed
-from .settings import MoESettings, check_choice, split_settings
+from .settings import MoESettings, split_settings
 from .shard_settings import OF_SHARDS, settings_of_shards
 from .width import inner_width
 
@@ -24,9 +26,11 @@ FFN_PLACEMENTS = ('ffn', 'shards')
 OWN_KEYS = ('placement', 'width', *OF_SHARDS)
 
 
-def ffn_shard_axis(name: str) -> int | str:
+def ffn_shard_axis(name: str) -> int | Literal['sum']:
     """How the shards' tensors of this name make up the dense one's: side by side along an axis, or by their sum."""
-    return {'layers.0.0.weight': 0, 'layers.0.0.bias': 0, 'layers.1.weight': 1, 'layers.1.bias': 'sum'}[name]
+    if name == 'layers.1.bias':
+        return 'sum'
+    return {'layers.0.0.weight': 0, 'layers.0.0.bias': 0, 'layers.1.weight': 1}[name]
 
 
 class FFNExpert(nn.Module):
@@ -84,7 +88,7 @@ class MoEFFN(nn.Module):
         MoEConfigError: MoE keys that cannot be built from, or hidden channels that cannot be cut.
     """
 
-    def __init__(self, dense: FFN, label: str, windows: Windows | None = None, **moe) -> None:
+    def __init__(self, dense: FFN, label: str, windows: Windows | None = None, **moe: Any) -> None:
         super().__init__()
         self.windows = windows
         common, own = split_settings(moe)
@@ -168,7 +172,7 @@ class MoEFFN(nn.Module):
         if not x.numel():  # no tokens: nothing to decide
             return touch_idle(x.clone(), [self.expert_group, self.router.gate]) if self.training else x
         tokens = x.flatten(1, -2) if x.dim() > 2 else x[:, None]
-        if self.settings.unit == WINDOW:
+        if self.windows is not None and self.settings.unit == WINDOW:
             rows = self.windows.cut(tokens)
             seen = self.windows.means(rows)[:, :, None, None]
             output = mixed(self.expert_group, self.router, rows, seen, self.windows.layout(len(tokens)))
@@ -181,7 +185,7 @@ class MoEFFN(nn.Module):
             rows, seen = tokens, tokens.transpose(1, 2)[..., None]
         return mixed(self.expert_group, self.router, rows, seen, layout).reshape(x.shape)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         pattern = re.compile(re.escape(prefix) + r'(layers\..+)')
         dense = {key: match[1] for key in state_dict if (match := pattern.match(key))}
         experts, label = f'{prefix}expert_group.experts.', prefix.rstrip('.')

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from ..routing.dispatch import touch_idle
@@ -31,7 +33,7 @@ class MoELinear(nn.Module):
         MoEConfigError: MoE keys that cannot be built from.
     """
 
-    def __init__(self, dense: nn.Linear, label: str, regions: Regions, **moe) -> None:
+    def __init__(self, dense: nn.Linear, label: str, regions: Regions, **moe: Any) -> None:
         super().__init__()
         self.settings = MoESettings.from_config({'unit': ROI, **moe}, label, (ROI,))
         check_flat(self.settings, label, 'region')
@@ -59,7 +61,7 @@ class MoELinear(nn.Module):
         layout = self.regions.layout(len(x), x.device)
         return mixed(self.expert_group, self.router, x, x[:, :, None, None], layout)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         dense = {f'{prefix}{name}': name for name in ('weight', 'bias') if f'{prefix}{name}' in state_dict}
         experts, label = f'{prefix}expert_group.experts.', prefix.rstrip('.')
         start_from_dense(state_dict, dense, self.expert_group, experts, self.settings, label)

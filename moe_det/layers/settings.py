@@ -27,7 +27,9 @@ BALANCE_OVER = ('all', 'level')
 
 def check_expert_norm(where: str, norm_cfg: dict | None) -> None:
     """Raises MoEConfigError for synchronised norms: a process whose expert got no rows would block the others."""
-    kind = str(norm_cfg.get('type')) if norm_cfg is not None else ''
+    if norm_cfg is None:
+        return
+    kind = str(norm_cfg.get('type'))
     if 'SyncBN' in kind or 'SyncBatchNorm' in kind:
         raise MoEConfigError(
             f'{where}: norm_cfg type {norm_cfg["type"]!r} cannot be used inside experts, because processes whose '
@@ -81,7 +83,7 @@ class MoESettings:
     num_experts: int = 4
     top_k: int = 2
     gate: dict = field(default_factory=lambda: {'type': 'GAPLinearGate'})
-    constraint: dict | Sequence[dict] | None = None
+    constraint: dict | list[dict] | tuple[dict, ...] | None = None
     unit: str = 'level'
     grid: int | None = None
     balance_over: str = 'all'
@@ -184,11 +186,8 @@ class MoESettings:
         Raises:
             MoEConfigError: an unknown gate or constraint, or arguments that they refuse.
         """
-        constraints = self.constraint
-        if constraints is None:
-            constraints = []
-        elif not isinstance(constraints, (list, tuple)):
-            constraints = [constraints]
+        given = () if self.constraint is None else self.constraint
+        constraints = given if isinstance(given, (list, tuple)) else [given]
         gate = build_gate(self.gate, f'{where}.gate', in_channels, self.num_experts, key_channels)
         built = [build_named(CONSTRAINTS, c, f'{where}.constraint') for c in constraints]
         if self.num_experts == (slots or 1):
@@ -225,11 +224,12 @@ class MoESettings:
             in_channels: channels that an expert gets.
             out_channels: channels that it gives.
         """
-        if self.expert is None:
+        own = self.expert
+        if own is None:
             return make_expert
 
         def make() -> nn.Module:
-            cfg = self.expert
+            cfg = own
             if isinstance(cfg, dict) and isinstance(cfg.get('type'), str):
                 cls = EXPERTS.get(cfg['type']) or MODELS.get(cfg['type'])
                 cfg = {**cfg, 'type': cls or cfg['type']}

@@ -20,7 +20,7 @@ def supply_box_sizes(
     routers: Sequence[Router],
     instances: Sequence[InstanceData],
     maps: Sequence[Tensor],
-    grid: int | None,
+    grid: int,
     strides: Sequence[tuple[int, int]],
 ) -> None:
     """Gives routers the sizes of the boxes of each routing row: of the image, or with ``unit='patch'`` of the patch.

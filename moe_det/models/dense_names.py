@@ -6,6 +6,7 @@ A shard holds a slice of them: :func:`shard_axis` says which.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 
 def _replaced_conv(placement: str, stacked_convs: int) -> int:
@@ -46,10 +47,11 @@ def replaced_keys(keys: Iterable[str], prefix: str, branch: str, placement: str,
     return found
 
 
-def shard_axis(name: str) -> int | str:
+def shard_axis(name: str) -> int | Literal['sum']:
     """How the shards' tensors of this name make up the plain head's.
 
     Returns:
         The axis along which they lie side by side, or ``'sum'``.
     """
-    return {'predictor.weight': 1, 'predictor.bias': 'sum'}.get(name, 0)
+    axes: dict[str, int | Literal['sum']] = {'predictor.weight': 1, 'predictor.bias': 'sum'}
+    return axes.get(name, 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -101,7 +102,7 @@ def build_branch_experts(shape: BranchShape, settings: MoESettings, own: HeadSet
 
 def feature_channels(experts: ExpertGroup) -> int:
     """Channels of the features by which an attentive gate knows the experts of a branch."""
-    expert = experts.experts[0]
+    expert: Any = experts.experts[0]
     return expert.feature_channels if isinstance(expert, (TowerExpert, ShardExpert)) else expert.out_channels
 
 
@@ -142,6 +143,7 @@ def experts_in_branch(maps: Sequence[Tensor], experts: ExpertGroup, decision: De
     halo = experts.halo if isinstance(experts, ShardGroup) else HALO
     rows = [split_patches(x, grid, halo) for x in maps] if patches else maps
     if decision.router is not None:
+        assert layout is not None  # several experts
         outputs = experts.run_and_route(rows, decision.router, decision.gate_rows, layout)
     else:
         outputs = experts(rows, decision.routing, layout, decision.plan)

@@ -42,9 +42,11 @@ def start_experts(group: ExpertGroup, branch: str) -> None:
     """Starts the predictors of a branch's experts; a shared expert's at zero, unless it is a slice of the branch."""
     slices = [*group.experts, *([group.shared] if group.slices > 1 and group.shared is not None else [])]
     for expert in slices:
-        if getattr(expert, 'predictor', None) is not None:
-            start_predictor(expert.predictor, branch, group.slices)
-    if group.slices == 1 and group.shared is not None and getattr(group.shared, 'predictor', None) is not None:
-        nn.init.zeros_(group.shared.predictor.weight)
-        nn.init.zeros_(group.shared.predictor.bias)
+        predictor = getattr(expert, 'predictor', None)
+        if predictor is not None:
+            start_predictor(predictor, branch, group.slices)
+    of_shared = getattr(group.shared, 'predictor', None)
+    if group.slices == 1 and of_shared is not None:
+        nn.init.zeros_(of_shared.weight)
+        nn.init.zeros_(of_shared.bias)
     group.start_common()

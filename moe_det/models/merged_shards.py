@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,17 +35,18 @@ class MergedShards:
     shards of w_s (P_s h_s + b_s), with the weight's logarithm as a further input.
 
     Args:
-        copies: G experts, one of each shard, in their order.
+        copies: G :class:`~moe_det.models.shards.ShardExpert`, one of each shard, in their order.
         weights: the parameters of each by name, see ``ExpertGroup.weights_of``.
     """
 
-    def __init__(self, copies: Sequence[nn.Module], weights: Sequence[Mapping[str, Tensor]]) -> None:
+    def __init__(self, copies: Sequence[Any], weights: Sequence[Mapping[str, Tensor]]) -> None:
         first = copies[0]
         self._block, self._predictor = first.conv, first.predictor
         self._norms = [copy.conv.norm for copy in copies]
         self._weights = weights
         norm = f'conv.{first.conv.norm_name}'
-        self._norm_weight, self._norm_bias = (_joined(self._parts(f'{norm}.{name}')) for name in ('weight', 'bias'))
+        parts = [self._parts(f'{norm}.{name}') for name in ('weight', 'bias')]
+        self._norm_weight, self._norm_bias = (_joined(of_norm) if of_norm else None for of_norm in parts)
 
     def _parts(self, name: str) -> list[Tensor]:
         """The shards' slices of one tensor; empty where they have none."""
@@ -80,11 +82,9 @@ class MergedShards:
         return F.batch_norm(x, mean, variance, self._norm_weight, self._norm_bias, False, 0.0, norm.eps)
 
 
-def _joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor | None:
-    """The shards' slices side by side; None where there are none."""
-    if len(parts) < 2:
-        return parts[0] if parts else None
-    return torch.cat(list(parts), dim=dim)
+def _joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """The shards' slices side by side; at least one."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=dim)
 
 
 def _convolve(
@@ -126,12 +126,14 @@ def _apart(rows: Tensor, weights: Sequence[Tensor], sums: bool) -> bool:
 def _run(conv: nn.Conv2d, rows: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], sums: bool) -> Tensor:
     """The output of :func:`_convolve`."""
     if not _apart(rows, weights, sums):
-        bias = sum(biases[1:], start=biases[0]) if sums and biases else _joined(biases)
+        bias = None
+        if biases:
+            bias = functools.reduce(torch.add, biases) if sums else _joined(biases)
         return conv._conv_forward(rows, _joined(weights, dim=1 if sums else 0), bias)
+    of_each: Sequence[Tensor | None] = biases or [None] * len(weights)
     parts = rows.chunk(len(weights), dim=1) if sums else [rows] * len(weights)
     outputs = [
-        conv._conv_forward(part, weight, bias)
-        for part, weight, bias in zip(parts, weights, biases or [None] * len(weights), strict=True)
+        conv._conv_forward(part, weight, bias) for part, weight, bias in zip(parts, weights, of_each, strict=True)
     ]
     return functools.reduce(Tensor.add_, outputs) if sums else torch.cat(outputs, dim=1)
 
@@ -153,10 +155,12 @@ def _gradients(
         return to_rows, [None] * shards if to_weight is None else to_weight.chunk(shards, dim=axis)
     of_rows = rows.chunk(shards, dim=1) if sums else [rows] * shards
     of_outputs = [gradient] * shards if sums else gradient.chunk(shards, dim=1)
-    to_rows, to_weights = zip(*map(of_one, of_outputs, of_rows, weights), strict=True)
-    if not wanted[0]:
+    of_shards = list(map(of_one, of_outputs, of_rows, weights))
+    to_parts = [to_part for to_part, _ in of_shards if to_part is not None]  # of all, or of none
+    to_weights = [to_weight for _, to_weight in of_shards]
+    if not to_parts:
         return None, to_weights
-    return torch.cat(to_rows, dim=1) if sums else functools.reduce(Tensor.add_, to_rows), to_weights
+    return torch.cat(to_parts, dim=1) if sums else functools.reduce(Tensor.add_, to_parts), to_weights
 
 
 class _MergedConvolution(torch.autograd.Function):
@@ -169,7 +173,7 @@ class _MergedConvolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, rows: Tensor, log_weights: Tensor | None, conv: nn.Conv2d, sums: bool, *parameters: Tensor
+        ctx: Any, rows: Tensor, log_weights: Tensor | None, conv: nn.Conv2d, sums: bool, *parameters: Tensor
     ) -> Tensor:
         ctx.save_for_backward(rows, *parameters)
         ctx.conv, ctx.sums = conv, sums
@@ -179,7 +183,7 @@ class _MergedConvolution(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple:
+    def backward(ctx: Any, gradient: Tensor) -> tuple:
         rows, *parameters = ctx.saved_tensors
         weights, biases = parameters[: ctx.shards], parameters[ctx.shards :]
         for_log_weights = ctx.dtype is not None and ctx.needs_input_grad[1]
@@ -192,6 +196,7 @@ class _MergedConvolution(torch.autograd.Function):
             to_biases = [to_bias] * ctx.shards if ctx.sums else to_bias.chunk(ctx.shards)
         to_log_weights = None
         if for_log_weights:
+            assert to_rows is not None  # wanted above
             shape = (len(rows), ctx.shards, -1)
             of_features = torch.linalg.vecdot(rows.reshape(shape).to(ctx.dtype), to_rows.reshape(shape).to(ctx.dtype))
             to_log_weights = of_features + over_pixels @ torch.stack(biases).t().to(ctx.dtype)

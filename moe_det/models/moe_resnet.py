@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mmdet.models.backbones.resnet import BasicBlock, ResNet
 from mmdet.models.layers import ResLayer
 from torch import nn
@@ -50,6 +52,8 @@ class MoEResNet(ResNet):
         MoEConfigError: MoE keys that cannot be built from, or that name no stage.
     """
 
+    conv1: nn.Module  # ResNet's
+
     def __init__(self, depth: int, moe: dict, small_images: bool = False, **kwargs) -> None:
         if depth not in self.arch_settings:
             raise MoEConfigError(f'backbone.depth: {unknown_name("depth", depth, map(str, self.arch_settings))}')
@@ -78,7 +82,7 @@ class MoEResNet(ResNet):
         self._stage_number = 0
         super().__init__(depth=depth, **kwargs)
 
-    def _check_stages(self, stages: object, num_stages: int) -> tuple[int, ...]:
+    def _check_stages(self, stages: Any, num_stages: int) -> tuple[int, ...]:
         valid = isinstance(stages, (list, tuple)) and all(_is_stage(s, num_stages) for s in stages)
         if not valid or not (stages or self._moe_convs) or len(set(stages)) != len(stages):
             raise MoEConfigError(
@@ -94,7 +98,7 @@ class MoEResNet(ResNet):
         return tuple(stages)
 
     @staticmethod
-    def _check_convs(convs: object, num_stages: int) -> tuple[int | str, ...]:
+    def _check_convs(convs: Any, num_stages: int) -> tuple[int | str, ...]:
         valid = isinstance(convs, (list, tuple)) and all(c == STEM or _is_stage(c, num_stages) for c in convs)
         if not valid or len(set(convs)) != len(convs):
             raise MoEConfigError(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
+from typing import cast
 
 from mmdet.models.dense_heads import RetinaHead
 from mmdet.utils import reduce_mean
@@ -12,10 +14,11 @@ from torch import Tensor, nn
 from ..errors import MoEConfigError
 from ..layers.dense_start import start_from_dense
 from ..layers.settings import check_expert_norm
-from ..routing.dispatch import plan_dispatch
+from ..routing.dispatch import LevelPlan, plan_dispatch
 from ..routing.distributed import world
 from ..routing.experts import ExpertGroup
 from ..routing.kernel_mixture import OUTPUTS
+from ..routing.router import Router
 from ..routing.rows import rows_of
 from .box_sizes import supply_box_sizes
 from .dense_names import dense_name, replaced_keys, shard_axis
@@ -103,15 +106,16 @@ class MoERetinaHead(RetinaHead):
                 "loss_cls must have use_sigmoid=True, or class_mixture='logits'"
             )
         self.relu = nn.ReLU(inplace=True)
-        self.routers = nn.ModuleDict()
-        self.branch_experts = nn.ModuleDict()
+        # torch's ModuleDict does not say what it holds
+        self.routers = cast('dict[str, Router]', nn.ModuleDict())
+        self.branch_experts = cast('dict[str, ExpertGroup]', nn.ModuleDict())
         for branch in BRANCHES:
             self._init_branch(self._branch_shape(branch))
         self._init_routers()
 
     def _init_branch(self, shape: BranchShape) -> None:
         convs = shape.tower(shape.feat_channels, shape.feat_channels)
-        predictor = shape.predictor(shape.feat_channels if shape.stacked_convs else shape.in_channels)
+        predictor: nn.Conv2d | None = shape.predictor(shape.feat_channels if shape.stacked_convs else shape.in_channels)
         if shape.name in self.moe.branches:
             placement = self.moe.placement
             self.branch_experts[shape.name] = build_branch_experts(shape, self.settings, self.moe, WHERE)
@@ -195,7 +199,7 @@ class MoERetinaHead(RetinaHead):
                 name: Decision(layout, grid, router=router, gate_rows=rows) for name, router in self.routers.items()
             }
         routings = {name: router(rows, layout) for name, router in self.routers.items()}
-        plans = [None] * len(routings)
+        plans: Sequence[Sequence[LevelPlan] | None] = [None] * len(routings)
         if self.settings.sorts:
             plans = plan_dispatch(list(routings.values()), layout.level_rows)
         return {
@@ -242,7 +246,7 @@ class MoERetinaHead(RetinaHead):
         losses = super().loss_by_feat(cls_scores, bbox_preds, batch_gt_instances, *args, **kwargs)
         asking = [router for router in self.routers.values() if 'box_sizes' in router.constraints.asked]
         if asking:
-            grid, strides = self.settings.grid, self.prior_generator.strides
+            grid, strides = self.settings.grid or 1, self.prior_generator.strides
             supply_box_sizes(asking, batch_gt_instances, cls_scores, grid, strides)
         for name, router in self.routers.items():
             for key, loss in router.collect().items():

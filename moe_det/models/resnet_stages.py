@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from mmcv.cnn import build_conv_layer, build_norm_layer
 from mmdet.models.backbones.resnet import BasicBlock
@@ -23,7 +24,7 @@ def projection(in_channels: int, out_channels: int, stride: int, conv_cfg: dict 
 
 
 def narrow_stage(
-    block: type, inplanes: int, inner: int, planes: int, num_blocks: int, stride: int, dilation: int = 1, **kwargs
+    block: type[Any], inplanes: int, inner: int, planes: int, num_blocks: int, stride: int, dilation: int = 1, **kwargs
 ) -> Sequential:
     """A residual stage that is narrow inside and has the full stage's output (arXiv 2204.10598).
 
@@ -40,7 +41,7 @@ def narrow_stage(
         dilation: dilation of all blocks.
         **kwargs: further arguments of the block.
     """
-    conv_cfg, norm_cfg = kwargs.get('conv_cfg'), kwargs.get('norm_cfg')
+    conv_cfg, norm_cfg = kwargs.get('conv_cfg'), kwargs['norm_cfg']
     widths = [inner] * (num_blocks - 1) + [planes]
     blocks, channels = [], inplanes
     for i, width in enumerate(widths):
@@ -57,7 +58,14 @@ def narrow_stage(
 
 
 def stage_cost(
-    block: type, inplanes: int, inner: int, planes: int, num_blocks: int, stride: int, style: str, narrow: bool = True
+    block: type[Any],
+    inplanes: int,
+    inner: int,
+    planes: int,
+    num_blocks: int,
+    stride: int,
+    style: str,
+    narrow: bool = True,
 ) -> int:
     """Multiply-adds of a stage's convolutions per output pixel.
 

@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -61,7 +61,7 @@ class ShardExpert(nn.Module):
         return (output, features) if with_features else output
 
 
-def build_shards(shape: BranchShape, settings: MoESettings, shards: int, where: str) -> ShardGroup:
+def build_shards(shape: BranchShape, settings: MoESettings, shards: int, where: str) -> ExpertGroup:
     """Builds the shards of a branch, E / G copies of each, and the shared slice where the settings have one.
 
     Args:
@@ -127,7 +127,8 @@ class ShardGroup(ExpertGroup):
 
     @property
     def _merges(self) -> bool:
-        return merges(self.experts[0].conv.norm)
+        expert: Any = self.experts[0]
+        return merges(expert.conv.norm)
 
     def _merged(self, combinations: Iterable[Combination]) -> dict[Combination, MergedShards]:
         weights = {expert: self.weights_of(expert) for expert in {e for key in combinations for e in key}}
@@ -154,7 +155,8 @@ class ShardGroup(ExpertGroup):
     def _one_copy_each(self, routing: Routing, plan: Sequence[LevelPlan]) -> bool:
         if routing.indices.shape[1] != self.slots:
             return False
-        return all(bool((level.choices // self.copies == np.arange(self.slots)).all()) for level in plan)
+        slots = np.arange(self.slots)
+        return all(level.choices is not None and bool((level.choices // self.copies == slots).all()) for level in plan)
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,7 @@ def by_combination(
     """
     found, orders = [], []
     for level in plan:
+        assert level.choices is not None  # which plan_dispatch keeps
         keys = [tuple(row) for row in level.choices.tolist()]
         together = [key for key, _ in itertools.groupby(keys)]
         counts = {key: keys.count(key) for key in together}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmengine.structures import InstanceData
-from torch import Tensor, nn
+from torch import Tensor
 
 from .one_process import one_process
 from .provenance import priors_per_location
@@ -16,7 +17,7 @@ class AssignmentError(ValueError):
     """The head assigns in a way that cannot be followed."""
 
 
-def cannot_assign(head: nn.Module | None) -> str | None:
+def cannot_assign(head: BaseDenseHead | None) -> str | None:
     """Why the positives of this head cannot be found; None if they can."""
     if not hasattr(getattr(head, 'assigner', None), 'assign') or not hasattr(head, 'loss_by_feat'):
         return f'{type(head).__name__} has no assigner of anchors (it assigns points, or boxes of a second stage)'
@@ -28,7 +29,11 @@ def cannot_assign(head: nn.Module | None) -> str | None:
 
 @torch.no_grad()
 def positive_anchors(
-    head: nn.Module, outputs: Sequence[Sequence[Tensor]], boxes: Sequence[Tensor], labels: Sequence[Tensor], metas: list
+    head: BaseDenseHead,
+    outputs: Sequence[Sequence[Tensor]],
+    boxes: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    metas: list,
 ) -> list[list[tuple[Tensor, Tensor]]]:
     """Finds the anchors that each ground truth is assigned, as a training step would.
 

@@ -99,7 +99,8 @@ class Findings:
     @staticmethod
     def load(path: Path) -> Findings:
         """Reads what :meth:`save` wrote."""
-        plain, layers = {}, {}
+        plain: dict[str, np.ndarray] = {}
+        layers: dict[str, dict[str, np.ndarray]] = {}
         named: dict[str, dict[str, np.ndarray]] = {kind: {} for kind in _BY_NAME}
         with np.load(path, allow_pickle=False) as arrays:
             for key in arrays:
@@ -111,7 +112,7 @@ class Findings:
                 else:
                     plain[key] = arrays[key]
         found = {layer: LayerFindings(**values) for layer, values in layers.items()}
-        return Findings(**plain, layers=found, **named)
+        return Findings(**plain, layers=found, conditions=named['conditions'], losses=named['losses'])
 
 
 def join(parts: Sequence[Findings]) -> Findings:
@@ -126,7 +127,7 @@ def join(parts: Sequence[Findings]) -> Findings:
         for kind in _BY_NAME
     }
     layers = {name: _join_layer([part.layers[name] for part in parts]) for name in parts[0].layers}
-    return Findings(**plain, layers=layers, **named)
+    return Findings(**plain, layers=layers, conditions=named['conditions'], losses=named['losses'])
 
 
 def _join_layer(parts: Sequence[LayerFindings]) -> LayerFindings:

@@ -6,13 +6,15 @@ One class for each family of detectors; :func:`following` chooses.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from mmdet.models.detectors import BaseDetector
+from torch import Tensor
 
 from .assignment import cannot_assign, positive_anchors
 from .places import Places, Truth, centres
@@ -77,8 +79,8 @@ class Following:
 
     conditioned_on = 'nothing: objects of this detector cannot be followed to a level of a pyramid.'
 
-    def __init__(self, model: nn.Module) -> None:
-        self.head = getattr(model, 'bbox_head', None)
+    def __init__(self, model: BaseDetector) -> None:
+        self.head: Any = getattr(model, 'bbox_head', None)
         self.no_provenance = cannot_follow(self.head)
         self.no_assignment = self.no_provenance
         self.numbered: list[str] = []
@@ -111,9 +113,9 @@ class AnchorFollowing(Following):
     """Dense heads: a detection comes from an anchor of a level."""
 
     conditioned_on = 'the level of the pyramid that an object is detected on, or trains.'
-    assign = staticmethod(positive_anchors)
+    assign: Callable[..., list[list[tuple[Tensor, Tensor]]]] = staticmethod(positive_anchors)
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: BaseDetector) -> None:
         super().__init__(model)
         self.no_assignment = cannot_assign(self.head)
 
@@ -154,27 +156,24 @@ class QueryFollowing(AnchorFollowing):
 
     assign = staticmethod(matched_queries)
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: BaseDetector) -> None:
         Following.__init__(self, model)
         self.no_provenance = cannot_follow_queries(self.head)
         self.no_assignment = self.no_provenance or cannot_match_queries(self.head)
         self.numbered = query_layers(model)
-        self._tokens = ''
+        tokens = ''
         if token_layers(model):
-            self._tokens = (
+            tokens = (
                 " Encoder layers are asked given the level of the encoder's map: an object has the token nearest to "
                 'its centre on the map whose stride fits its size, and only the tokens of objects count as rows.'
             )
-
-    @property
-    def conditioned_on(self) -> str:
-        if self.no_provenance:
-            return Following.conditioned_on
-        return (
-            'the layer alone. Object queries have no level of a pyramid, so each decoder layer is asked by itself over '
-            'all its queries. Where this page says "level", all queries are meant; a row is one query of an image. '
-            'The training unit has the query that the matcher gives an object at the last decoder layer.' + self._tokens
-        )
+        self.conditioned_on = Following.conditioned_on
+        if not self.no_provenance:
+            self.conditioned_on = (
+                'the layer alone. Object queries have no level of a pyramid, so each decoder layer is asked by itself '
+                'over all its queries. Where this page says "level", all queries are meant; a row is one query of an '
+                'image. The training unit has the query that the matcher gives an object at the last decoder layer.'
+            ) + tokens
 
     def recorder(self) -> AbstractContextManager:
         return nullcontext() if self.no_provenance else QueryRecorder(self.head)
@@ -196,7 +195,7 @@ class LevelFollowing(Following):
         'unit has every object at its centre.'
     )
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: BaseDetector) -> None:
         super().__init__(model)
         self.no_assignment = None
         self.extractor = region_extractor(model)
@@ -220,7 +219,7 @@ class RegionFollowing(LevelFollowing):
         'and in the box head the region that overlaps it most (IoU 0.5 or more).'
     )
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: BaseDetector) -> None:
         super().__init__(model)
         self.no_provenance = None
         self.roi_head = model.roi_head
@@ -247,7 +246,7 @@ class RegionFollowing(LevelFollowing):
         return objects, dataclasses.replace(places, numbers=torch.cat(found))
 
 
-def following(model: nn.Module) -> Following:
+def following(model: BaseDetector) -> Following:
     """How detections of this detector are followed."""
     head = getattr(model, 'bbox_head', None)
     if makes_queries(head):

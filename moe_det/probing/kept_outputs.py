@@ -27,7 +27,7 @@ def keep_outputs(groups: Sequence[ExpertGroup]) -> Iterator[None]:
     for group in groups:
         kept = _Kept(group)
         # in place of the methods of its class
-        group.run_all, group.run_sorted, group.run_dense = kept.run_all, kept.mix, kept.mix
+        vars(group).update(run_all=kept.run_all, run_sorted=kept.mix, run_dense=kept.mix)
     try:
         yield
     finally:

@@ -40,7 +40,7 @@ def layer_infos(model: nn.Module, chosen: Sequence[str] | None = None) -> list[L
     refuse_tokens(
         routers, chosen or routers, 'size specialisation', '--layers', [*queries, *regions, *token_layers(model)]
     )
-    grids = {}
+    grids: dict[str, int | None] = {}
     for path, module in model.named_modules():
         settings = getattr(module, 'settings', None)
         if settings is not None and getattr(settings, 'unit', None) == 'patch':

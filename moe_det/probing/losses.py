@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from mmdet.models.dense_heads import AnchorHead
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmengine.structures import InstanceData
-from torch import Tensor, nn
+from torch import Tensor
 
 from .one_process import one_process
 from .places import Truth
@@ -20,7 +22,7 @@ AUXILIARY = 'loss_moe_'  # losses of constraints, which are about the routing an
 
 @torch.no_grad()
 def image_losses(
-    head: nn.Module, outputs: Sequence[Sequence[Tensor]], truths: Sequence[Truth], metas: Sequence[dict]
+    head: BaseDenseHead, outputs: Sequence[Any], truths: Sequence[Truth], metas: Sequence[dict]
 ) -> np.ndarray:
     """The detection loss of each image of a batch, as if it were trained on alone.
 
@@ -53,7 +55,7 @@ def image_losses(
     return found
 
 
-def cannot_compute_losses(head: nn.Module | None) -> str | None:
+def cannot_compute_losses(head: BaseDenseHead | None) -> str | None:
     """Why the losses of this head cannot be computed image by image; None if they can."""
     if makes_queries(head):
         return cannot_follow_queries(head) or cannot_match_queries(head)

@@ -66,13 +66,13 @@ class Places:
 def centres(truths: Sequence[Truth], samples: list, inputs: Tensor) -> Places:
     """Centres of the ground truths, at level 0."""
     height, width = inputs.shape[-2:]
-    images, y, x = [], [], []
+    numbers, y, x = [], [], []
     for image, (truth, sample) in enumerate(zip(truths, samples, strict=True)):
         boxes = truth.resized(sample.metainfo)
-        images.append(torch.full((len(boxes),), image))
+        numbers.append(torch.full((len(boxes),), image))
         y.append((boxes[:, 1] + boxes[:, 3]) / 2 / height)
         x.append((boxes[:, 0] + boxes[:, 2]) / 2 / width)
-    images = torch.cat(images)
+    images = torch.cat(numbers)
     return Places(images, torch.zeros_like(images), torch.cat(y), torch.cat(x))
 
 

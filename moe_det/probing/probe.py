@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
+from mmdet.models.detectors import BaseDetector
 from torch import Tensor, nn
 
 from ..routing.gates import global_average
@@ -39,13 +41,13 @@ class Probe:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: BaseDetector,
         conditions: Sequence[Condition] = (),
         grids: Mapping[str, int] | None = None,
         rows: bool = True,
     ) -> None:
         self.model = model
-        self.head = getattr(model, 'bbox_head', None)
+        self.head: Any = getattr(model, 'bbox_head', None)
         self.conditions = list(conditions)
         self.grids = dict(grids or {})
         self.rows = rows
@@ -124,7 +126,7 @@ class Probe:
             for layer in self.routers:
                 records = [record for record in recorder.records if record.layer == layer]
                 levels = len(seen.map_sizes)
-                if layer in self.tokens:
+                if tokens is not None and layer in self.tokens:
                     layers[layer] = _tokens_of_objects(records, features_of[layer], np.asarray(images), tokens, places)
                     continue
                 layers[layer] = self._layer(records, features_of[layer], levels, np.asarray(images), places)
@@ -192,7 +194,7 @@ class Probe:
             table = RowTable(images, torch.zeros_like(levels), patches)
             rows = (table.numbered_rows(detections), table.numbered_rows(positives), of_truths.no_rows())
         elif unit == ROI:  # regions that are not followed have no place
-            rows = tuple(of_kind.no_rows() for of_kind in places)
+            rows = (detections.no_rows(), positives.no_rows(), of_truths.no_rows())
         elif self.following.by_level(unit, int(levels.max()), pyramid):
             rows = (table.rows(detections, sizes, grid), table.rows(positives, sizes, grid), of_truths.no_rows())
         else:
@@ -237,10 +239,9 @@ def _tokens_of_objects(
 
 
 @contextmanager
-def _features(model: nn.Module, features):
+def _features(model: BaseDetector, features: Sequence[Tensor]) -> Iterator[None]:
     """Lets the detector find these features instead of computing them again."""
-    extract: Callable = lambda *args, **kwargs: features  # noqa: E731
-    model.extract_feat = extract
+    model.extract_feat = lambda *args, **kwargs: features
     try:
         yield
     finally:

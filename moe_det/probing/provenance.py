@@ -13,7 +13,7 @@ from types import ModuleType
 import torch
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmengine.structures import InstanceData
-from torch import Tensor, nn
+from torch import Tensor
 
 FILTER = 'filter_scores_and_topk'  # mmdet's function that every supported head calls once per level and image
 
@@ -42,7 +42,7 @@ class ProvenanceRecorder:
         ProvenanceError: the head selects in another way.
     """
 
-    def __init__(self, head: nn.Module) -> None:
+    def __init__(self, head: BaseDenseHead) -> None:
         reason = cannot_follow(head)
         if reason:
             raise ProvenanceError(reason)
@@ -67,7 +67,7 @@ class ProvenanceRecorder:
         self._kept = []
 
     def _follow_predict(self, cls_scores: list[Tensor], *args, **kwargs) -> list[InstanceData]:
-        self.map_sizes = [tuple(scores.shape[-2:]) for scores in cls_scores]
+        self.map_sizes = [(scores.shape[-2], scores.shape[-1]) for scores in cls_scores]
         self.outputs = (cls_scores, *args)
         self._kept = []
         return type(self.head).predict_by_feat(self.head, cls_scores, *args, **kwargs)
@@ -90,12 +90,12 @@ class ProvenanceRecorder:
         return type(self.head)._bbox_post_process(self.head, results, *args, **kwargs)
 
 
-def _selecting_module(head: nn.Module) -> ModuleType:
+def _selecting_module(head: BaseDenseHead) -> ModuleType:
     """The module whose score filter the head's class calls."""
     return sys.modules[type(head)._predict_by_feat_single.__module__]
 
 
-def cannot_follow(head: nn.Module | None) -> str | None:
+def cannot_follow(head: BaseDenseHead | None) -> str | None:
     """Why detections of this head cannot be followed; None if they can."""
     if not isinstance(head, BaseDenseHead):
         return 'the detector has no one-stage head (two-stage detectors refine their boxes a second time)'
@@ -104,13 +104,13 @@ def cannot_follow(head: nn.Module | None) -> str | None:
     return None
 
 
-def priors_per_location(head: nn.Module, level: int) -> int:
+def priors_per_location(head: BaseDenseHead, level: int) -> int:
     """Anchors of one location; 1 for anchor-free heads."""
     counts = head.prior_generator.num_base_priors
     return int(counts[level] if isinstance(counts, (list, tuple)) else counts)
 
 
-def locations(head: nn.Module, level: int, anchor: Tensor, width: int) -> tuple[Tensor, Tensor]:
+def locations(head: BaseDenseHead, level: int, anchor: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Row and column on the level's map of anchors as :class:`ProvenanceRecorder` numbers them.
 
     Args:

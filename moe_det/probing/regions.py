@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
-from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
+from mmdet.models.detectors import BaseDetector
+from mmdet.models.roi_heads import BaseRoIExtractor, BaseRoIHead, CascadeRoIHead, StandardRoIHead
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.structures.bbox import bbox_overlaps
 from mmengine.structures import InstanceData
@@ -20,15 +22,15 @@ NMS = 'multiclass_nms'  # mmdet's function that box heads select their detection
 LEAST_OVERLAP = 0.5  # of a region with the object that it stands for, as in the assigners of box heads
 
 
-def region_extractor(model: nn.Module) -> nn.Module | None:
+def region_extractor(model: BaseDetector) -> BaseRoIExtractor | None:
     """What pools the regions of a two-stage detector from one level each, in a cascade at first; or None."""
-    extractor = getattr(getattr(model, 'roi_head', None), 'bbox_roi_extractor', None)
+    extractor: Any = getattr(getattr(model, 'roi_head', None), 'bbox_roi_extractor', None)
     if isinstance(extractor, nn.ModuleList):
         extractor = extractor[0]
     return extractor if hasattr(extractor, 'map_roi_levels') else None
 
 
-def region_levels(extractor: nn.Module, boxes: Tensor) -> Tensor:
+def region_levels(extractor: BaseRoIExtractor, boxes: Tensor) -> Tensor:
     """(n,) level that the extractor pools boxes from.
 
     Args:
@@ -38,20 +40,20 @@ def region_levels(extractor: nn.Module, boxes: Tensor) -> Tensor:
     return extractor.map_roi_levels(torch.cat([boxes[:, :1], boxes], dim=1), extractor.num_inputs)
 
 
-def region_layers(model: nn.Module) -> list[str]:
+def region_layers(model: BaseDetector) -> list[str]:
     """MoE layers that decide about single regions; none where detections cannot be followed to them."""
     if region_extractor(model) is None or cannot_follow_regions(model.roi_head):
         return []
     return [name for name, router in find_routers(model).items() if router.unit == ROI]
 
 
-def last_box_head(roi_head: nn.Module) -> nn.Module:
+def last_box_head(roi_head: BaseRoIHead) -> BBoxHead:
     """The box head whose boxes are the detections."""
     head = roi_head.bbox_head
     return head[-1] if isinstance(head, nn.ModuleList) else head
 
 
-def cannot_follow_regions(roi_head: nn.Module) -> str | None:
+def cannot_follow_regions(roi_head: BaseRoIHead) -> str | None:
     """Why detections cannot be followed to regions of interest; None if they can."""
     if type(roi_head).predict_bbox not in (StandardRoIHead.predict_bbox, CascadeRoIHead.predict_bbox):
         return f'{type(roi_head).__name__} predicts its boxes in a way of its own'
@@ -92,7 +94,7 @@ class RegionRecorder:
         ProvenanceError: the head selects in another way.
     """
 
-    def __init__(self, roi_head: nn.Module, extractor: nn.Module) -> None:
+    def __init__(self, roi_head: BaseRoIHead, extractor: BaseRoIExtractor) -> None:
         reason = cannot_follow_regions(roi_head)
         if reason:
             raise ProvenanceError(reason)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 
@@ -114,6 +114,7 @@ def swap_conditions(findings: Findings, infos: Sequence, donors: np.ndarray, see
 def expert_sets(num_experts: int, top_k: int, seed: int, slots: int = 1) -> list[tuple[int, ...]]:
     """Sets of ``top_k`` of the experts in order, or one of every slot: all, or 16 drawn where there are more."""
     rng = np.random.default_rng(seed)
+    every: Iterable[tuple[int, ...]]
     if slots == 1:
         count, every = math.comb(num_experts, top_k), itertools.combinations(range(num_experts), top_k)
     else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from mmdet.models.detectors import BaseDetector
 from torch import Tensor, nn
 
 from ..routing.router import find_routers
@@ -38,7 +39,7 @@ class TokenMaps:
             told them, for it has a single map.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: BaseDetector) -> None:
         self._encoder = model.encoder
         self.map_sizes: list[tuple[int, int]] = []
 
@@ -51,7 +52,7 @@ class TokenMaps:
 
     def _note(self, encoder: nn.Module, arguments: tuple, named: dict) -> None:
         shapes = named.get('spatial_shapes')
-        self.map_sizes = [] if shapes is None else [tuple(size) for size in shapes.tolist()]
+        self.map_sizes = [] if shapes is None else [(height, width) for height, width in shapes.tolist()]
 
 
 def tokens_of(

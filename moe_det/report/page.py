@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from ..analysis.result import UNDETERMINED, VERDICTS
 from ..figures import captions, charts, palette, question_charts, questions, routing_tables, tables, values
@@ -147,7 +148,7 @@ def _layer_view(results: dict, index: int, embedder: Embedder) -> LayerView:
     )
 
 
-def _inline(figure: object, prefix: str, label: str = '') -> Markup | None:
+def _inline(figure: Figure | None, prefix: str, label: str = '') -> Markup | None:
     if figure is None:
         return None
     return Markup(inline_svg(figure, prefix, label or captions.TITLES.get(prefix, 'AP by experts per row')))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
@@ -57,6 +58,9 @@ class _KeepsFiles:
 
 class _SafeSaving(CheckpointHook):
     """What differs: first the new file, then the note of it, then the deletion of the outdated ones."""
+
+    last_ckpt: str | None  # these two are CheckpointHook's
+    file_backend: Any
 
     def before_train(self, runner) -> None:
         """Also deletes what a killed run did not get to delete."""

@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 from collections import Counter
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -166,10 +167,10 @@ class SkipBadImagesHook(Hook):
         self._report(runner, BLANK, 'test')
 
 
-def _restart_workers(loop: object) -> None:
+def _restart_workers(loop: Any) -> None:
     """Takes back an iterator that mmengine 0.10.7's iteration-based loop made before any hook ran, with its workers."""
-    iterator = getattr(loop, 'dataloader_iterator', None)
-    loader = getattr(loop, 'dataloader', None)
+    iterator: Any = getattr(loop, 'dataloader_iterator', None)
+    loader: Any = getattr(loop, 'dataloader', None)
     if getattr(iterator, '_iterator', None) is None or not loader.num_workers:
         return
     state = torch.get_rng_state()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 from mmengine.dist import get_dist_info
 from mmengine.registry import DATA_SAMPLERS
@@ -52,7 +53,7 @@ def sampler_seed_of(loader: DataLoader) -> int | None:
 def _renew_samplers(runner: Runner, loader: DataLoader, seed: int | None) -> None:
     cfg = runner._train_dataloader
     if isinstance(cfg, DataLoader) or not isinstance(cfg.get('sampler'), dict):
-        sampler = getattr(loader.batch_sampler, 'sampler', None)
+        sampler: Any = getattr(loader.batch_sampler, 'sampler', None)
         if seed is not None and hasattr(sampler, 'seed'):
             sampler.seed = seed
         if hasattr(sampler, '_indices_of_rank') and hasattr(sampler, 'indices'):  # mmengine's InfiniteSampler
@@ -63,6 +64,7 @@ def _renew_samplers(runner: Runner, loader: DataLoader, seed: int | None) -> Non
         arguments = dict(sampler=sampler, batch_size=cfg['batch_size'])
         batches = DATA_SAMPLERS.build(copy.deepcopy(cfg['batch_sampler']), default_args=arguments)
     else:
+        assert loader.batch_size is not None  # a loader with batches of indices, see above
         batches = BatchSampler(sampler, loader.batch_size, loader.drop_last)
         object.__setattr__(loader, 'sampler', sampler)
     object.__setattr__(loader, 'batch_sampler', batches)

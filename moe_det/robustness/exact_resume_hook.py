@@ -12,7 +12,7 @@ from ..common.runner_parts import optim_wrappers, plain_model
 from ..errors import CheckpointError
 from .atomic_checkpoints import save_safely
 from .exact_resume_data import go_to_iteration, number_from, number_from_zero, place_batches, sampler_seed_of
-from .exact_resume_random import seed_of, set_generators
+from .exact_resume_random import PlacedBatches, seed_of, set_generators
 from .resume_point import check_resumable, newest_resumable
 
 KEY = 'exact_resume'  # in the checkpoint
@@ -46,7 +46,7 @@ class ExactResumeHook(Hook):
         self._resumed: dict = {}
         self._first = 0  # batch of the epoch at which the resumed run goes on
         self._validated: tuple[int, int] | None = None
-        self._placed = None
+        self._placed: PlacedBatches | None = None
         self._training = False
 
     # -- start -------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -124,7 +125,7 @@ class PlacedBatches:
     def start(self, epoch: int, skip: int = 0) -> None:
         """Prepares the next pass; its samplers hear of the epoch as mmengine tells them."""
         self.epoch, self.skip = epoch, skip
-        sampler = getattr(self.inner, 'sampler', None)
+        sampler: Any = getattr(self.inner, 'sampler', None)
         if hasattr(sampler, 'set_epoch'):
             sampler.set_epoch(epoch)
 
@@ -149,7 +150,7 @@ class PlacedBatches:
         place, position = (self.seed, 'sample', epoch), 0
         while True:
             with generators:
-                batch = next(batches, _END)
+                batch: Any = next(batches, _END)
             if batch is _END:
                 return
             first = position * self.world_size + self.rank

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from mmengine.dist import all_gather_object, all_reduce, get_rank, is_distributed
@@ -42,7 +43,7 @@ class FiniteHook(Hook):
         check_count('FiniteHook', 'max_skipped_steps', max_skipped_steps)
         self.max_skipped_steps = max_skipped_steps
         self._handles: list = []
-        self._runner = None
+        self._runner: Any = None
         self._forget()
         self._skipped = 0
 
@@ -146,10 +147,10 @@ class FiniteHook(Hook):
         state = 2 * good if overflow is None else good * (2 - overflow.to(good))
         if is_distributed():
             all_reduce(state, op='min')  # all stop together, and each can say what it saw
-        state = state.item()
-        if not state:
+        worst = int(state.item())
+        if not worst:
             self._stop(gradients)
-        return state == 2
+        return worst == 2
 
     def _stop(self, gradients: Tensor | None) -> None:
         faults = [

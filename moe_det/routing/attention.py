@@ -54,7 +54,7 @@ class AttentiveGate(Gate):
         self.to_query = nn.Linear(hidden_channels, hidden_channels, bias=False)
         self.to_key = nn.Linear(key_channels, hidden_channels, bias=False)
 
-    def forward(self, feature: Tensor, keys: Tensor) -> Tensor:
+    def forward(self, feature: Tensor, keys: Tensor | None = None) -> Tensor:
         """Logits in full precision even under autocast.
 
         Args:
@@ -63,12 +63,14 @@ class AttentiveGate(Gate):
 
         Returns:
             (R, E).
-        """
-        with torch.autocast(feature.device.type, enabled=False):
-            return self.logits(feature, keys)
 
-    def logits(self, feature: Tensor, keys: Tensor) -> Tensor:
-        hidden = self.query(feature)
-        query = F.linear(hidden, self.to_query.weight.to(hidden.dtype))
-        keys = F.linear(keys.to(hidden.dtype), self.to_key.weight.to(hidden.dtype))
-        return torch.bmm(keys, query[:, :, None])[:, :, 0] / math.sqrt(query.shape[1])
+        Raises:
+            ValueError: no keys.
+        """
+        if keys is None:
+            raise ValueError(f"{type(self).__name__} decides from the experts' features: expected keys (R, E, D)")
+        with torch.autocast(feature.device.type, enabled=False):
+            hidden = self.query(feature)
+            query = F.linear(hidden, self.to_query.weight.to(hidden.dtype))
+            keys = F.linear(keys.to(hidden.dtype), self.to_key.weight.to(hidden.dtype))
+            return torch.bmm(keys, query[:, :, None])[:, :, 0] / math.sqrt(query.shape[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -43,13 +44,13 @@ def attach_collection(model: nn.Module, optimizer_follows: Callable[[], bool] = 
     routers = list(find_routers(model).values())
     collections: list[int] = []  # of each router, before the forward
 
-    def start(module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def start(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not module.training or kwargs.get('mode') == 'loss':
             for router in routers:  # an interrupted forward must not move the next one's levels
                 router.start_step(optimizer_follows())
         collections[:] = [router.step.collections for router in routers]
 
-    def add(module: nn.Module, args: tuple, kwargs: dict, output: object) -> object:
+    def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> object:
         if not module.training or not isinstance(output, dict):
             return output
         left = [r for r, before in zip(routers, collections, strict=True) if r.step.collections == before]

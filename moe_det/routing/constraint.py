@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, ItemsView, Iterable, ValuesView
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -70,6 +71,12 @@ class Constraints(nn.ModuleDict):
     Attributes:
         asked: what they ask to know of each row; nothing else is computed or kept.
     """
+
+    if TYPE_CHECKING:  # torch's ModuleDict does not say what it holds
+
+        def __getitem__(self, key: str) -> Constraint: ...
+        def items(self) -> ItemsView[str, Constraint]: ...
+        def values(self) -> ValuesView[Constraint]: ...
 
     def __init__(self, num_experts: int, num_groups: int, slots: int) -> None:
         super().__init__()

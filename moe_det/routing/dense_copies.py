@@ -68,13 +68,15 @@ def copy_dense_to_experts(
     own = dict(experts.experts[0].state_dict())
     redrawn = _convolutions(experts.experts[0]) if redraw else frozenset()
     generator = _generator_of(experts)
-    copied, problems = [], []
+    take = part or (lambda name, value, expert: value)
+    copied: list[str] = []
+    problems: list[str] = []
     for key, name in dense.items():
         value = state_dict.pop(key)
         if name not in own:
             problems.append(f'{key}: an expert has no {name}')
             continue
-        parts = [value if part is None else part(name, value, expert) for expert in range(len(experts))]
+        parts = [take(name, value, expert) for expert in range(len(experts))]
         if own[name].shape != parts[0].shape:
             problems.append(f'{key}: shape {tuple(parts[0].shape)}, an expert has {tuple(own[name].shape)}')
             continue
@@ -91,7 +93,7 @@ def copy_dense_to_experts(
                 copy -= of_expert
             state_dict[f'{prefix}{expert}.{name}'] = copy
         if experts.slices > experts.slots:
-            of_shared = part(name, value, len(experts)).clone()
+            of_shared = take(name, value, len(experts)).clone()
             state_dict[f'{prefix.removesuffix("experts.")}shared.{name}'] = of_shared
         copied.append(key)
     experts.dense_copy = DenseCopy(tuple(copied), tuple(problems))

@@ -10,6 +10,7 @@ import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from .routing import Routing
 
 Mixture = Callable[[Tensor, Tensor, bool], Tensor]
+Experts = Sequence[Callable[..., Tensor]]  # modules, or what stands for them
 _ALIGNMENT = 16  # bytes; where a gradient starts elsewhere, an optimizer's kernels read it number by number
 
 
@@ -121,27 +123,25 @@ class Rearranged(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, rows: Tensor, indices: Tensor, back: Tensor, copies: int) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, indices: Tensor, back: Tensor, copies: int) -> Tensor:
         ctx.save_for_backward(back)
         ctx.copies = copies
         return rows.index_select(0, indices)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         gradient = gradient.index_select(0, ctx.saved_tensors[0])
         return gradient if ctx.copies == 1 else gradient.unflatten(0, (-1, ctx.copies)).sum(1), None, None, None
 
 
-def run_sorted(
-    rows: Tensor, routing: Routing, plan: LevelPlan, experts: Sequence[nn.Module], mixture: Mixture
-) -> Tensor:
+def run_sorted(rows: Tensor, routing: Routing, plan: LevelPlan, experts: Experts, mixture: Mixture) -> Tensor:
     """Runs the chosen experts of one level, each once, and mixes their outputs.
 
     Args:
         rows: (R_l, C, H, W).
         routing: holds this level's rows from ``plan.first_row`` on.
         plan: the level's plan.
-        experts: E modules.
+        experts: E of them.
         mixture: a function of :mod:`moe_det.routing.mixtures`.
 
     Returns:
@@ -158,9 +158,10 @@ def _parts_by_expert(rows: Tensor, plan: LevelPlan) -> dict[int, Tensor]:
     none = len(plan.counts) - 1
     if plan.agrees:
         return dict.fromkeys(plan.active, rows)
-    experts = plan.slices
+    experts: Sequence[int] = plan.slices
     if not experts:
         experts = [expert for expert, count in enumerate(plan.counts) if count]
+        assert plan.rows is not None  # as wherever rows are rearranged
         rows = Rearranged.apply(rows, plan.rows, plan.places, len(plan.rows) // plan.num_rows)
     # split, not one narrow per expert: the gradient of a narrow is as large as the whole
     parts = rows.split([plan.counts[expert] for expert in experts])
@@ -187,7 +188,7 @@ def _joined(outputs: dict[int, Tensor], routing: Routing, plan: LevelPlan, mixtu
     return mixture(joined.unflatten(0, log_weights.shape), log_weights, routing.sums_to_one)
 
 
-def run_dense(rows: Tensor, routing: Routing, first_row: int, experts: Sequence[nn.Module], mixture: Mixture) -> Tensor:
+def run_dense(rows: Tensor, routing: Routing, first_row: int, experts: Experts, mixture: Mixture) -> Tensor:
     """Runs every expert on every row: same result as :func:`run_sorted`, no data-dependent control flow.
 
     For export and ``torch.compile``. Costs E experts.
@@ -196,7 +197,7 @@ def run_dense(rows: Tensor, routing: Routing, first_row: int, experts: Sequence[
         rows: (R_l, C, H, W).
         routing: holds this level's rows from ``first_row`` on.
         first_row: position of the level's first row.
-        experts: E modules.
+        experts: E of them.
         mixture: a function of :mod:`moe_det.routing.mixtures`.
 
     Returns:
@@ -252,13 +253,13 @@ class _TouchIdle(torch.autograd.Function):
     """Identity that gives the parameters of idle experts a zero gradient without reading them."""
 
     @staticmethod
-    def forward(ctx, output: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, output: Tensor, *parameters: Tensor) -> Tensor:
         ctx.kinds = [(p.dtype, p.device) for p in parameters]
         ctx.shapes = [p.shape for p in parameters]
         return output.detach()  # no view in the eyes of autograd: an activation may change it in place
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         zeros: list[Tensor | None] = [None] * len(ctx.kinds)
         for kind in set(ctx.kinds):
             at = [i for i, other in enumerate(ctx.kinds) if other == kind]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +12,7 @@ from ..errors import CheckpointError
 from .attention import AttentiveGate
 from .constraint import Constraint
 from .distributed import sum_over_ranks
+from .experts import ExpertGroup
 from .gates import GAPLinearGate, Gate
 from .router import Router
 from .routing import Routing
@@ -37,6 +40,7 @@ class DistillationConstraint(SoftConstraint):
         if routing.samples is None:
             teacher = log_p.detach()
         else:
+            assert routing.samples.teacher is not None  # the router keeps what a constraint asks for
             teacher = log_probabilities(routing.samples.teacher, routing.slots)
         divergence = (teacher.exp() * (teacher - log_p)).sum(1)
         groups = torch.arange(routing.num_groups, device=log_p.device)
@@ -116,7 +120,7 @@ class DistilledGate(Gate):
             )
         return self.student(feature)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         stored = {key.removeprefix(prefix): key for key in state_dict if key.startswith(prefix)}
         parts = {name.split('.')[0] for name in stored}
         if stored and not parts & {'teacher', 'student'}:
@@ -137,8 +141,9 @@ class DistilledGate(Gate):
                 state_dict[f'{prefix}teacher.{name}'] = state_dict.pop(key)
             for name, own in self.student.state_dict().items():
                 value = state_dict.get(f'{prefix}teacher.query.{name}')
-                fits = value is not None and value.shape == own.shape and value.shape[:1] != (self.num_experts,)
-                state_dict[f'{prefix}student.{name}'] = (value if fits else own).clone()
+                if value is None or value.shape != own.shape or value.shape[:1] == (self.num_experts,):
+                    value = own
+                state_dict[f'{prefix}student.{name}'] = value.clone()
             parts = {'teacher'}
         self.has_trained_teacher = self.has_trained_teacher or 'teacher' in parts
         nn.Module._load_from_state_dict(self, state_dict, prefix, *args, **kwargs)
@@ -155,7 +160,7 @@ def finish_distillation(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, Router) and isinstance(module.gate, DistilledGate):
             module.take_gate(module.gate.student)
-        elif getattr(module, 'frozen_for_distillation', False):
+        elif isinstance(module, ExpertGroup) and module.frozen_for_distillation:
             module.unfreeze()
     return model
 

@@ -59,21 +59,21 @@ def gather_over_ranks(local: Tensor) -> tuple[Tensor, int]:
     for axis, length in enumerate(local.shape):
         shapes[rank, axis].fill_(length)  # no copy to the device that the host would wait for
     dist.all_reduce(shapes)  # a sum of one entry each: gathers in one call with every backend
-    shapes = shapes.tolist()
-    widths = {width for rows, width in shapes if rows}
+    lengths = shapes.tolist()
+    widths = {width for rows, width in lengths if rows}
     if len(widths) > 1:
         raise ValueError(f'the processes hold rows of different length: {sorted(widths)} values')
-    padded = local.new_zeros(max(rows for rows, _ in shapes), max(widths, default=local.shape[1]))
+    padded = local.new_zeros(max(rows for rows, _ in lengths), max(widths, default=local.shape[1]))
     padded[: len(local)] = local.detach() if len(local) else 0
     parts = [torch.empty_like(padded) for _ in range(num_ranks)]
     dist.all_gather(parts, padded)
-    parts = [part[:rows] for part, (rows, _) in zip(parts, shapes, strict=True)]
+    parts = [part[:rows] for part, (rows, _) in zip(parts, lengths, strict=True)]
     if local.requires_grad and len(local):
         parts[rank] = parts[rank] + num_ranks * (local - local.detach())
-    return torch.cat(parts), sum(rows for rows, _ in shapes[:rank])
+    return torch.cat(parts), sum(rows for rows, _ in lengths[:rank])
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch gives it no types
 def in_backward() -> bool:
     """True while autograd runs a backward pass, that is, when a forward is a recomputation of a checkpointed one."""
     return torch._C._current_graph_task_id() != -1

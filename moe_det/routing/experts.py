@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, MoEConfigError
 from .dense_copies import DenseCopy, copy_dense_to_experts
-from .dispatch import LevelPlan, Mixture, mix_all, run_dense, run_sorted, touch_idle
+from .dispatch import Experts, LevelPlan, Mixture, mix_all, run_dense, run_sorted, touch_idle
 from .gates import global_average
 from .mixtures import mix_linear
 from .routing import Routing
 from .rows import RowLayout
-from .shared_copies import SummedExperts, common_parts, fit_stored_form, fold_group, start_common
+from .shared_copies import SummedExpert, common_parts, fit_stored_form, fold_group, start_common
 
 if TYPE_CHECKING:
     from .router import Router
@@ -89,15 +89,17 @@ class ExpertGroup(nn.Module):
 
         With gradient; a sum is recomputed in each call.
         """
-        weights = dict(self.experts[expert].named_parameters())
+        weights: dict[str, Tensor] = dict(self.experts[expert].named_parameters())
         if self.common is None:
             return weights
         common = self.common[expert // self.copies]
         return {name: common.get_parameter(name) + difference for name, difference in weights.items()}
 
-    def runnable(self) -> Sequence[Callable[..., Tensor]]:
+    def runnable(self) -> Experts:
         """E callables that run the experts as they are; call it again in each forward."""
-        return self.experts if self.common is None else SummedExperts(self)
+        if self.common is None:
+            return list(self.experts)
+        return [SummedExpert(self, expert) for expert in range(len(self))]
 
     def start_common(self) -> None:
         """After initialisation: the first expert of each slot becomes the common part, the others its copies.
@@ -162,11 +164,12 @@ class ExpertGroup(nn.Module):
         if routing is None:
             experts = self.runnable()
             outputs = [functools.reduce(torch.add, [expert(x) for expert in experts]) for x in rows]
-        elif self.dispatch == 'dense':
-            outputs = self.run_dense(rows, routing, layout)
-        else:
-            outputs = self.run_sorted(rows, routing, layout, plan)
-        return self.with_shared(outputs, rows)
+            return self.with_shared(outputs, rows)
+        assert layout is not None  # comes with a decision
+        if self.dispatch == 'dense':
+            return self.with_shared(self.run_dense(rows, routing, layout), rows)
+        assert plan is not None  # needed by sorted dispatch
+        return self.with_shared(self.run_sorted(rows, routing, layout, plan), rows)
 
     def run_and_route(
         self, rows: Sequence[Tensor], router: Router, gate_rows: Sequence[Tensor], layout: RowLayout
@@ -203,7 +206,8 @@ class ExpertGroup(nn.Module):
             else:
                 output = features = expert(rows)
             outputs.append(output)
-            keys.append(self.pool(features) if with_keys else None)
+            if with_keys:
+                keys.append(self.pool(features))
         return torch.stack(outputs, dim=1), torch.stack(keys, dim=1) if with_keys else None
 
     def with_shared(self, outputs: list[Tensor], rows: Sequence[Tensor]) -> list[Tensor]:
@@ -240,7 +244,7 @@ class ExpertGroup(nn.Module):
                 first += x.shape[0]
         return outputs
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         pattern = re.compile(re.escape(prefix) + r'experts\.(\d+)\.')
         stored = {int(match[1]) for key in state_dict if (match := pattern.match(key))}
         if stored and len(stored) != len(self.experts):

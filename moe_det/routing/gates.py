@@ -6,9 +6,14 @@ the published gates have none.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .constraint import Constraint
 
 
 def global_average(feature: Tensor) -> Tensor:
@@ -30,7 +35,6 @@ class Gate(nn.Module):
         freezes_experts: whether the gate is fitted to experts that must not change.
     """
 
-    needs_keys: bool = False
     freezes_experts: bool = False
 
     def __init__(self, in_channels: int, num_experts: int) -> None:
@@ -38,16 +42,25 @@ class Gate(nn.Module):
         self.in_channels = in_channels
         self.num_experts = num_experts
 
-    def forward(self, feature: Tensor) -> Tensor:
-        """(R, C, H, W) -> (R, E) logits, in full precision even under autocast."""
+    @property
+    def needs_keys(self) -> bool:
+        return False
+
+    def forward(self, feature: Tensor, keys: Tensor | None = None) -> Tensor:
+        """(R, C, H, W) -> (R, E) logits, in full precision even under autocast.
+
+        Args:
+            feature: (R, C, H, W).
+            keys: (R, E, D) pooled features of every expert, for a gate that needs them.
+        """
         with torch.autocast(feature.device.type, enabled=False):
             return self.logits(feature)
 
-    def constraints(self) -> list:
+    def constraints(self) -> list[Constraint]:
         """Constraints that training the gate needs in addition to the layer's own."""
         return []
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """A plain gate takes the student of a distilled one, an attentive gate its teacher."""
         if any(key.startswith(f'{prefix}student.') for key in state_dict):
             part = 'teacher.' if self.needs_keys else 'student.'
@@ -70,7 +83,8 @@ def _linear(layer: nn.Linear, pooled: Tensor) -> Tensor:
 def _convolve(layer: nn.Conv2d, feature: Tensor) -> Tensor:
     """Applies a convolution in at least fp32; see :func:`_linear`."""
     feature = feature.to(torch.promote_types(feature.dtype, torch.float32))
-    return F.conv2d(feature, layer.weight.to(feature.dtype), layer.bias.to(feature.dtype), padding=layer.padding)
+    bias = None if layer.bias is None else layer.bias.to(feature.dtype)
+    return F.conv2d(feature, layer.weight.to(feature.dtype), bias, padding=layer.padding)
 
 
 class GAPLinearGate(Gate):

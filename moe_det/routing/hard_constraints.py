@@ -58,6 +58,7 @@ class RelativeImportanceConstraint(ThresholdConstraint):
 
     key = 'relative_importance'
     default_threshold = 0.3
+    relative: Tensor
 
     def prepare(self, num_experts: int, num_groups: int) -> None:
         self._state('relative', num_groups, num_experts)
@@ -87,6 +88,8 @@ class MeanImportanceConstraint(ThresholdConstraint):
 
     key = 'mean_importance'
     default_threshold = 0.3
+    mean: Tensor
+    steps: Tensor
 
     def prepare(self, num_experts: int, num_groups: int) -> None:
         self._state('mean', num_groups, num_experts)
@@ -124,6 +127,7 @@ class SelectionBiasConstraint(HardConstraint):
     """
 
     key = 'selection_bias'
+    bias: Tensor
 
     def __init__(self, rate: float = 1e-3) -> None:
         super().__init__()

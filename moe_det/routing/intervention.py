@@ -120,7 +120,8 @@ class Intervention:
             for expert in forced:
                 choice = torch.full_like(indices[:, slot], expert)
                 columns.append((choice, torch.full_like(log_weights[:, slot], -math.log(len(forced)))))
-        return tuple(torch.stack(column, dim=1) for column in zip(*columns, strict=True))
+        chosen, weights = zip(*columns, strict=True)
+        return torch.stack(chosen, dim=1), torch.stack(weights, dim=1)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ Shape letters: R rows, E experts, N images, L levels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class KernelMixture(ExpertGroup):
         MoEConfigError: experts with running statistics, which are not weights and cannot be mixed.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.dispatch = 'dense'  # nothing is sorted
         for name, module in self.experts[0].named_modules():
@@ -59,6 +60,7 @@ class KernelMixture(ExpertGroup):
         """As ExpertGroup does; ``plan`` is not needed."""
         if routing is None:
             return super().forward(rows, routing, layout, plan)
+        assert layout is not None  # comes with a decision
         weights = routing.dense(routing.weights, 0.0)
         counts = [len(x) for x in rows]
         if layout.unit == 'image':  # a row is an image, on all levels
@@ -89,9 +91,10 @@ class KernelMixture(ExpertGroup):
 def _call_while_tracing(module: nn.Module, weights: dict[str, Tensor], arguments: tuple[Tensor, ...]) -> Tensor:
     """As functional_call, which torch.jit.trace and so the export to ONNX refuse."""
     owners = [(module.get_submodule(name.rpartition('.')[0]), name.rpartition('.')[2]) for name in weights]
-    kept = [owner._parameters.pop(name) for owner, name in owners]
+    kept = [owner.get_parameter(name) for owner, name in owners]
     try:
         for (owner, name), value, parameter in zip(owners, weights.values(), kept, strict=True):
+            owner._parameters.pop(name)
             object.__setattr__(owner, name, value.reshape(parameter.shape))  # ONNX wants kernels of known shape
         return module(*arguments)
     finally:
@@ -130,11 +133,11 @@ class _MixWeights(torch.autograd.Function):
         return mixed.reshape(-1, *experts[0].shape)
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         weights, *experts = ctx.saved_tensors
         gradient = gradient.reshape(len(weights), -1)
         of_weights = None

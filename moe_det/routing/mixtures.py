@@ -6,6 +6,7 @@ Both mixtures take outputs (R, K, ...) and log-weights (R, K), -inf where no exp
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -90,14 +91,14 @@ class _WholeLogit(torch.autograd.Function):
     """z + log w at log w = 0, with the gradient 1 for z and 1 + exp(z) for log w. Keeps the logits alone."""
 
     @staticmethod
-    def forward(ctx, logits: Tensor, log_weight: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, log_weight: Tensor) -> Tensor:
         ctx.save_for_backward(logits)
         ctx.shape = log_weight.shape
         return logits + log_weight
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         (logits,) = ctx.saved_tensors
         slope = logits.clamp_max(_largest_odds(logits.dtype)).exp_().add_(1)
         return gradient, slope.mul_(gradient).sum_to_size(ctx.shape)
@@ -116,7 +117,7 @@ class _SingleLogit(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, log_weight: Tensor, log_rest: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, log_weight: Tensor, log_rest: Tensor) -> Tensor:
         ctx.save_for_backward(logits, log_rest)
         mixed = logits.neg()  # the only new tensor: a large one costs as much to come by as a pass over it
         torch.logaddexp(mixed, log_rest, out=mixed)
@@ -124,7 +125,7 @@ class _SingleLogit(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits, log_rest = ctx.saved_tensors
         to_rest = (logits + log_rest).sigmoid_().mul_(gradient)
         shape = log_rest.shape
@@ -141,14 +142,14 @@ class _MixedLogit(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, outputs: Tensor, log_weights: Tensor, rest: Tensor | None) -> Tensor:
+    def forward(ctx: Any, outputs: Tensor, log_weights: Tensor, rest: Tensor | None) -> Tensor:
         limit = _limit(outputs.dtype)
-        p = q = None
-        for weight, output in zip(log_weights.exp().unbind(1), outputs.unbind(1), strict=True):
-            part_q = output.clamp(-limit, limit)
-            part_p = part_q.sigmoid().mul_(weight)
-            part_q.neg_().sigmoid_().mul_(weight)
-            p, q = (part_p, part_q) if p is None else (p.add_(part_p), q.add_(part_q))
+        pairs = zip(log_weights.exp().unbind(1), outputs.unbind(1), strict=True)
+        terms = (_weighted_sigmoids(weight, output.clamp(-limit, limit)) for weight, output in pairs)
+        p, q = next(terms)
+        for part_p, part_q in terms:
+            p.add_(part_p)
+            q.add_(part_q)
         mixed = p.div_(q if rest is None else q.add_(rest)).log_()
         ctx.save_for_backward(outputs, log_weights, mixed)
         ctx.has_rest = rest is not None
@@ -156,7 +157,7 @@ class _MixedLogit(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         outputs, log_weights, mixed = ctx.saved_tensors
         limit = _limit(outputs.dtype)
         over_q = mixed.clamp(-limit, limit)  # a row without any expert has -inf
@@ -177,6 +178,11 @@ class _MixedLogit(torch.autograd.Function):
             torch.mul(p, over_both, out=to_outputs[:, k])
         to_rest = -over_q.mul_(gradient).sum_to_size(to_weights[:, 0].shape) if ctx.has_rest else None
         return to_outputs, to_weights, to_rest
+
+
+def _weighted_sigmoids(weight: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """w sigmoid(z) and w sigmoid(-z); the second takes the place of the logits."""
+    return logits.sigmoid().mul_(weight), logits.neg_().sigmoid_().mul_(weight)
 
 
 def _limit(dtype: torch.dtype) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,9 @@ class LearnedNoise(nn.Module):
         num_experts: E.
     """
 
+    seed: Tensor
+    draws: Tensor
+
     def __init__(self, in_channels: int, num_experts: int) -> None:
         super().__init__()
         self.scale = nn.Linear(in_channels, num_experts, bias=False)
@@ -38,7 +42,7 @@ class LearnedNoise(nn.Module):
         self.register_buffer('seed', torch.tensor(self._seed))
         self.register_buffer('draws', torch.tensor(0))
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._mirror()
 
@@ -66,7 +70,7 @@ class LearnedNoise(nn.Module):
         noise = torch.cat([part.reshape(-1, experts) for part in parts])
         return noise.to(device=like.device, dtype=like.dtype, non_blocking=True)
 
-    def deviation(self, rows: list[Tensor], layout: RowLayout) -> Tensor:
+    def deviation(self, rows: Sequence[Tensor], layout: RowLayout) -> Tensor:
         """(R, E) standard deviation of each logit's noise."""
         with torch.autocast(rows[0].device.type, enabled=False):
             pooled = pooled_rows(rows, layout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,9 @@ class RoutingRecord:
     map_sizes: dict[int, tuple[int, int]]
 
 
+RecorderT = TypeVar('RecorderT', bound='Recorder')
+
+
 class Recorder:
     """Observes every router of a model: from start to stop, or as a context manager.
 
@@ -51,7 +55,7 @@ class Recorder:
         self.routers = find_routers(model)
         self._handles: list[RemovableHandle] = []
 
-    def start(self):
+    def start(self: RecorderT) -> RecorderT:
         """Starts recording; returns the recorder."""
         for name, router in self.routers.items():
             self._handles.append(router.decided.observe(functools.partial(self.receive, name)))
@@ -62,10 +66,10 @@ class Recorder:
         for handle in self._handles:
             handle.remove()
 
-    def __enter__(self):
+    def __enter__(self: RecorderT) -> RecorderT:
         return self.start()
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.stop()
 
     def receive(self, layer: str, routing: Routing, layout: RowLayout) -> None:

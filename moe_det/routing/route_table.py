@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -57,7 +59,7 @@ class RouteTable:
         other.__dict__.update(self.__dict__, _decisions=np.asarray(rows), _queue=None)
         return other
 
-    def start_batch(self, image_ids) -> None:
+    def start_batch(self, image_ids: Iterable[int]) -> None:
         """Names the images of the next forward, in order.
 
         Raises:

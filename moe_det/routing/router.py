@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,8 @@ class Router(nn.Module):
     Raises:
         ValueError: two constraints of one kind, an unknown weighting, or slots or a weighting that K does not fit.
     """
+
+    experts_and_k: Tensor
 
     def __init__(
         self,
@@ -171,7 +173,7 @@ class Router(nn.Module):
     def _annealed(self, logits: Tensor, noise: Tensor | None, rows: Sequence[Tensor], layout: RowLayout) -> Tensor:
         """The logits that decide in training."""
         factor, temperature = self.annealing.noise, self.annealing.temperature
-        if noise is not None:
+        if noise is not None and self.noise is not None:
             noise = noise * self.noise.deviation(rows, layout)
             logits = logits + (noise if factor == 1 else noise * factor)
         return logits if temperature == 1 else logits / temperature
@@ -207,9 +209,10 @@ class Router(nn.Module):
         if not self._collects and noise is None:
             return routing
         routing.samples = RowSamples.take(self.constraints.asked, rows, layout)
-        if TEACHER in self.constraints.asked:
+        if routing.samples is not None and TEACHER in self.constraints.asked:
+            distilled: Any = self.gate
             with torch.no_grad():
-                routing.samples.teacher = self.gate_logits(rows, layout, keys, self.gate.teacher)
+                routing.samples.teacher = self.gate_logits(rows, layout, keys, distilled.teacher)
         shapes = tuple(x.shape for x in rows)
         refusal = uncollected(self.label, self.constraints.values())
         self.step.keep(Call(routing if self._collects else None, groups, shapes, allowed, noise, leaf, refusal))
@@ -300,16 +303,16 @@ class Router(nn.Module):
         self.gate = gate
         self.constraints.add(gate.constraints())
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, 'intervention': None}
 
-    def _apply(self, *args, **kwargs) -> Router:
+    def _apply(self, *args: Any, **kwargs: Any) -> Router:
         """Moves or converts the module, as ``cuda()`` and ``to()`` do; rows of an unfinished step stay behind."""
         super()._apply(*args, **kwargs)
         self.step.move(self.experts_and_k.device)
         return self
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         check_stored_router(state_dict, prefix, self)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

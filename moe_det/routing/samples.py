@@ -62,13 +62,15 @@ class RowSamples:
     @staticmethod
     def concatenate(parts: Sequence[RowSamples | None]) -> RowSamples | None:
         """Joins the samples of the calls of one step, whose images are the same."""
-        if any(part is None for part in parts):
+        kept = [part for part in parts if part is not None]
+        if len(kept) < len(parts):
             return None
-        joined = {
-            name: None if getattr(parts[0], name) is None else torch.cat([getattr(part, name) for part in parts])
-            for name in ('images', 'features', 'teacher')
-        }
-        return RowSamples(num_images=max(part.num_images for part in parts), **joined)
+        return RowSamples(
+            images=torch.cat([part.images for part in kept]),
+            num_images=max(part.num_images for part in kept),
+            features=_joined([part.features for part in kept]),
+            teacher=_joined([part.teacher for part in kept]),
+        )
 
     def points(self, kind: str) -> tuple[Tensor, Tensor]:
         """The values by which rows are told apart.
@@ -82,7 +84,7 @@ class RowSamples:
         Raises:
             ValueError: nothing was supplied, or for another number of images or rows.
         """
-        if kind == FEATURES:
+        if kind == FEATURES and self.features is not None:
             return self.features, torch.arange(len(self.features), device=self.features.device)
         if kind not in self.supplied:
             raise ValueError(
@@ -96,3 +98,9 @@ class RowSamples:
             raise ValueError(f'{kind!r} were supplied for {len(values)} images, the rows come from {self.num_images}')
         index = torch.arange(len(values), device=values.device) if per_row else self.images
         return values.detach().flatten(1), index
+
+
+def _joined(values: Sequence[Tensor | None]) -> Tensor | None:
+    """One tensor of all calls' rows; None where a kind was not asked for."""
+    kept = [value for value in values if value is not None]
+    return torch.cat(kept) if kept else None

@@ -10,54 +10,36 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 if TYPE_CHECKING:
     from .experts import ExpertGroup
 
 
 class SummedExpert:
-    """An expert that is called with other weights than its module holds.
-
-    Args:
-        expert: the module; its buffers and hooks are used.
-        weights: name of a parameter -> the tensor in its place.
-    """
-
-    def __init__(self, expert: nn.Module, weights: Mapping[str, Tensor]) -> None:
-        self.expert = expert
-        self.weights = weights
-        self.gives_features = getattr(expert, 'gives_features', False)
-
-    def __call__(self, rows: Tensor, **kwargs) -> Tensor | tuple[Tensor, Tensor]:
-        """As the module's forward."""
-        return torch.func.functional_call(self.expert, self.weights, (rows,), kwargs)
-
-
-class SummedExperts(Sequence):
-    """The experts of a group with a common part, each summed on first use.
+    """An expert of a group with a common part; the sums are computed when it is first called.
 
     Args:
         group: the group; its weights must not change while this is in use.
+        number: of the expert, whose buffers and hooks are used.
     """
 
-    def __init__(self, group: ExpertGroup) -> None:
+    def __init__(self, group: ExpertGroup, number: int) -> None:
         self._group = group
-        self._summed: dict[int, SummedExpert] = {}
+        self._number = number
+        self._weights: dict[str, Tensor] | None = None
+        self.gives_features = getattr(group.experts[number], 'gives_features', False)
 
-    def __len__(self) -> int:
-        return len(self._group)
-
-    def __getitem__(self, expert: int) -> SummedExpert:
-        if not 0 <= expert < len(self):
-            raise IndexError(expert)
-        if expert not in self._summed:
-            self._summed[expert] = SummedExpert(self._group.experts[expert], self._group.weights_of(expert))
-        return self._summed[expert]
+    def __call__(self, rows: Tensor, **kwargs: Any) -> Any:
+        """As the module's forward."""
+        if self._weights is None:
+            self._weights = self._group.weights_of(self._number)
+        return torch.func.functional_call(self._group.experts[self._number], self._weights, (rows,), kwargs)
 
 
 def common_parts(experts: Sequence[nn.Module], slots: int) -> nn.ModuleList:
@@ -66,7 +48,7 @@ def common_parts(experts: Sequence[nn.Module], slots: int) -> nn.ModuleList:
     for module in parts.modules():
         for name in module._buffers:
             module._buffers[name] = None
-        if hasattr(module, 'track_running_stats'):
+        if isinstance(module, _NormBase):
             module.track_running_stats = False  # else a norm that is loaded expects them
     with torch.no_grad():
         for parameter in parts.parameters():
@@ -80,7 +62,7 @@ def start_common(group: ExpertGroup) -> None:
 
     The noise is ``group.copy_noise`` times a parameter's own standard deviation, as for copies of a dense branch.
     """
-    for slot, common in enumerate(group.common):
+    for slot, common in enumerate(group.common or ()):
         first = slot * group.copies
         for name, parameter in common.named_parameters():
             parameter.copy_(group.experts[first].get_parameter(name))
@@ -119,8 +101,8 @@ def fit_stored_form(state_dict: dict[str, Tensor], prefix: str, group: ExpertGro
 
 def _fold_stored(state_dict: dict[str, Tensor], prefix: str, copies: int) -> None:
     pattern = re.compile(re.escape(prefix) + r'common\.(\d+)\.(.+)')
-    for key in [key for key in state_dict if pattern.match(key)]:
-        slot, name = pattern.match(key).groups()
+    for key, match in [(key, match) for key in state_dict if (match := pattern.match(key))]:
+        slot, name = match.groups()
         common, first = state_dict.pop(key), int(slot) * copies
         for expert in range(first, first + copies):
             own = f'{prefix}experts.{expert}.{name}'
@@ -129,7 +111,7 @@ def _fold_stored(state_dict: dict[str, Tensor], prefix: str, copies: int) -> Non
 
 
 def _split_stored(state_dict: dict[str, Tensor], prefix: str, group: ExpertGroup) -> None:
-    for slot, part in enumerate(group.common):
+    for slot, part in enumerate(group.common or ()):
         experts = range(slot * group.copies, (slot + 1) * group.copies)
         for name, _ in part.named_parameters():
             keys = [f'{prefix}experts.{expert}.{name}' for expert in experts]

@@ -57,6 +57,7 @@ class SampleSimilarityConstraint(SoftConstraint):
 
     key = 'similarity'
     default_weight = 1.0
+    samples: str
 
     def __init__(
         self,

@@ -59,7 +59,9 @@ class Call:
 
     def watch_backward(self) -> None:
         """Lets the backward pass through the weights check that."""
-        if self.refusal is None or self.leaf is not None or not self.routing.log_weights.requires_grad:
+        if self.routing is None or self.refusal is None or self.leaf is not None:
+            return
+        if not self.routing.log_weights.requires_grad:
             return
         itself = weakref.ref(self)  # the graph that the call holds must not hold the call
 
@@ -175,7 +177,7 @@ def joined(calls: Sequence[Call], supplied: dict[str, tuple[Tensor, bool]]) -> R
     """All rows of a step, which is collected by that."""
     for call in calls:
         call.collected = True
-    routing = Routing.concatenate([call.routing for call in calls])
+    routing = Routing.concatenate([call.routing for call in calls if call.routing is not None])
     if routing.samples is not None:
         routing.samples.supplied = supplied
     return routing

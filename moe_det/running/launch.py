@@ -182,8 +182,9 @@ def _say_what_next(config: str, work_dir: str, again: list[str]) -> None:
     kept += [f'{short_path(last)} (last)'] if last else []
     say(f'\nTraining is done. Logs and checkpoints: {short_path(work_dir)}')
     say(f'Checkpoints: {", ".join(kept) or "none was saved (default_hooks.checkpoint)"}')
-    if kept:
-        say(f'Test it with:\n    {command("test", os.fspath(config), short_path(best or last), *again)}')
+    newest = best or last
+    if newest:
+        say(f'Test it with:\n    {command("test", os.fspath(config), short_path(newest), *again)}')
 
 
 def test(

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 from mmengine.config import Config
@@ -47,7 +48,7 @@ def prepare_ranks(cfg: Config) -> None:
         settings['backend'] = 'gloo'
     cfg.merge_from_dict({'env_cfg.dist_cfg': settings})
     if not dist.is_initialized():
-        limit = dict(timeout=timedelta(seconds=settings['timeout'])) if settings.get('timeout') else {}
+        limit: dict[str, Any] = dict(timeout=timedelta(seconds=settings['timeout'])) if settings.get('timeout') else {}
         dist.init_process_group(settings['backend'], **limit)
     if cfg.get('model_wrapper_cfg') is None:
         # mmengine gives DDP this rank's GPU; modules on a CPU need none given

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
+from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
@@ -38,7 +39,7 @@ def enable_tta(cfg: Config) -> None:
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
 
 
-def _flip_pipeline(pipeline: object, where: str) -> list:
+def _flip_pipeline(pipeline: Any, where: str) -> list:
     last = pipeline[-1] if pipeline else {}
     name = _name(last)
     if name != 'PackDetInputs':
@@ -56,10 +57,10 @@ def _flip_pipeline(pipeline: object, where: str) -> list:
 def _fitted(pipeline: list, dataset: dict, where: str) -> list:
     """The config's own augmentations, with the sizes of their images fitted to the test pipeline's."""
     wanted = next((_size(step) for step in _steps(dataset.get('pipeline')) if _size(step)), None)
-    resizes = [step for step in _steps(pipeline) if _size(step)]
-    sizes = [_size(step) for step in resizes]
+    sized = [(step, size) for step in _steps(pipeline) if (size := _size(step)) is not None]
+    resizes, sizes = [step for step, _ in sized], [size for _, size in sized]
     # with keep_ratio a size is that of the longer and the shorter side, in any order
-    if not sizes or (wanted is not None and sorted(wanted) in map(sorted, sizes)):
+    if not sizes or (wanted is not None and sorted(wanted) in [sorted(size) for size in sizes]):
         return pipeline
     given = ', '.join(map(str, sizes))
     if wanted is None:
@@ -97,5 +98,5 @@ def _size(step: dict) -> tuple[int, int] | None:
     """(width, height) that a transform resizes to; None for one that does not, or by a factor."""
     scale = step.get('scale') if _name(step) == 'Resize' else None
     if isinstance(scale, (tuple, list)) and len(scale) == 2:
-        return tuple(scale)
+        return scale[0], scale[1]
     return (scale, scale) if isinstance(scale, int) else None

@@ -10,7 +10,8 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 from urllib.error import URLError
 
 from mmengine.registry import Registry
@@ -80,7 +81,7 @@ def _unregistered_name(error: KeyError) -> str | None:
 
     from .. import registry as moe_registry
 
-    known = set()
+    known: set[str] = set()
     for module in (mmdet_registry, moe_registry):
         for registry in vars(module).values():
             if isinstance(registry, Registry) and registry.name == kind:
@@ -103,7 +104,8 @@ def _misfit(error: TypeError) -> str | None:
         return None
     match = _UNEXPECTED_KEYWORD.search(str(error))
     if match is not None and match[1] in settings:  # else code passed that keyword, not the config
-        known = {name for cls in built.__mro__ for name in inspect.signature(cls.__init__).parameters} - {'self'}
+        classes: Sequence[Any] = built.__mro__
+        known = {name for cls in classes for name in inspect.signature(cls.__init__).parameters} - {'self'}
         hint = near(match[1], known)
         return f"the config gives type='{built.__name__}' the key {match[1]!r}, which it does not take.{hint}"
     match = _MISSING_KEYWORD.search(str(error))

@@ -116,6 +116,7 @@ def analyse_checkpoint(
     question = json.loads(json.dumps(question, default=str))
     probe = Probe(model, conditions, grids)
     findings = _probe(probe, batches, ground_truth, folder / 'findings', question, share, 'images', everywhere=True)
+    assert findings is not None  # everywhere
     counts = np.bincount(ground_truth.objects.image_ids, minlength=len(ground_truth.image_ids))
     donors = swap_donors(findings, infos, counts, settings.swaps, settings.seed, groups)
     swapped = None

@@ -88,7 +88,9 @@ def _without_experts(cfg: Config, folder: Path) -> Config:
 
 def _cost(cfg: Config) -> int:
     """Multiply-adds of a config's model that run for one image."""
-    return model_cost(cfg.model, IMAGE).parts[WHOLE].active_macs
+    macs = model_cost(cfg.model, IMAGE).parts[WHOLE].active_macs
+    assert macs is not None  # RetinaNets can be counted
+    return macs
 
 
 def _stored(path: Path, fingerprint: str) -> dict | None:
@@ -128,9 +130,10 @@ class _Run:
     def train(self) -> None:
         """Trains, unless the same config was trained here before; continues an interrupted training."""
         record, fingerprint = self.folder / 'trained.json', self.fingerprint
-        self.trained = _stored(record, fingerprint)
-        if self.trained is not None:
-            say(f'2/4 training, {self.name}: already done, {self.trained["checkpoint"]}')
+        stored = _stored(record, fingerprint)
+        if stored is not None:
+            self.trained = stored
+            say(f'2/4 training, {self.name}: already done, {stored["checkpoint"]}')
             return
         started = self.folder / 'started.txt'
         same_run = started.is_file() and started.read_text(encoding='utf-8') == fingerprint

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
+from mmengine.model import BaseModel
 from torch import nn
 
 from ..analysis.coco_json import read_json
@@ -65,13 +66,16 @@ def draw_routing(
         MoEDetError: the config, the checkpoint, the image or the annotations cannot be used.
     """
     cfg = load_config(config, cfg_options, data_root)
+    truths: Boxes | None = None
     if image_id is not None:
         ann_file = annotation_file(cfg)
         image, truths = _annotated(ann_file, image_id, _image_folder(cfg))
+    elif image is None:
+        raise MoEConfigError('expected an image file or image_id')
     elif not os.path.isfile(image):
         raise DataError(f'the image {image} does not exist (looked for {os.path.abspath(image)})')
-    else:
-        truths = None if ann_file is None else _annotated(ann_file, Path(image))[1]
+    elif ann_file is not None:
+        truths = _annotated(ann_file, Path(image))[1]
     target = Path(out if out is not None else f'{Path(image).stem}_routing.png')
     if target.suffix.lower() not in SUFFIXES:
         raise MoEConfigError(f'--out {target}: expected a name that ends in {", ".join(SUFFIXES)}')
@@ -97,7 +101,7 @@ def draw_routing(
 
 @torch.no_grad()
 def route_image(
-    model: nn.Module, cfg: Config, path: str, *, score_thr: float = 0.3, truths: Boxes | None = None
+    model: BaseModel, cfg: Config, path: str, *, score_thr: float = 0.3, truths: Boxes | None = None
 ) -> RoutedPicture:
     """Runs the test pipeline and the detector on one image.
 

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import mmdet
 import numpy as np
 import torch
 from mmengine.config import Config
-from torch import nn
+from mmengine.model import BaseModel
 from tqdm import tqdm
 
 from ..analysis.comparison import RunResult, compare, comparison_dict, comparison_markdown
@@ -201,11 +201,12 @@ def _first_image(batches: TestBatches) -> dict:
 
 
 @torch.no_grad()
-def _average_precision(model: nn.Module, batches: TestBatches, annotations: str) -> dict[str, float | None]:
+def _average_precision(model: BaseModel, batches: TestBatches, annotations: str) -> dict[str, float | None]:
     category_ids = getattr(batches.dataset, 'cat_ids', None)
     if not category_ids:
         raise DataError('the test set is not a CocoDataset: average precision by size needs COCO categories and areas')
-    image_ids, tables = [], []
+    image_ids: list[Hashable] = []
+    tables = []
     for ids, batch in tqdm(batches, desc='images', unit='batch', disable=None):
         results = [sample.pred_instances for sample in model.test_step(batch)]
         tables.append(detection_table(results, range(len(image_ids), len(image_ids) + len(ids))))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..common.console import say
 from ..common.software import cores
 from ..datasets.shapes import ShapesSettings, make_shapes
 
 
-def make_shapes_data(out: str, *, workers: int | None = None, overwrite: bool = False, **settings: float) -> None:
+def make_shapes_data(out: str, *, workers: int | None = None, overwrite: bool = False, **settings: Any) -> None:
     """Makes a data set of shapes unless it is there.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from numbers import Real
+from typing import Any
 
 from ..common.checkpoints import check_checkpoint, file_sha256
 from ..common.console import say, write_result
@@ -79,7 +80,12 @@ def sweep_top_k(
             with intervene(model, with_top_k(model, k).interventions):
                 metrics = runner.test()
             results.append({'top_k': k, 'trained': own, 'metrics': _numbers(metrics)})
-    found = {'config': str(config), 'checkpoint': str(checkpoint), 'sha256': file_sha256(path), 'trained': trained}
+    found: dict[str, Any] = {
+        'config': str(config),
+        'checkpoint': str(checkpoint),
+        'sha256': file_sha256(path),
+        'trained': trained,
+    }
     found['results'] = results
     write_result('--json', json_file, found)
     say(sweep_table(found))

@@ -88,7 +88,15 @@ def test_planted_stack_passes(planted):
     stack.check_packages()
 
 
-@pytest.mark.parametrize('versions', [dict(mmcv='1.7.2', mmdet='2.28.2'), dict(mmdet='2.28.2'), dict(mmengine='0.6.0')])
+@pytest.mark.parametrize(
+    'versions',
+    [
+        dict(mmcv='1.7.2', mmdet='2.28.2'),
+        dict(mmdet='2.28.2'),
+        dict(mmengine='0.6.0'),
+        dict(mmdet='unknown'),  # a version without a number
+    ],
+)
 def test_older_packages_are_named(planted, versions):
     planted(**versions)
     with pytest.raises(StackError) as caught:

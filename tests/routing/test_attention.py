@@ -180,6 +180,8 @@ def test_the_query_network_is_any_gate_with_h_outputs():
         AttentiveGate(3, 4, key_channels=2, hidden_channels=7, query=GAPLinearGate(3, 4))
     with pytest.raises(ValueError, match='hidden_channels=0'):
         AttentiveGate(3, 4, key_channels=2, hidden_channels=0)
+    with pytest.raises(ValueError, match='expected keys'):
+        gate(feature)
 
 
 def test_logits_have_full_precision():

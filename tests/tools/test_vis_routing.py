@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 from small_files import checkpoint, moe_config, plant_varied
 
+from moe_det.errors import MoEConfigError
 from moe_det.routing import RoutingRecorder
 from moe_det.running.launch import load_config
 from moe_det.running.trained_model import load_trained_model, test_batches
 from moe_det.studies import image_routing
-from moe_det.studies.image_routing import route_image
+from moe_det.studies.image_routing import draw_routing, route_image
 
 pytestmark = pytest.mark.usefixtures('in_tmp_path')  # runs write into the current folder
 TOOL = 'analysis_tools/vis_routing.py'
@@ -237,3 +238,9 @@ def only_label_one(model) -> None:
         if isinstance(layer, torch.nn.Conv2d) and layer.out_channels == 2 * 9:  # classes x anchors
             layer.weight.zero_()
             layer.bias.copy_(torch.tensor([-20.0, 3.0]).repeat(9))
+
+
+def test_the_function_needs_an_image_or_an_id(trained):
+    config, weights = map(str, trained)
+    with pytest.raises(MoEConfigError, match='expected an image file or image_id'):
+        draw_routing(config, weights)

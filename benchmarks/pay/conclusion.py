@@ -31,7 +31,7 @@ def _capacity(rows: dict[str, dict], baseline: dict) -> str:
     seeds = 'one seed' if found.pairs == 1 else f'{found.pairs} seeds'
     cost = rows[TWICE]['multiply_adds_over_dense']
     best = max((one.mean for _, one in _mixtures(rows, baseline)), default=found.mean)
-    wider = ' Who can pay that gains more by width than by experts.' if found.mean > best else ''
+    wider = ' If you can afford that, width gains more than experts do.' if found.mean > best else ''
     return (
         f'Capacity {binds}: a head of twice the width has {found.mean:+.1f} AP ({seeds}) at {cost:.2f} of the '
         f'multiply-adds.{wider}'
@@ -87,7 +87,9 @@ def _differs(rows: dict[str, dict], baseline: dict) -> str:
             'the swap in three seeds.'
         )
     loss, name, gain = max(good)
-    return f'AP and experts that differ, both: "{name}" has {gain:+.1f} AP and loses {loss:.1f} under the swap.'
+    return (
+        f'Both AP and experts that differ: "{name}" gains {gain:+.1f} AP and loses {loss:.1f} when images swap routes.'
+    )
 
 
 def _ended(rows: dict[str, dict], baseline: dict) -> list[str]:
@@ -95,14 +97,14 @@ def _ended(rows: dict[str, dict], baseline: dict) -> list[str]:
     more = against(baseline, rows['dense'], 'AP') if 'dense' in rows else None
     if more is None or more.mean < STILL_LEARNING:
         return []
-    text = f'Going on at the rate of the start brought the detector without experts {more.mean:+.1f} AP'
+    text = f'Training on at the initial learning rate gave the detector without experts {more.mean:+.1f} AP'
     again = against(rows[AGAIN], baseline, 'AP') if AGAIN in rows else None
     if again is None:
-        return [f'{text}; a mixture that is better may only learn faster.']
-    text += f', and going on once more {again.mean:+.1f}.'
+        return [f'{text}; a better mixture may merely learn faster.']
+    text += f', and doing so once more {again.mean:+.1f}.'
     for row in rows.values():
         if not row['control'] and ROWS[row['name']].against == AGAIN:
             found = against(row, rows[AGAIN], 'AP')
             seeds = 'one seed' if found.pairs == 1 else f'standard error {found.error:.2f}, {found.pairs} seeds'
-            text += f' Then "{row["name"]}" is {found.mean:+.1f} AP from it ({seeds}).'
+            text += f' "{row["name"]}" then differs from it by {found.mean:+.1f} AP ({seeds}).'
     return [text]

@@ -81,7 +81,7 @@ def test_a_mixture_pays_at_equal_cost_by_a_point_and_two_standard_errors(mixture
 @pytest.mark.parametrize(('swap', 'differ'), [(-0.012, True), (-0.008, False)])
 def test_experts_differ_when_every_seed_loses_under_the_swap(swap, differ):
     text = said(row(BASELINE, BASE), row(MIXTURE, [0.70, 0.71, 0.72], swap=swap))
-    assert ('experts that differ, both' in text) is differ
+    assert ('Both AP and experts that differ' in text) is differ
 
 
 def test_capacity_binds_when_twice_the_width_is_better():
@@ -92,13 +92,13 @@ def test_capacity_binds_when_twice_the_width_is_better():
 
 def test_a_control_that_still_learns_is_named():
     still = row('dense', [0.69, 0.70, 0.71]), row(BASELINE, BASE)
-    assert 'without experts +1.0 AP; a mixture that is better may only learn faster.' in said(*still)
+    assert 'without experts +1.0 AP; a better mixture may merely learn faster.' in said(*still)
     longer = [row(AGAIN, [0.705, 0.71, 0.725]), row('kernels, image, 8 copies, again', [0.715, 0.73, 0.735])]
     text = said(*still, *longer)
-    assert 'without experts +1.0 AP, and going on once more +0.3.' in text
-    assert 'Then "kernels, image, 8 copies, again" is +1.3 AP from it (standard error 0.33, 3 seeds).' in text
+    assert 'without experts +1.0 AP, and doing so once more +0.3.' in text
+    assert '"kernels, image, 8 copies, again" then differs from it by +1.3 AP (standard error 0.33, 3 seeds).' in text
     assert 'Whether a mixture pays is open' in text  # what was trained for longer has another control
-    assert 'only learn faster' not in said(row('dense', [0.697, 0.707, 0.717]), row(BASELINE, BASE))
+    assert 'merely learn faster' not in said(row('dense', [0.697, 0.707, 0.717]), row(BASELINE, BASE))
 
 
 def test_the_page_holds_every_row_the_lost_ones_too():

@@ -83,7 +83,7 @@ def place(tmp_path_factory) -> Path:
 
 
 def layer_of(tool, place: Path, out: Path) -> dict:
-    few = ['--permutations', '500', '--bootstrap', '100', '--swaps', '1', '--resamples', '20', '--no-figures']
+    few = ['--permutations', '500', '--bootstrap', '100', '--swaps', '1', '--resamples', '50', '--no-figures']
     where = ['--out-dir', str(out), '--device', 'cpu', '--area-ranges', '30', '50', '--no-forcing']
     assert tool(TOOL).main([str(place / 'deformable.py'), str(place / 'planted.pth'), *where, *few]) == 0
     (layer,) = json.loads((out / 'size_specialization.json').read_text())['layers']

@@ -5,19 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from .errors import MoEConfigError, unknown_name
 
 
 def is_integer(value: object, minimum: int) -> TypeGuard[int]:
     """Whether a value is an integer >= ``minimum``; True and False are none."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= minimum
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        return False
+    number: Any = value  # which numbers.Integral does not let be compared with int
+    return bool(number >= minimum)
 
 
 def is_number(value: object, minimum: float = -math.inf) -> TypeGuard[float]:
     """Whether a value is a finite number >= ``minimum``; True and False are none."""
-    return isinstance(value, Real) and not isinstance(value, bool) and minimum <= value < math.inf and value > -math.inf
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    number: Any = value  # which numbers.Real does not let be compared with floats
+    return bool(minimum <= number < math.inf and number > -math.inf)
 
 
 def checked_number(key: str, value: object, minimum: float = 0.0) -> float:

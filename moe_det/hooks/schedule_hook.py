@@ -107,7 +107,7 @@ class MoEScheduleHook(Hook):
         for key in self.schedules:
             self._set(key, getattr(Annealing, key))
 
-    def _set(self, key: str, value: float | None) -> None:
+    def _set(self, key: str, value: Any) -> None:
         for router in self._routers[key]:
             router.annealing = replace(router.annealing, **{key: value})
 

@@ -63,7 +63,7 @@ class Places:
         return np.full(len(self.images), NO_ROW)
 
 
-def centres(truths: Sequence[Truth], samples: list, inputs: Tensor) -> Places:
+def centres(truths: Sequence[Truth], samples: Sequence, inputs: Tensor) -> Places:
     """Centres of the ground truths, at level 0."""
     height, width = inputs.shape[-2:]
     numbers, y, x = [], [], []
@@ -109,6 +109,7 @@ class RowTable:
 
     def numbered_rows(self, places: Places) -> np.ndarray:
         """(n,) row of the query or region at each place, where each has a row, as patches have, on one level."""
+        assert places.numbers is not None  # of queries or regions
         return self._found(places.images, places.numbers.clamp_max(0), places.numbers.clamp_min(0))
 
     def _found(self, images: Tensor, levels: Tensor, patches: Tensor) -> np.ndarray:

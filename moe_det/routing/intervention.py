@@ -150,5 +150,5 @@ def intervene(model: nn.Module, interventions: Mapping[str, Intervention]) -> It
             routers[layer].intervention = intervention
         yield
     finally:
-        for layer, intervention in before.items():
-            routers[layer].intervention = intervention
+        for layer, earlier in before.items():
+            routers[layer].intervention = earlier

@@ -308,7 +308,7 @@ class Router(nn.Module):
 
     def _apply(self, *args: Any, **kwargs: Any) -> Router:
         """Moves or converts the module, as ``cuda()`` and ``to()`` do; rows of an unfinished step stay behind."""
-        super()._apply(*args, **kwargs)
+        nn.Module._apply(self, *args, **kwargs)
         self.step.move(self.experts_and_k.device)
         return self
 

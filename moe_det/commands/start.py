@@ -43,14 +43,17 @@ def run(work: str | Callable, unexpected: int | None = None, **arguments: Any) -
         return 2
 
     def call() -> int:
-        function: str | Callable[..., object] = work
-        if isinstance(function, str):
-            module, _, name = function.partition(':')
-            function = getattr(importlib.import_module(module), name)
-        result = function(**arguments)
+        result = _imported(work)(**arguments)
         return result if isinstance(result, int) else 0
 
     return run_main(call)
+
+
+def _imported(work: str | Callable[..., object]) -> Callable[..., object]:
+    if not isinstance(work, str):
+        return work
+    module, _, name = work.partition(':')
+    return getattr(importlib.import_module(module), name)
 
 
 def main_of(

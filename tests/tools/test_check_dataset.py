@@ -250,7 +250,7 @@ def test_one_annotation_file_without_and_with_its_images(tool, data, capsys):
         (['{json}', '--cfg-options', 'a=1'], '--cfg-options'),
         (['{config}'], 'data folder'),
         (['{config}', '--images', 'x'], '--images x'),
-        (['{json}', '--json', '/no/such/folder/r.json'], '/no/such/folder/r.json'),
+        (['{json}', '--json', '{json}/r.json'], 'train.json/r.json: cannot be written'),  # below a file
     ],
 )
 def test_what_cannot_be_checked_is_status_2_with_one_message(tool, data, config, capsys, arguments, words):

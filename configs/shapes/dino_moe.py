@@ -1,6 +1,5 @@
-# A small DINO (R18 of 16 base channels, one encoder and two decoder layers) with experts for its object queries, for
-# shapes of 128 pixels
-# that it sees at 64:
+# A small DINO (R18 of 16 base channels, one encoder and two decoder layers) with experts for its object queries and for
+# the encoder's tokens, for shapes of 128 pixels that are resized to 64:
 #   python tools/misc/make_shapes.py data/shapes128 --train 1600 --val 400 --size 128
 # docs/detectors.md says what it learnt.
 _base_ = './retinanet_dense.py'
@@ -21,12 +20,13 @@ model = dict(
     detector='DINO',
     experts=[
         dict(
-            modules='decoder.layers.*.ffn',
+            modules=modules,
             type='MoEFFN',
             num_experts=4,
             top_k=1,
             constraint=dict(type='KLConstraint', weight=0.05),
         )
+        for modules in ('decoder.layers.*.ffn', 'encoder.layers.*.ffn')
     ],
     num_queries=20,
     with_box_refine=True,
@@ -113,7 +113,6 @@ test_evaluator = val_evaluator
 optim_wrapper = dict(optimizer=dict(lr=5e-4), clip_grad=dict(max_norm=0.5, norm_type=2))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=30),
-    dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=3, convert_to_iter_based=True, eta_min=5e-6),
+    dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=12, convert_to_iter_based=True, eta_min=5e-6),
 ]
-train_cfg = dict(max_epochs=3, val_interval=3)
-default_hooks = dict(checkpoint=dict(by_epoch=False, interval=50, max_keep_ckpts=-1))
+train_cfg = dict(max_epochs=12, val_interval=4)

@@ -1,7 +1,7 @@
 # A small DINO (R18 of 16 base channels, one encoder and two decoder layers) with experts for its object queries and for
 # the encoder's tokens, for shapes of 128 pixels that are resized to 64:
 #   python tools/misc/make_shapes.py data/shapes128 --train 1600 --val 400 --size 128
-# docs/detectors.md says what it learnt.
+# docs/detectors.md has its results.
 _base_ = './retinanet_dense.py'
 
 data_root = 'data/shapes128/'

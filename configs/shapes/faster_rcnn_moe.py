@@ -1,5 +1,5 @@
 # A small Faster R-CNN (R18 of 16 base channels) with experts in the convolution of its region proposals and, one
-# decision per region of interest, in its box head, for the shapes of dino_moe.py. docs/detectors.md says what it learnt.
+# decision per region of interest, in its box head, for the shapes of dino_moe.py. docs/detectors.md has its results.
 _base_ = './dino_moe.py'
 
 _anchors = dict(type='AnchorGenerator', scales=[1], ratios=[1.0], strides=[8, 16, 32])

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 def global_average(feature: Tensor) -> Tensor:
     """(R, C, H, W) -> (R, C) spatial mean, accumulated in at least fp32."""
-    total = feature.sum(dim=(2, 3), dtype=torch.promote_types(feature.dtype, torch.float32))
+    dtype = torch.promote_types(feature.dtype, torch.float32)
+    if feature.shape[2] == feature.shape[3] == 1:  # tokens and regions, of which there are many: nothing to sum
+        return feature[:, :, 0, 0].to(dtype)
+    total = feature.sum(dim=(2, 3), dtype=dtype)
     # not mean(), whose gradient divides every pixel: this one divides (R, C) and expands
     return total / (feature.shape[2] * feature.shape[3])
 

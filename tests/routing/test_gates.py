@@ -93,3 +93,11 @@ def test_the_gradient_of_the_average_is_expanded_instead_of_written_pixel_by_pix
     torch.testing.assert_close(average, maps.mean((2, 3)))
     (average * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
     assert strides[0] == (0, 0)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32, torch.float64])
+def test_the_average_of_a_single_pixel_is_that_pixel_in_its_own_precision_or_fp32(dtype):
+    maps = torch.randn(5, 3, 1, 1, dtype=dtype)
+    average = global_average(maps)
+    assert average.dtype == (torch.float32 if dtype == torch.bfloat16 else dtype)
+    torch.testing.assert_close(average, maps.to(average.dtype).flatten(1), rtol=0, atol=0)

@@ -91,8 +91,8 @@ def test_metadata_and_contents(wheel):
     for path in (
         'py.typed',
         '.mim/model-index.yml',
-        'analysis/report/report_template.html',
-        'analysis/report/report.css',
+        'report/report_template.html',
+        'report/report.css',
     ):
         assert f'moe_det/{path}' in names
     for folder in ('configs', 'tools'):

@@ -56,7 +56,7 @@ def read_folder(path: str) -> Folder:
     """
     path = os.path.abspath(os.path.expanduser(path))
     if not os.path.isdir(path):
-        raise DataError(f'--data-root: {path} is no folder; expected one in COCO layout, with {LAYOUT}')
+        raise DataError(f'--data-root: {path} is not a folder; expected one in COCO layout, with {LAYOUT}')
     needed = [_annotations(path, split) for split in ('train', 'val')]
     needed += [os.path.join(path, f'{split}2017') for split in ('train', 'val')]
     missing = [os.path.relpath(item, path) for item in needed if not os.path.exists(item)]

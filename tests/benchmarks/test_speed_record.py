@@ -155,8 +155,9 @@ def test_sections_measure_what_they_say(measured):
     )
     tokens = measured['tokens']['training fp32']['results']
     ideal = 2 * tokens['times']['dense FFN']['median_ms'] / tokens['times']['MoEFFN']['median_ms']
-    low, high = tokens['ratios'][OVER_IDEAL]['quartiles']  # of two rounds: the medians' ratio lies between theirs
-    assert low * 0.99 <= 1 / ideal <= high * 1.01 and len(measured['tokens']) == 2
+    low, high = tokens['ratios'][OVER_IDEAL]['quartiles']
+    beyond = (high - low) / 2  # of two rounds, whose ratios lie so far outside the quartiles; the medians' lies between
+    assert (low - beyond) * 0.99 <= 1 / ideal <= (high + beyond) * 1.01 and len(measured['tokens']) == 2
     assert len(measured['patterns']) == 2 * (1 + 2 + 2)  # k = 2 of E = 2 chooses nothing
     assert len(measured['memory']) == (1 + 2 + 2) + 6
     steps = {name: entry['results'] for name, entry in measured['optimizer'].items()}

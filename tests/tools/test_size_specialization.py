@@ -348,7 +348,7 @@ def test_an_out_dir_that_cannot_be_written_and_an_unknown_layer(analyse, tmp_pat
     [
         (['--permutations', '5'], '--permutations: expected an integer >= 100, got 5'),
         (['--area-ranges', '96', '32'], 'the smaller first'),
-        (['--limit', '0'], '--limit 0'),
+        (['--limit', '0'], '--limit: expected an integer >= 1, got 0'),
     ],
 )
 def test_wrong_arguments_answer_at_once(tool, capsys, options, words):

@@ -46,7 +46,7 @@ def expert_importance(
     for label, router in routers.items():
         if label not in recorder.usage:
             raise MoEConfigError(f'{label}: no validation image reached the layer; name its experts yourself')
-        found[label] = recorder.usage[label].importance[0].cpu()
+        found[label] = recorder.usage[label].importance.sum(0).cpu()
         say(f'{label}: importance by expert {_in_words(found[label], router.slots)}')
     return found
 

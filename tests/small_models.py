@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import moe_det.registry  # noqa: F401 - first: supplies the operators that mmdet's import needs
+
+# isort: split
 import contextlib
 import copy
 import functools
@@ -19,8 +22,6 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
-
-import moe_det  # noqa: F401  registers the MoE classes and supplies missing operators
 
 torch.set_num_threads(1)  # these models are so small that waking a second thread costs more than it computes
 

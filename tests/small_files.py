@@ -15,9 +15,11 @@ import cv2
 import numpy as np
 import torch
 from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
 from mmengine.runner import load_checkpoint
 from PIL import Image
-from small_models import RETINANET, batch, build, config, shrink, spread_weights
+from small_models import RETINANET, batch, build, config, predictions_of, shrink, spread_weights
 from torch import Tensor, nn
 
 from moe_det.converters.files import config_text
@@ -183,6 +185,49 @@ def boxes_as_truth(results: list, paths: list[Path], file: Path) -> None:
     file.parent.mkdir(parents=True)
     content = coco_content(objects, range(len(paths)), dict(enumerate(DETR_NAMES, start=1)), (64, 64))
     file.write_text(json.dumps(content))
+
+
+def use_noise_images(cfg: Config, folder: Path) -> None:
+    """Lets a config test on ``folder/images`` (:func:`write_noise`), annotated in ``annotations/truth.json``."""
+    meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
+    cfg.test_dataloader = {
+        'batch_size': 10,
+        'num_workers': 0,
+        'sampler': {'type': 'DefaultSampler', 'shuffle': False},
+        'dataset': {
+            'type': 'CocoDataset',
+            'data_root': str(folder),
+            'metainfo': {'classes': DETR_NAMES},
+            'ann_file': 'annotations/truth.json',
+            'data_prefix': {'img': 'images/'},
+            'test_mode': True,
+            'pipeline': [
+                {'type': 'LoadImageFromFile'},
+                {'type': 'Resize', 'scale': (64, 64), 'keep_ratio': True},
+                {'type': 'LoadAnnotations', 'with_bbox': True},
+                {'type': 'PackDetInputs', 'meta_keys': meta_keys},
+            ],
+        },
+    }
+    truth = str(folder / 'annotations' / 'truth.json')
+    cfg.test_evaluator = {'type': 'CocoMetric', 'ann_file': truth, 'metric': 'bbox'}
+    cfg.custom_imports = {'imports': ['moe_det'], 'allow_failed_imports': False}
+
+
+def write_own_boxes(folder: Path, name: str, cfg: Config, plant: Callable[[Config], nn.Module], count: int) -> None:
+    """Writes config, checkpoint and images of a planted detector, some of whose own boxes are the ground truth."""
+    paths = write_noise(folder / 'images', count)
+    use_noise_images(cfg, folder)
+    cfg.dump(folder / name)
+    model = plant(cfg)
+    found = []
+    for path in paths:
+        sample = DetDataSample(metainfo={'img_shape': (64, 64), 'ori_shape': (64, 64), 'scale_factor': (1.0, 1.0)})
+        image = torch.from_numpy(cv2.imread(str(path)).transpose(2, 0, 1).copy())
+        found.extend(predictions_of(model, {'inputs': [image], 'data_samples': [sample]}))
+    boxes_as_truth(found, paths, folder / 'annotations' / 'truth.json')
+    meta = {'dataset_meta': {'classes': DETR_NAMES}}
+    torch.save({'state_dict': model.state_dict(), 'meta': meta}, folder / 'planted.pth')
 
 
 def write_tiny_coco(folder: Path, splits: tuple[str, ...] = ('train', 'val')) -> Path:

@@ -6,13 +6,9 @@ import csv
 import json
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
-import torch
-from mmdet.structures import DetDataSample
-from small_files import DETR_NAMES, boxes_as_truth, write_noise
-from small_models import predictions_of
+from small_files import write_own_boxes
 from small_regions import FINEST, LAYER, boxes_are_regions, faster_config, gates_told, level_alone, within_level
 
 TOOL = 'analysis_tools/size_specialization.py'
@@ -23,41 +19,7 @@ IMAGES = 40
 def place(tmp_path_factory) -> Path:
     """Config, checkpoint and data, in which some of the detector's own boxes are the ground truth."""
     folder = tmp_path_factory.mktemp('faster')
-    cfg = faster_config()
-    paths = write_noise(folder / 'images', IMAGES)
-    file = folder / 'annotations' / 'truth.json'
-    pipeline = [
-        {'type': 'LoadImageFromFile'},
-        {'type': 'Resize', 'scale': (64, 64), 'keep_ratio': True},
-        {'type': 'LoadAnnotations', 'with_bbox': True},
-        {'type': 'PackDetInputs', 'meta_keys': ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')},
-    ]
-    cfg.test_dataloader = {
-        'batch_size': 10,
-        'num_workers': 0,
-        'sampler': {'type': 'DefaultSampler', 'shuffle': False},
-        'dataset': {
-            'type': 'CocoDataset',
-            'data_root': str(folder),
-            'metainfo': {'classes': DETR_NAMES},
-            'ann_file': 'annotations/truth.json',
-            'data_prefix': {'img': 'images/'},
-            'test_mode': True,
-            'pipeline': pipeline,
-        },
-    }
-    cfg.test_evaluator = {'type': 'CocoMetric', 'ann_file': str(file), 'metric': 'bbox'}
-    cfg.custom_imports = {'imports': ['moe_det'], 'allow_failed_imports': False}
-    cfg.dump(folder / 'faster.py')
-    model = boxes_are_regions(cfg)
-    found = []
-    for path in paths:
-        sample = DetDataSample(metainfo={'img_shape': (64, 64), 'ori_shape': (64, 64), 'scale_factor': (1.0, 1.0)})
-        image = torch.from_numpy(cv2.imread(str(path)).transpose(2, 0, 1).copy())
-        found.extend(predictions_of(model, {'inputs': [image], 'data_samples': [sample]}))
-    boxes_as_truth(found, paths, file)
-    meta = {'dataset_meta': {'classes': DETR_NAMES}}
-    torch.save({'state_dict': model.state_dict(), 'meta': meta}, folder / 'planted.pth')
+    write_own_boxes(folder, 'faster.py', faster_config(), boxes_are_regions, IMAGES)
     return folder
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_files import DETR_NAMES, write_noise
+from small_files import DETR_NAMES, use_noise_images, write_noise
 from small_models import build, family, initialise, spread_weights
 
 from moe_det.routing.gates import GAPLinearGate
@@ -40,25 +40,7 @@ def place(tmp_path_factory) -> Path:
     experts = [{'modules': LAYER, 'type': 'MoEFFN', 'num_experts': 2, 'top_k': 1}]
     cfg.model = {**cfg.model, 'type': 'WithExperts', 'detector': cfg.model['type'], 'experts': experts}
     paths = write_noise(folder / 'images', IMAGES)
-    pipeline = [
-        {'type': 'LoadImageFromFile'},
-        {'type': 'Resize', 'scale': (64, 64), 'keep_ratio': True},
-        {'type': 'LoadAnnotations', 'with_bbox': True},
-        {'type': 'PackDetInputs', 'meta_keys': ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')},
-    ]
-    dataset = {
-        'type': 'CocoDataset',
-        'data_root': str(folder),
-        'metainfo': {'classes': DETR_NAMES},
-        'ann_file': 'truth.json',
-        'data_prefix': {'img': 'images/'},
-        'test_mode': True,
-        'pipeline': pipeline,
-    }
-    sampler = {'type': 'DefaultSampler', 'shuffle': False}
-    cfg.test_dataloader = {'batch_size': 10, 'num_workers': 0, 'sampler': sampler, 'dataset': dataset}
-    cfg.test_evaluator = {'type': 'CocoMetric', 'ann_file': str(folder / 'truth.json'), 'metric': 'bbox'}
-    cfg.custom_imports = {'imports': ['moe_det'], 'allow_failed_imports': False}
+    use_noise_images(cfg, folder)
     cfg.dump(folder / 'deformable.py')
     torch.manual_seed(0)
     model = spread_weights(initialise(build(cfg.model)))
@@ -81,7 +63,8 @@ def place(tmp_path_factory) -> Path:
     images = [{'id': i, 'file_name': path.name, 'width': 64, 'height': 64} for i, path in enumerate(paths)]
     categories = [{'id': i + 1, 'name': name} for i, name in enumerate(DETR_NAMES)]
     content = {'images': images, 'annotations': annotations, 'categories': categories}
-    (folder / 'truth.json').write_text(json.dumps(content))
+    (folder / 'annotations').mkdir()
+    (folder / 'annotations' / 'truth.json').write_text(json.dumps(content))
     return folder
 
 

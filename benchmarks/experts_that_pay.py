@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from common import RECORDS, RESULTS, ROOT
+from common import README, RECORDS, RESULTS
 from common.options import add_runs, parser_of
 from common.page import fill
 from common.record import origin, put_run, read, up_to_date, write
@@ -26,7 +26,6 @@ from pay.settings import DATA, MORE_EPOCHS, MORE_RATE, ROWS, START_EPOCHS, START
 from pay.times import timed, times_over_dense
 
 RECORD = RECORDS / 'experts_that_pay.json'
-README = ROOT / 'README.md'
 PAGE = RESULTS / 'experts_that_pay.md'
 FORMAT = 1
 

@@ -8,8 +8,8 @@
 A folder in COCO layout brings its classes with it. A dense detector is trained for every folder and seed; each setting
 goes on from it for a third of its epochs. Finished runs are kept and an interrupted one goes on, so the command can be
 repeated, also with more folders, settings or seeds. The record (benchmarks/records/real_images.json) and the page
-(docs/results/real_images.md) hold whatever is finished. Errors are one message; MOE_DET_TRACEBACK=1 in the environment
-shows where they come from.
+(docs/results/real_images.md) hold whatever is finished; with --record README stays as it is. Errors are one message;
+MOE_DET_TRACEBACK=1 in the environment shows where they come from.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from common import README, RECORDS
 from common.options import add_files, add_runs, at_least, parser_of
 from common.record import origin, put_run, read, up_to_date, write
 from common.runs import finished, threads_of
@@ -126,7 +127,9 @@ def add(record: dict, setting: str, plan, found: dict) -> None:
 
 def keep(record: dict, args: argparse.Namespace) -> None:
     """Writes the record and the page."""
+    from common.page import fill
     from real.page import page  # imported by run() before hours of training
+    from real.readme import NAME, results
 
     record |= {
         'format': FORMAT,
@@ -137,6 +140,8 @@ def keep(record: dict, args: argparse.Namespace) -> None:
     }
     write(args.record, record)
     write(args.page, page(record))
+    if args.record == RECORDS / 'real_images.json':
+        write(README, fill(README.read_text(encoding='utf-8'), NAME, results(record)))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,5 +9,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / 'benchmarks' / 'records'
 RESULTS = ROOT / 'docs' / 'results'
+README = ROOT / 'README.md'
 if find_spec('moe_det') is None:  # a clone that was not installed
     sys.path.insert(0, str(ROOT))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from common import ROOT
+from common import README, ROOT
 from common.page import fill, titled
 from common.record import write as write_file
 
@@ -17,7 +17,6 @@ from .record import Record, record_path
 from .token_sections import token_rows
 
 PAGE = ROOT / 'docs' / 'performance.md'
-README = ROOT / 'README.md'
 IMAGES = ROOT / 'docs' / 'images'
 DEVICES = {'cpu': 'CPU', 'cuda': 'GPU'}
 EMPTY = 'Not measured yet.'

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import real_images as script
 import torch
-from common import RECORDS, RESULTS
-from common.page import MEASURES
+from common import README, RECORDS, RESULTS
+from common.page import MEASURES, fill
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from real import runs
@@ -21,6 +21,7 @@ from real.conclusion import conclusion
 from real.folder import Folder
 from real.intervals import packed
 from real.page import page
+from real.readme import NAME, NOTHING, results
 from real.runs import Plan, cost_of, resampled, summary_of
 from real.settings import BASELINE, HEAD_ONLY, SETTINGS, SIZE, START
 from report.report_example import make_example
@@ -242,6 +243,21 @@ def test_the_page_is_that_of_the_record_and_the_settings_are_known():
     kept = json.loads((RECORDS / 'real_images.json').read_text(encoding='utf-8'))
     assert (RESULTS / 'real_images.md').read_text(encoding='utf-8') == page(kept)
     assert {one['setting'] for one in kept['rows']} <= set(SETTINGS)
+    readme = README.read_text(encoding='utf-8')
+    assert readme == fill(readme, NAME, results(kept))
+
+
+def test_readme_shows_the_control_what_experts_change_and_the_swap():
+    reports = [{'layers': {}, 'swap': {'AP': {'difference': -0.02, 'interval': [-0.03, -0.01]}}, 'top_k': []}] * 3
+    lost = row('kernels, image', [0.20, 0.21, 0.22], reports=reports)
+    lines = results(record(row(BASELINE, BASE), row('soft', BASE), lost)).splitlines()
+    assert lines[2:5] == [
+        '| fish | without experts | 3 | 31.0 ± 1.0 | - | - |',
+        '| fish | mixed kernels, 8 copies | 3 | 21.0 ± 1.0 | -10.0 [-10.0, -10.0] | -2.0 (3 of 3) |',
+        '',
+    ]
+    assert lines[5].startswith('fish: no mixture at equal cost is shown to be better')
+    assert results(record()) == NOTHING
 
 
 def test_rows_that_were_trained_in_another_way_go_and_others_stay(plan):

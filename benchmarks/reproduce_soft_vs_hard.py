@@ -21,10 +21,9 @@ from common import ROOT
 from common.options import add_files, add_runs, command_of, parser_of
 from common.record import origin, read, up_to_date, write
 from common.runs import as_options, call, fingerprint, finished, threads_of
-from soft_hard.page import DATA_SETS, GATES, NAMES, page
+from soft_hard.page import DATA_SETS, FULL, GATES, NAMES, page
 
 CONFIGS = {name: f'moe_{name}' for name in ('importance', 'relative', 'mean')} | {'kl': 'moe_soft', 'dense': 'dense'}
-FULL = {'epochs': 150, 'limit_train': None, 'limit_test': None, 'width': 64}
 TRAINED_K = 2
 DROPS = {'dense': (60, 100)}  # of 150 epochs
 DROPS_MOE = (80, 120)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import hypot, log2, sqrt
-from statistics import mean
+from statistics import mean, median
 
 from common.page import dates, origins, spread, table
 from common.welch import welch
@@ -27,7 +27,8 @@ PUBLISHED = {
 }
 PUBLISHED_DENSE = 72.59
 GATES = {'I_EY': 'I(E;Y)', 'H_s': 'H_s', 'H_u': 'H_u'}  # bits, of a run with the number of experts trained with
-TEST_IMAGES = 10_000  # of either data set
+TRAINING_IMAGES, TEST_IMAGES = 50_000, 10_000  # of either data set
+FULL = {'epochs': 150, 'limit_train': None, 'limit_test': None, 'width': 64}
 UNDECIDED = 0.5  # share of log2 E from which on gates are called undecided
 ENOUGH_SEEDS = 3  # of every setting, before anything is said of families of constraints
 TOO_FEW = f'no direction is claimed from fewer than {ENOUGH_SEEDS} seeds of each setting'
@@ -177,6 +178,33 @@ def layer_in_words(layer: tuple[int, int, bool]) -> str:
     return f'{experts} experts in stage {stage}' + (', residual' if residual else '')
 
 
+def what_it_takes(runs: list[dict]) -> str:
+    """A sentence on the time of the full schedule, from the pace of reduced runs; empty without any.
+
+    Multiply-adds grow with the square of the width, and so, it is assumed, does time.
+    """
+    passes = FULL['epochs'] * TRAINING_IMAGES
+    paces = [
+        run['train_seconds'] / (run['scale']['epochs'] * images_of(run['scale'])) / run['scale']['width'] ** 2
+        for run in runs
+        if run.get('train_seconds')
+    ]
+    if not paces:
+        return ''
+    days = passes * median(paces) * FULL['width'] ** 2 / 86_400
+    count = len(NAMES) * ENOUGH_SEEDS
+    return (
+        f'A run takes {passes:,} passes of an image at {FULL["width"]} base channels. At the pace of the reduced runs '
+        f'below that is about {days:.0f} days, and {count} runs ({ENOUGH_SEEDS} seeds of every setting) take '
+        f'{count * days:.0f}: it needs a GPU, and `python benchmarks/reproduce_soft_vs_hard.py --data-root DIR`.'
+    )
+
+
+def images_of(scale: dict) -> int:
+    """Training images of a scale."""
+    return scale['limit_train'] or TRAINING_IMAGES
+
+
 def _section(group: dict) -> list[str]:
     title = 'Full schedule' if group['full'] else f'Reduced run: {scale_in_words(group["scale"])}'
     lines = [f'## {title}', '']
@@ -219,7 +247,8 @@ def page(groups: dict[str, dict]) -> str:
         '',
     ]
     if not any(group['full'] for group in groups.values()):
-        lines += ['## Full schedule', '', *settings_table({}, 10), '', 'Not run yet.', '']
+        takes = what_it_takes([run for group in groups.values() for run in group['runs']])
+        lines += ['## Full schedule', '', *settings_table({}, 10), '', f'Not run yet. {takes}'.strip(), '']
     for key in sorted(groups, key=lambda key: (not groups[key]['full'], key)):
         lines += _section(groups[key])
     lines += [

@@ -59,6 +59,16 @@ def test_page_has_means_gaps_and_empty_rows():
     assert cells(reduced.split('## Published')[1], 'soft: importance')[-1] == '4.56'
 
 
+def test_the_page_says_what_the_full_schedule_takes():
+    scale = dict(epochs=2, limit_train=1000, width=16)
+    runs = [run_of('kl', seed, {1: 0.5, 2: 0.5, 3: 0.5}, scale=scale, train_seconds=20.0) for seed in range(2)]
+    # 10 ms a pass, 16 times that at 64 channels: 150 * 50,000 * 0.16 s are 13.9 days, and 15 runs 208
+    assert 'about 14 days, and 15 runs (3 seeds of every setting) take 208: it needs a GPU' in benchmark.page(
+        benchmark.grouped(runs)
+    )
+    assert 'Not run yet.\n' in benchmark.page(benchmark.grouped([]))
+
+
 def seeds_of(setting: str, errors: list[dict[int, float]], **changes) -> list[dict]:
     """A run for each seed."""
     return [run_of(setting, seed, error, **changes) for seed, error in enumerate(errors)]

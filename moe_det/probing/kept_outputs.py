@@ -39,20 +39,19 @@ class _Kept:
     def __init__(self, group: ExpertGroup) -> None:
         self._group = group
         self._run_all = group.run_all
-        self._kept: dict[int, tuple[Tensor, Tensor | None]] = {}
+        self._kept: tuple[list[Tensor], list[Tensor]] | None = None
 
-    def run_all(self, rows: Tensor, level: int, with_keys: bool = False) -> tuple[Tensor, Tensor | None]:
-        """As the group's own, once per level."""
-        if level not in self._kept or (with_keys and self._kept[level][1] is None):
-            self._kept[level] = self._run_all(rows, level, with_keys)
-        return self._kept[level]
+    def run_all(self, rows: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """As the group's own, once."""
+        if self._kept is None:
+            self._kept = self._run_all(rows)
+        return self._kept
 
     def mix(self, rows: Sequence[Tensor], routing: Routing, layout: RowLayout, *_: object) -> list[Tensor]:
         """The outputs that the routing chose, mixed."""
         first, mixed = 0, []
-        for level, x in enumerate(rows):
-            outputs, _keys = self.run_all(x, level)
+        for outputs in self.run_all(rows)[0]:
             mixed.append(mix_chosen(outputs, routing, first, self._group.mixture))
             if layout.unit != 'image':
-                first += x.shape[0]
+                first += outputs.shape[0]
         return mixed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -188,7 +188,7 @@ class ExpertGroup(nn.Module):
         Returns:
             L tensors (R_l, C', h'_l, w'_l).
         """
-        outputs, keys = zip(*(self.run_all(x, level, with_keys=True) for level, x in enumerate(rows)), strict=True)
+        outputs, keys = self.run_all(rows)
         routing = router(gate_rows, layout, keys)
         first, mixed = 0, []
         for of_level in outputs:
@@ -197,18 +197,21 @@ class ExpertGroup(nn.Module):
                 first += of_level.shape[0]
         return self.with_shared(mixed, rows)
 
-    def run_all(self, rows: Tensor, level: int, with_keys: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Outputs of every expert on every row, (R_l, E, C', H', W'), and an attentive gate's keys, (R_l, E, C'')."""
-        outputs, keys = [], []
-        for expert in self.runnable():
-            if with_keys and getattr(expert, 'gives_features', False):
-                output, features = expert(rows, with_features=True)
-            else:
-                output = features = expert(rows)
-            outputs.append(output)
-            if with_keys:
-                keys.append(self.pool(features))
-        return torch.stack(outputs, dim=1), torch.stack(keys, dim=1) if with_keys else None
+    def run_all(self, rows: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Runs every expert on every row.
+
+        Args:
+            rows: L tensors (R_l, C, h_l, w_l).
+
+        Returns:
+            Per level the outputs (R_l, E, C', h'_l, w'_l), and the keys (R_l, E, C'') that an attentive gate sees.
+        """
+        experts, outputs, keys = self.runnable(), [], []
+        for x in rows:
+            found = [_with_features(expert, x) for expert in experts]
+            outputs.append(torch.stack([output for output, _ in found], dim=1))
+            keys.append(torch.stack([self.pool(features) for _, features in found], dim=1))
+        return outputs, keys
 
     def with_shared(self, outputs: list[Tensor], rows: Sequence[Tensor]) -> list[Tensor]:
         """Adds what the shared expert gives, where there is one, to the outputs of each level."""
@@ -256,6 +259,14 @@ class ExpertGroup(nn.Module):
             )
         fit_stored_form(state_dict, prefix, self)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _with_features(expert: Callable[..., Any], x: Tensor) -> tuple[Tensor, Tensor]:
+    """An expert's output, and the features that a gate sees of it: its own where it gives them, else the output."""
+    if getattr(expert, 'gives_features', False):
+        return expert(x, with_features=True)
+    output = expert(x)
+    return output, output
 
 
 def fold_common(model: nn.Module) -> nn.Module:

@@ -182,14 +182,3 @@ def test_the_query_network_is_any_gate_with_h_outputs():
         AttentiveGate(3, 4, key_channels=2, hidden_channels=0)
     with pytest.raises(ValueError, match='expected keys'):
         gate(feature)
-
-
-def test_logits_have_full_precision():
-    gate = AttentiveGate(3, 4, key_channels=2)
-    feature, keys = torch.randn(2, 3, 5, 5), torch.randn(2, 4, 2)
-    full = gate(feature, keys)
-    with torch.autocast('cpu', dtype=torch.bfloat16):
-        assert torch.equal(gate(feature, keys), full)
-    half = gate.half()(feature.half(), keys.half())
-    assert half.dtype == torch.float32
-    torch.testing.assert_close(half, full, rtol=0, atol=0.02)

@@ -7,10 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.autograd import gradcheck
 
 from moe_det.routing import (
-    ExpertGroup,
     GAPLinearGate,
     Router,
     Routing,
@@ -93,20 +91,6 @@ def test_sorted_and_dense_equal_the_loop(num_experts, top_k, images, unit, mixtu
         for actual, wanted in zip(gradients(outputs, tensors), expected_gradients, strict=True):
             # an expert that nobody chose has no part in the loop; here it has a zero gradient, not None
             torch.testing.assert_close(actual, torch.zeros_like(actual) if wanted is None else wanted, **EXACT)
-
-
-@pytest.mark.parametrize('unit', ['level', 'image', 'patch'])
-@pytest.mark.parametrize(('num_experts', 'top_k'), [(1, 1), (4, 1), (4, 2)])
-def test_gradcheck_of_a_small_layer(num_experts, top_k, unit, run_layer):
-    gate = GAPLinearGate(2, num_experts).double()
-    # distinct rows and clear decisions, so that a finite difference does not change a choice
-    nn.init.orthogonal_(gate.fc.weight)
-    router = Router(gate, top_k=top_k, unit=unit).train()
-    experts = [nn.Conv2d(2, 1, 1, bias=False) for _ in range(num_experts)]
-    group = ExpertGroup(experts).double().train()
-    maps = [torch.randn(2, 2, *size, dtype=torch.float64, requires_grad=True) for size in ((2, 3), (2, 2))]
-    parameters = [*gate.parameters(), *group.parameters()]
-    assert gradcheck(lambda *_: tuple(run_layer(router, group, maps, unit, 2)), (*maps, *parameters))
 
 
 def routing_with(choices: list[list[int]], num_experts: int, top_k: int, log_weights: Tensor) -> Routing:

@@ -141,22 +141,6 @@ def test_a_shared_expert_is_added(run_layer, conv_group):
         torch.testing.assert_close(y, plain + group.shared(x), **EXACT)
 
 
-def test_another_k_at_test_time(run_layer, conv_group):
-    # a layer trained with K = 2 and run with 1: the softmax over the one kept logit is 1
-    router = Router(GAPLinearGate(3, 4).double(), top_k=2).eval()
-    group = conv_group(4, 3, 2)
-    maps = [m.detach() for m in pyramid(3)]
-    for router.top_k in (1, 3, 4):
-        outputs = run_layer(router, group, maps, 'level')
-        for y, x in zip(outputs, maps, strict=True):
-            for row in range(3):
-                logits = router.gate(x[row : row + 1])[0]
-                kept = logits.sort(descending=True).indices[: router.top_k]
-                weights = torch.softmax(logits[kept], 0)
-                expected = sum(w * group.experts[e](x[row : row + 1])[0] for w, e in zip(weights, kept, strict=True))
-                torch.testing.assert_close(y[row], expected, **EXACT)
-
-
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16])
 def test_zero_gradients_of_idle_experts_start_where_vector_kernels_can_read(dtype):
     idle = [nn.ParameterList([nn.Parameter(torch.ones(n, dtype=dtype)) for n in (1, 3, 4, 5, 36, 7)])]

@@ -118,18 +118,6 @@ def test_the_selection_bias_acts_in_evaluation_too(echo_gate, as_maps, route_row
         assert routing.weights.item() == pytest.approx(1 / (1 + 2.718281828459045**0.5))
 
 
-@pytest.mark.parametrize('kind', [RelativeImportanceConstraint, MeanImportanceConstraint])
-@pytest.mark.parametrize('value', [-0.1, float('nan'), 'x', True])
-def test_bad_threshold(kind, value):
-    with pytest.raises(ValueError, match='threshold=.*expected a number >= 0'):
-        kind(threshold=value)
-
-
-def test_bad_rate():
-    with pytest.raises(ValueError, match='rate=-1: expected a number >= 0'):
-        SelectionBiasConstraint(rate=-1)
-
-
 def simulate(constraint, echo_gate, as_maps, route_rows, top_k: int, steps: int):
     """Trains nothing: the gate always prefers expert 0 to 1 to 2 to 3. Returns importance and mask of each step."""
     router = Router(echo_gate(4, 4), [constraint], top_k=top_k).double().train()

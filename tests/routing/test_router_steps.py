@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import pickle
 import weakref
 
@@ -20,7 +19,6 @@ from moe_det.routing import (
     Router,
     RoutingRecorder,
     SelectionBiasConstraint,
-    ZLossConstraint,
 )
 from moe_det.routing.step import MAX_PENDING_CALLS
 
@@ -147,8 +145,7 @@ def test_nothing_is_kept_in_evaluation_or_without_constraints(constrained, train
         routing = route_rows(router, maps * 1.0)
         references += [weakref.ref(routing), weakref.ref(routing.logits), weakref.ref(routing.log_weights)]
     del routing
-    gc.collect()
-    assert not any(reference() is not None for reference in references)
+    assert not any(reference() is not None for reference in references)  # and no cycle waits for the collector
     assert router.collect() == {}
 
 
@@ -158,7 +155,6 @@ def test_a_collected_step_is_released(router, as_maps, route_rows):
     sum(router.collect().values()).backward()
     del routing
     route_rows(router, as_maps(torch.randn(2, 3)))
-    gc.collect()
     assert reference() is None
 
 
@@ -272,15 +268,6 @@ def test_a_checkpoint_of_another_size_is_refused(router, experts, top_k, echo_ga
     message = str(error.value)
     for part in (f'num_experts={experts}', f'top_k={top_k}', 'num_experts=3', 'top_k=2', 'cls'):
         assert part in message
-
-
-def test_a_router_in_half_precision_keeps_losses_in_full(echo_gate, as_maps, route_rows):
-    router = Router(echo_gate(3, 3), [KLConstraint(), ZLossConstraint()], top_k=2).train()
-    with torch.autocast('cpu', dtype=torch.bfloat16):
-        routing = route_rows(router, as_maps(torch.randn(4, 3), torch.float32))
-        losses = router.collect()
-    assert routing.logits.dtype == routing.log_weights.dtype == torch.float32
-    assert all(loss.dtype == torch.float32 for loss in losses.values())
 
 
 def test_a_router_that_is_moved_leaves_unfinished_steps_behind_and_takes_usage_along(router, as_maps, route_rows):

@@ -76,13 +76,6 @@ def group_value(kind: type, importance: list[float], load: list[int], probs: lis
     return sum(SHIFTS[r] ** 2 for r in rows) / 2
 
 
-def test_the_values_by_hand_as_numbers():
-    assert pytest.approx(0.65296875) == CV_SQUARED
-    assert pytest.approx(1.16953125) == SWITCH
-    assert pytest.approx(0.21025, abs=1e-5) == KL
-    assert ENTROPY < 0
-
-
 @pytest.mark.parametrize('kind', ALL)
 def test_value_by_hand(kind, routing_from):
     loss = kind(weight=0.5).loss(routing_from(hand_logits(), 2))
@@ -170,13 +163,6 @@ def test_ranges(routing_from, data):
     assert -1e-9 <= KLConstraint(1.0).loss(routing).item() <= math.log(experts) + 1e-9
     assert 0 <= ImportanceConstraint(1.0).loss(routing).item() <= experts + 1e-9
     assert -math.log(experts) - 1e-9 <= EntropyConstraint(1.0).loss(routing).item() <= 1e-9
-
-
-@pytest.mark.parametrize('kind', ALL)
-@pytest.mark.parametrize('weight', [-1, -1e-9, float('nan'), float('inf'), 'a', True, [1]])
-def test_bad_weight(kind, weight):
-    with pytest.raises(ValueError, match='weight=.*expected a number >= 0'):
-        kind(weight=weight)
 
 
 def test_default_weights_are_the_papers():

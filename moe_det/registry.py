@@ -63,6 +63,8 @@ REGISTERED = {
         'moe_det.hooks.auxiliary_loss_hook:AuxiliaryLossHook',
         'moe_det.hooks.schedule_hook:MoEScheduleHook',
         'moe_det.classification.hook:ClassificationHook',
+        'moe_det.classification.adversarial:AdversarialTrainingHook',
+        'moe_det.classification.adversarial:AdversarialTestHook',
     ),
     DATASETS: ('moe_det.classification.dataset:ClassificationDataset',),
     DATA_SAMPLERS: ('moe_det.classification.epoch_sampler:EpochSampler',),

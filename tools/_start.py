@@ -26,6 +26,7 @@ SCRIPTS = {
     'health': 'analysis_tools/router_health.py',
     'compare': 'analysis_tools/compare_runs.py',
     'sweep': 'analysis_tools/sweep_top_k.py',
+    'attack': 'analysis_tools/robustness.py',
     'allocation': 'analysis_tools/class_allocation.py',
     'cost': 'analysis_tools/moe_cost.py',
     'upcycle': 'model_converters/upcycle.py',

@@ -8,6 +8,7 @@ COMMANDS = {
     'health': ('health', 'check that all experts are in use; exit status 1 if routing collapsed'),
     'compare': ('compare', 'AP by object size and cost of several runs, as a table'),
     'sweep': ('sweep', 'test a checkpoint with every number of active experts'),
+    'attack': ('attack', 'what a detector withstands: adversarial pixels, attacked gates, corruptions'),
     'allocation': ('allocation', 'which classes the gates of an image classifier give to which experts'),
     'cost': ('cost', 'parameters and multiply-adds of a config'),
     'upcycle': ('upcycle', 'make a checkpoint with experts from one without'),

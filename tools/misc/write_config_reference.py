@@ -164,6 +164,7 @@ def page() -> str:
 
 def classification() -> list[str]:
     """Sections on the image classifiers, their data and their metric."""
+    from moe_det.classification.adversarial import AdversarialTestHook, AdversarialTrainingHook
     from moe_det.classification.augmentation import BatchAugmentation
     from moe_det.classification.dataset import ClassificationDataset
     from moe_det.classification.epoch_sampler import EpochSampler
@@ -187,6 +188,8 @@ def classification() -> list[str]:
         ("sampler=dict(type='EpochSampler', ...)", EpochSampler, ('dataset',)),
         ("test_evaluator=dict(type='ClassificationMetric', ...)", ClassificationMetric, ('collect_device', 'prefix')),
         ("default_hooks=dict(sampler_seed=dict(type='ClassificationHook'))", ClassificationHook, ()),
+        ("custom_hooks=[dict(type='AdversarialTrainingHook')]", AdversarialTrainingHook, ()),
+        ("custom_hooks=[dict(type='AdversarialTestHook')]", AdversarialTestHook, ()),
     ):
         parts += [f'\n### `{key}`\n', summary(inspect.getdoc(cls))]
         extra = '' if hidden is None else arguments_table(cls, hidden)  # None: the arguments are mmdet's

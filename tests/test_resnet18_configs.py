@@ -81,8 +81,6 @@ def test_config_trains_a_step_and_predicts(name):
     torch.testing.assert_close(predicted['probs'].sum(1), torch.ones(8))
     deciding = {path for path, router in routers.items() if router.unit != 'patch'}
     assert set(predicted['gates']) == deciding and bool(routers) == ('moe' in name)
-        'moe' in name
-    )
 
 
 @pytest.mark.parametrize('variant', sorted(CONSTRAINTS))

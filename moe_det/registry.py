@@ -27,6 +27,7 @@ REGISTERED = {
         'moe_det.routing.gates:GAPLinearGate',
         'moe_det.routing.gates:ConvGAPGate',
         'moe_det.routing.gates:TwoConvGAPGate',
+        'moe_det.routing.gates:NormalisedLinearGate',
         'moe_det.routing.attention:AttentiveGate',
         'moe_det.routing.distillation:DistilledGate',
         'moe_det.classification.networks:ConvNetGate',
@@ -45,6 +46,7 @@ REGISTERED = {
     MODELS: (
         'moe_det.layers.moe_conv:MoEConv2d',
         'moe_det.layers.moe_block:MoEBlock',
+        'moe_det.layers.mu_moe:MuConv2d',
         'moe_det.detectors.with_experts:WithExperts',
         'moe_det.models.moe_retina_head:MoERetinaHead',
         'moe_det.models.moe_resnet:MoEResNet',

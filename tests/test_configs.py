@@ -64,6 +64,8 @@ def test_the_list_of_configs_is_complete():
 @pytest.mark.parametrize('name', [name for name in ENTRIES if name not in OTHER_DETECTORS])
 def test_config_trains_a_step_and_predicts(name, tmp_path):
     cfg = shrink(entry(name))
+    if name.endswith('multilinear.py'):  # a layer this small has no room for the gate of more
+        cfg.model.experts[0].num_experts = 4
     torch.manual_seed(0)
     model = initialise(build(cfg.model))
     spread_weights(model.bbox_head)  # at the small weights of initialisation a step is lost to rounding
@@ -139,6 +141,9 @@ def test_soft_and_hard_differ_in_one_key(folder):
         (KERNELS, None, {'model.bbox_head.', 'model.backbone.init_cfg', 'load_from', 'custom_'}),
         (SHARDS, None, {'model.bbox_head.', 'model.backbone.init_cfg', 'load_from', 'optim_wrapper.', 'custom_'}),
         ('shapes/retinanet_moe_soft.py', 'shapes/retinanet_dense.py', {'model.bbox_head', 'custom_hooks'}),
+        ('retinanet_moe_multilinear.py', None, {'model.type', 'model.detector', 'model.experts', 'custom_'}),
+        ('retinanet_moe_fine_grained.py', None, {'model.bbox_head.type', 'model.bbox_head.moe', 'custom_'}),
+        ('retinanet_moe_expert_choice.py', None, {'model.bbox_head.type', 'model.bbox_head.moe', 'custom_'}),
     ],
 )
 def test_configs_differ_from_their_base_as_they_say(name, base, paths):

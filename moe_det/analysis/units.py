@@ -54,6 +54,9 @@ def _unit(
     sizes: np.ndarray,
     shares: np.ndarray | None = None,
 ) -> Unit:
+    shares = np.ones(len(objects)) if shares is None else shares
+    seen = layer.weights[rows].sum(axis=1) > 0  # where experts choose rows, none may have chosen an object's
+    objects, rows, levels, shares = (values[seen] for values in (objects, rows, levels, shares))
     return Unit(
         objects=objects,
         rows=rows,
@@ -62,7 +65,7 @@ def _unit(
         patches=layer.patches[rows],
         experts=_normalised(layer.weights[rows]),
         sizes=sizes[objects],
-        shares=np.ones(len(objects)) if shares is None else shares,
+        shares=shares,
     )
 
 

@@ -47,4 +47,4 @@ class ResNetClassifier(MoEClassifier):
 
     def classify(self, inputs: Tensor) -> Tensor:
         """(N, C, H, W) normalised images -> (N, K) logits."""
-        return self.fc(global_average(self.backbone(inputs)[-1]).to(self.fc.weight.dtype))
+        return self.fc(global_average(self.backbone(inputs)[-1]).to(next(self.fc.parameters()).dtype))

@@ -12,7 +12,7 @@ _PLAIN = {'MoERetinaHead': 'RetinaHead', 'MoEResNet': 'ResNet', 'FrozenFPN': 'FP
 def dense_counterpart(model: Mapping) -> tuple[dict, list[str]]:
     """Takes the experts out of a model's config.
 
-    ``MoERetinaHead`` and ``MoEResNet`` become mmdet's own, ``MoEConv2d`` becomes the plain convolution, and a
+    ``MoERetinaHead`` and ``MoEResNet`` become mmdet's own, ``MoEConv2d`` and ``MuConv2d`` plain convolutions, and a
     ``MoEBlock``, which is added to a network and replaces nothing, goes; a ``MixtureClassifier`` keeps one expert, and
     ``WithExperts`` becomes its detector. All other keys stay.
 
@@ -55,9 +55,10 @@ def _without_experts(node: Any, path: str, changes: list[str]) -> Any:
         if name != 'FrozenFPN':  # a pyramid that does not learn has no experts
             node.pop('moe', None)
             changes.append(f'{path or "model"}: {_PLAIN[name]} in place of {name}')
-    if type_name(node.get('conv_cfg')) == 'MoEConv2d':
+    conv = type_name(node.get('conv_cfg'))
+    if conv in ('MoEConv2d', 'MuConv2d'):
         node['conv_cfg'] = None
-        changes.append(f'{path}: plain convolutions in place of MoEConv2d'.lstrip(': '))
+        changes.append(f'{path}: plain convolutions in place of {conv}'.lstrip(': '))
     if isinstance(node.get('plugins'), (list, tuple)):
         kept = [plugin for plugin in node['plugins'] if type_name(plugin.get('cfg')) != 'MoEBlock']
         if len(kept) < len(node['plugins']):

@@ -216,9 +216,9 @@ class _GroupCounter:
 
     def idle(self, router: Router | None) -> int | None:
         """Multiply-adds that sorted dispatch leaves out: E - K experts and mixing their outputs; None: not known."""
-        if router is None or router.needs_keys or router.top_k >= len(self.group):
+        if router is None or router.needs_keys or (router.top_k >= len(self.group) and router.rows_per_expert is None):
             return 0  # one expert, a gate that looks at all experts, or a soft mixture
-        if not (self.all.macs and self.experts.macs):
+        if router.rows_per_expert is not None or not (self.all.macs and self.experts.macs):
             return None
         experts, top_k = len(self.group), router.top_k
         mixing = self.all.macs - self.experts.macs - (self.shared.macs or 0)

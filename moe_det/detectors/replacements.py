@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +22,12 @@ from ..layers.moe_block import MoEBlock
 from ..layers.moe_conv import MoEConv2d
 from ..layers.moe_ffn import MoEFFN
 from ..layers.moe_linear import MoELinear
+from ..layers.mu_moe import MuConv2d, MuFFN, MuLinear
 from ..routing.regions import Regions
 from ..routing.windows import WINDOW, Windows
 
 BLOCK_NAME = 'moe_block'  # child of the module that a block was added to
+LAST_OF_CLASSIFIER = 'fc'  # path in ResNetClassifier
 BOX_HEAD = 'roi_head.bbox_head.'  # path of what is in the box heads of every two-stage detector
 
 
@@ -48,13 +51,24 @@ def conv_of(module: nn.Module) -> str:
     return 'conv' if isinstance(module, ConvModule) else ''
 
 
-def _experts_of_conv(conv: nn.Conv2d, path: str, moe: dict, detector: BaseDetector) -> MoEConv2d:
+def _in_place_of_conv(
+    kind: type[MoEConv2d | MuConv2d], conv: nn.Conv2d, path: str, moe: dict, detector: BaseDetector
+) -> nn.Module:
     keys = ('kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode')
     shape = {key: getattr(conv, key) for key in keys}
-    layer = MoEConv2d(conv.in_channels, conv.out_channels, bias=conv.bias is not None, **shape, **moe)
+    layer = kind(conv.in_channels, conv.out_channels, bias=conv.bias is not None, **shape, **moe)
     if layer.router is not None:
         layer.router.label = path
     return layer
+
+
+def _is_conv(module: nn.Module, path: str) -> bool:
+    return type(module) in (nn.Conv2d, WrappedConv2d)
+
+
+def _is_pointwise(module: nn.Module, path: str) -> bool:
+    plain: Any = module
+    return _is_conv(module, path) and (plain.kernel_size, plain.padding, plain.groups) == ((1, 1), (0, 0), 1)
 
 
 def _experts_of_ffn(ffn: FFN, path: str, moe: dict, detector: BaseDetector) -> MoEFFN:
@@ -131,8 +145,15 @@ def output_channels(module: nn.Module) -> int | None:
 
 
 REPLACEMENTS = {
-    'MoEConv2d': Replacement(
-        'convolutions', lambda module, path: type(module) in (nn.Conv2d, WrappedConv2d), _experts_of_conv
+    'MoEConv2d': Replacement('convolutions', _is_conv, functools.partial(_in_place_of_conv, MoEConv2d)),
+    'MuConv2d': Replacement('1x1 convolutions', _is_pointwise, functools.partial(_in_place_of_conv, MuConv2d)),
+    'MuFFN': Replacement(
+        'FFNs', lambda module, path: type(module) is FFN, lambda ffn, path, mu, detector: MuFFN(ffn, path, **mu)
+    ),
+    'MuLinear': Replacement(
+        'last linear layers of image classifiers',
+        lambda module, path: path == LAST_OF_CLASSIFIER and type(module) is nn.Linear,
+        lambda linear, path, mu, model: MuLinear(linear, path, **mu),
     ),
     'MoEFFN': Replacement('FFNs', lambda module, path: type(module) is FFN, _experts_of_ffn),
     'MoELinear': Replacement(

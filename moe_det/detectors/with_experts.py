@@ -14,9 +14,12 @@ from ..errors import MoEConfigError, unknown_name
 from ..layers.moe_ffn import MoEFFN
 from ..layers.moe_layer import MoELayer
 from ..layers.moe_linear import MoELinear
+from ..layers.mu_moe import MuConv2d, MuFFN, MuLinear
 from ..routing.experts import ExpertGroup
 from .patterns import nearest, path_matches
 from .replacements import REPLACEMENTS, Replacement, conv_of
+
+LAYERS = (MoELayer, MoEFFN, MoELinear, ExpertGroup, MuConv2d, MuFFN, MuLinear)
 
 
 class WithExperts:
@@ -35,13 +38,15 @@ class WithExperts:
     - ``MoEFFN`` replaces the feed-forward networks of transformer layers;
     - ``MoEConv2d`` replaces convolutions, including those inside ConvModules;
     - ``MoELinear`` replaces linear layers of box heads, whose rows are regions of interest;
-    - ``MoEBlock`` is added after stages and blocks of backbones, with ``in_channels`` where a module does not tell.
+    - ``MoEBlock`` is added after stages and blocks of backbones, with ``in_channels`` where a module does not tell;
+    - ``MuConv2d``, ``MuFFN`` and ``MuLinear`` replace 1x1 convolutions, feed-forward networks and the last layer of an
+      image classifier by many factorised experts.
 
-    Checkpoints of the detector without experts load and fill the experts. A module that is used in several places gets
-    one set of experts.
+    Checkpoints of the detector without experts load and fill the experts, other than factorised ones. A module that is
+    used in several places gets one set of experts.
 
     Args:
-        detector: ``type`` of the detector.
+        detector: ``type`` of the detector, or of an image classifier.
         experts: the entries.
         **model: the detector's own keys.
 
@@ -124,7 +129,7 @@ def _modules(model: nn.Module, pattern: str, kind: str, where: str, told: bool) 
     fitting = [path for path in paths if path and path_matches(path, pattern)]
     found = {}
     for path in fitting:
-        name = conv_of(paths[path]) if kind == 'MoEConv2d' else ''
+        name = conv_of(paths[path]) if kind in ('MoEConv2d', 'MuConv2d') else ''
         path = f'{path}.{name}' if name else path
         if told or replacement.fits(paths[path], path):
             found[path] = paths[path]
@@ -140,7 +145,7 @@ def _paths_outside_experts(model: nn.Module) -> dict[str, nn.Module]:
     for path, module in model.named_modules(remove_duplicate=False):
         if path.startswith(inside) and inside:
             continue
-        if isinstance(module, (MoELayer, MoEFFN, MoELinear, ExpertGroup)):
+        if isinstance(module, LAYERS):
             inside += (f'{path}.',)
         paths[path] = module
     return paths

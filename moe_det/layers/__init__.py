@@ -8,6 +8,7 @@ from .moe_conv import MoEConv2d
 from .moe_ffn import MoEFFN
 from .moe_layer import MoELayer
 from .moe_linear import MoELinear
+from .mu_moe import MuConv2d, MuFFN, MuLinear
 from .settings import MoESettings
 
-__all__ = ['MoEBlock', 'MoEConv2d', 'MoEFFN', 'MoELayer', 'MoELinear', 'MoESettings']
+__all__ = ['MoEBlock', 'MoEConv2d', 'MoEFFN', 'MoELayer', 'MoELinear', 'MoESettings', 'MuConv2d', 'MuFFN', 'MuLinear']

@@ -74,8 +74,8 @@ class MoEBlock(nn.Module):
 
     def init_weights(self) -> None:
         """Kaiming convolutions, and a zero last norm in every expert."""
-        for expert in [*self.moe.expert_group.experts, self.moe.expert_group.shared]:
-            if expert is not None and self.moe.settings.expert is None:
+        if self.moe.settings.expert is None:
+            for expert in self.moe.expert_group.every_expert:
                 for module in expert:
                     if isinstance(module, nn.Conv2d):
                         kaiming_init(module)

@@ -15,6 +15,7 @@ from ..errors import MoEConfigError
 from ..routing.rows import HALO
 from .dense_start import start_from_dense
 from .moe_layer import MoELayer
+from .row_choice import check_no_row_is_lost
 from .settings import MoESettings, split_settings
 
 
@@ -68,6 +69,7 @@ class MoEConv2d(MoELayer):
         where = f'MoEConv2d({in_channels}, {out_channels})'
         settings = MoESettings.from_config({**ours, **rest}, where)
         check_count(where, 'num_levels', num_levels)
+        check_no_row_is_lost(settings, where)
         if settings.unit == 'patch' and _pair(stride) != (1, 1):
             raise MoEConfigError(f"{where}.grid: unit='patch' does not fit a convolution with stride {stride}")
         if settings.unit == 'patch' and padding_mode == 'circular':
@@ -96,9 +98,8 @@ class MoEConv2d(MoELayer):
         """Initialises the experts as ConvModule does a plain convolution; later calls change nothing."""
         if self.is_init:
             return
-        for expert in [*self.expert_group.experts, self.expert_group.shared]:
-            if expert is not None:
-                kaiming_init(expert)
+        for expert in self.expert_group.every_expert:
+            kaiming_init(expert)
         self.expert_group.start_common()
         self.is_init = True
 

@@ -16,7 +16,9 @@ from ..routing.dispatch import touch_idle
 from ..routing.tokens import TOKEN, token_layout
 from ..routing.windows import WINDOW, Windows
 from .dense_start import start_from_dense
+from .ffn_ends import InPlaceOfFFN
 from .flat_rows import FlatExperts, check_flat, mixed
+from .row_choice import check_no_row_is_lost
 from .settings import MoESettings, split_settings
 from .shard_settings import OF_SHARDS, settings_of_shards
 from .width import inner_width
@@ -56,7 +58,7 @@ class FFNExpert(nn.Module):
         return self.layers(x)
 
 
-class MoEFFN(nn.Module):
+class MoEFFN(InPlaceOfFFN):
     """Experts in place of the feed-forward network (FFN) of a transformer layer: of DETR's family, of Swin.
 
     Each token, which in a decoder is an object query, runs K of E experts (Switch Transformer, arXiv 2101.03961). With
@@ -81,15 +83,15 @@ class MoEFFN(nn.Module):
             - ``shards`` and ``copies``: of ``placement='shards'``, number of slices, which must divide the hidden
               channels, and of alternatives of each; default 2 and 4. With ``shared_expert`` there is one more slice,
               which every row runs. ``num_experts`` and ``top_k`` follow.
-            - ``width``: factor of an expert's hidden channels, or ``'matched'`` for K experts at the cost of the FFN;
-              default 1.
+            - ``width``: factor of an expert's hidden channels, or ``'matched'`` for the experts that a row runs, shared
+              ones included, at the cost of the FFN; default 1.
 
     Raises:
         MoEConfigError: MoE keys that cannot be built from, or hidden channels that cannot be cut.
     """
 
     def __init__(self, dense: FFN, label: str, windows: Windows | None = None, **moe: Any) -> None:
-        super().__init__()
+        super().__init__(dense)
         self.windows = windows
         common, own = split_settings(moe)
         for key in own:
@@ -108,8 +110,8 @@ class MoEFFN(nn.Module):
         check_flat(self.settings, label, 'token')
         if self.settings.unit == WINDOW and windows is None:
             raise MoEConfigError(f"{label}.unit='window': its tokens lie in no windows, those of Swin's blocks do")
-        self.embed_dims, self.feedforward_channels = dense.embed_dims, dense.feedforward_channels
-        self.num_fcs, self.add_identity = dense.num_fcs, dense.add_identity
+        if not self.add_identity:
+            check_no_row_is_lost(self.settings, label)
         slots = own.get('shards', OF_SHARDS['shards']) if self.cut else 1
         hidden = self._hidden_channels(own.get('width', 1), slots, label)
         self.router = self.settings.build_router(
@@ -122,8 +124,6 @@ class MoEFFN(nn.Module):
         if self.router is not None and self.router.gate.freezes_experts:
             self.expert_group.freeze()
         self.expert_group.cut = self.cut
-        self.gamma2, self.dropout, self.dropout_layer = dense.gamma2, dense.layers[-1], dense.dropout_layer
-        self.init_cfg = dense.init_cfg
         self.expert_group.start_common()
 
     def _hidden_channels(self, width: float | str, slots: int, label: str) -> int:
@@ -134,7 +134,7 @@ class MoEFFN(nn.Module):
             def cost(inner: int) -> int:
                 return 2 * channels * inner + (self.num_fcs - 2) * inner * inner
 
-            return inner_width(width, hidden, cost, cost(hidden), self.settings.top_k, label)
+            return inner_width(width, hidden, cost, cost(hidden), self.settings.experts_run, label)
         if self.num_fcs != 2:
             raise MoEConfigError(f"{label}.placement='shards': cuts two linear layers, this FFN has {self.num_fcs}")
         slices = slots + self.settings.shared_expert
@@ -146,27 +146,11 @@ class MoEFFN(nn.Module):
     def init_weights(self) -> None:
         """Initialises the experts as the FFN's ``init_cfg`` says."""
         if self.init_cfg:
-            for expert in [*self.expert_group.experts, self.expert_group.shared]:
-                if expert is not None:
-                    initialize(expert, self.init_cfg)
+            for expert in self.expert_group.every_expert:
+                initialize(expert, self.init_cfg)
         self.expert_group.start_common()
 
-    def forward(self, x: Tensor, identity: Tensor | None = None) -> Tensor:
-        """As FFN does.
-
-        Args:
-            x: (N, ..., C), whose first axis are images.
-            identity: what is added; ``x`` by default.
-
-        Returns:
-            (N, ..., C).
-        """
-        output = self.dropout_layer(self.gamma2(self.dropout(self._mixed(x))))
-        if not self.add_identity:
-            return output
-        return (x if identity is None else identity) + output
-
-    def _mixed(self, x: Tensor) -> Tensor:
+    def run_experts(self, x: Tensor) -> Tensor:
         if self.router is None:
             return self.expert_group([x], None, None)[0]
         if not x.numel():  # no tokens: nothing to decide

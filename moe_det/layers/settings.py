@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from mmdet.registry import MODELS
 from torch import nn
 
-from ..checks import check_choice, check_count, check_flag, is_number
+from ..checks import check_choice, check_count, check_flag, is_integer, is_number
 from ..errors import MoEConfigError, unknown_name
 from ..registry import CONSTRAINTS, EXPERTS, build_named
 from ..routing.dispatch import Mixture
@@ -18,9 +18,11 @@ from ..routing.kernel_mixture import KERNELS, MIXES, OUTPUTS, KernelMixture
 from ..routing.mixtures import mix_linear
 from ..routing.router import Router
 from ..routing.rows import UNITS
-from ..routing.selection import SOFTMAX, STRAIGHT_THROUGH, WEIGHTINGS
+from ..routing.selection import FULL_SOFTMAX, SOFTMAX, STRAIGHT_THROUGH, WEIGHTINGS
+from ..routing.shared_experts import SharedExperts
 from .expert_norm import accept_single_values
 from .gates import build_gate
+from .row_choice import check_rows_per_expert
 
 BALANCE_OVER = ('all', 'level')
 
@@ -58,7 +60,12 @@ class MoESettings:
             convolutions sees one pixel (shards two) and treats everything beyond as padding.
         balance_over: rows among which usage is balanced: ``all`` or inside each ``level``.
         noise: learned gate noise while training; None takes it when all constraints are soft.
-        shared_expert: adds an expert that runs on every row; its output is added to the mixture.
+        shared_expert: adds an expert that runs on every row, or that many of them (DeepSeekMoE, arXiv 2401.06066);
+            their output is added to the mixture.
+        rows_per_expert: experts choose rows, so many each of an image at a level, instead of rows choosing experts
+            (pMoE, arXiv 2306.04073), for ``unit='patch'`` or ``'token'``: no expert is idle, and nothing needs balance.
+            ``top_k`` is then the largest number of experts that a row runs. Rows that no expert chose have the shared
+            expert alone, which layers without a residual connection need.
         dispatch: ``sorted`` (cost of K experts) or ``dense`` (all experts run on every row; for export and
             compilation).
         soft_mixture: confirms that ``top_k == num_experts`` is intended.
@@ -72,7 +79,9 @@ class MoESettings:
             expert; for experts that start from a dense checkpoint. Checkpoints load either way.
         weighting: ``softmax`` weights, or with ``top_k=1`` ``straight_through``: the chosen expert has
             weight 1, and the gate learns from the gradient of its probability. Experts copied from a dense checkpoint
-            then initially compute what the dense layer does.
+            then initially compute what the dense layer does. ``full_softmax`` takes the softmax over all experts before
+            the choice, so that weights sum to less than 1 (DeepSeekMoE, arXiv 2401.06066). ``entmax`` weights are
+            entmax-1.5 of the chosen logits (arXiv 1905.05702), many of them exactly 0: fewer than K experts run.
         mixes: ``outputs`` of the chosen experts, or their ``kernels``: a row runs one module whose weights are the
             mixture of theirs, at the cost of one expert regardless of E and K (CondConv, arXiv 1904.04971; SMEAR,
             arXiv 2306.03745). With ``top_k=num_experts`` every expert learns from every row.
@@ -88,7 +97,8 @@ class MoESettings:
     grid: int | None = None
     balance_over: str = 'all'
     noise: bool | None = None
-    shared_expert: bool = False
+    shared_expert: bool | int = False
+    rows_per_expert: int | None = None
     dispatch: str = 'sorted'
     soft_mixture: bool = False
     copy_noise: float = 0.02
@@ -124,12 +134,16 @@ class MoESettings:
         check_count(where, 'top_k', self.top_k)
         if self.top_k > self.num_experts:
             raise MoEConfigError(f'{where}.top_k={self.top_k}: expected at most num_experts={self.num_experts}')
-        if self.top_k == self.num_experts > 1 and not self.soft_mixture:
+        if self.top_k == self.num_experts > 1 and not self.soft_mixture and self.rows_per_expert is None:
             raise MoEConfigError(
                 f'{where}: top_k=num_experts={self.top_k} runs every expert for every row, so nothing is chosen and '
                 'balance means little. If a soft mixture is meant, add soft_mixture=True'
             )
-        for key in ('shared_expert', 'soft_mixture', 'copies_share'):
+        if not isinstance(self.shared_expert, bool) and not is_integer(self.shared_expert, 1):
+            raise MoEConfigError(
+                f'{where}.shared_expert={self.shared_expert!r}: expected True, False or a number of experts >= 1'
+            )
+        for key in ('soft_mixture', 'copies_share'):
             check_flag(where, key, getattr(self, key))
         if self.noise is not None:
             check_flag(where, 'noise', self.noise)
@@ -152,6 +166,13 @@ class MoESettings:
             raise MoEConfigError(
                 f'{where}.weighting={STRAIGHT_THROUGH!r}: is for top_k=1, top_k is {self.top_k}; use {SOFTMAX!r}'
             )
+        if self.mixes == KERNELS and (self.weighting == FULL_SOFTMAX or self.rows_per_expert is not None):
+            key = 'weighting' if self.rows_per_expert is None else 'rows_per_expert'
+            raise MoEConfigError(
+                f'{where}.{key}={getattr(self, key)!r}: mixed kernels need weights that sum to 1; take it or mixes='
+                f'{KERNELS!r} out'
+            )
+        check_rows_per_expert(self, where, units)
 
     @property
     def sorts(self) -> bool:
@@ -159,9 +180,15 @@ class MoESettings:
         return self.dispatch == 'sorted' and self.mixes == OUTPUTS
 
     @property
-    def experts_run(self) -> int:
-        """Experts whose cost a row has: K, or 1 where their weights are mixed before anything runs."""
-        return self.top_k if self.mixes == OUTPUTS else 1
+    def experts_run(self) -> float:
+        """Experts whose cost a row has, shared ones included.
+
+        K, or 1 where weights are mixed before anything runs, or where experts choose patches the mean over patches.
+        """
+        run: float = self.top_k if self.mixes == OUTPUTS else 1
+        if self.rows_per_expert is not None and self.grid is not None:
+            run = min(run, self.num_experts * self.rows_per_expert / self.grid**2)
+        return run + int(self.shared_expert)
 
     def build_router(
         self,
@@ -209,6 +236,7 @@ class MoESettings:
                 label=label or where,
                 slots=slots or 1,
                 weighting=self.weighting if slots is None else STRAIGHT_THROUGH,
+                rows_per_expert=self.rows_per_expert,
             )
         except ValueError as error:
             raise MoEConfigError(f'{where}: {error}') from error
@@ -246,7 +274,7 @@ class MoESettings:
         slots: int = 1,
         group: type[ExpertGroup] = ExpertGroup,
     ) -> ExpertGroup:
-        """Builds E independently initialised experts, and the shared one.
+        """Builds E independently initialised experts, and the shared ones.
 
         Args:
             make_expert: builds one.
@@ -254,7 +282,8 @@ class MoESettings:
             slots: groups of experts of which every row runs one each.
             group: class of the result.
         """
-        shared: nn.Module | None = make_expert() if self.shared_expert else None
+        several = [make_expert() for _ in range(int(self.shared_expert))]
+        shared = SharedExperts(several) if len(several) > 1 else next(iter(several), None)
         experts = [accept_single_values(make_expert()) for _ in range(self.num_experts)]
         share = self.copies_share
         group = KernelMixture if self.mixes == KERNELS else group

@@ -43,6 +43,15 @@ def settings_of_shards(common: dict, own: Mapping, where: str) -> dict:
         raise MoEConfigError(
             f'{where}.mixes={common["mixes"]!r}: of a shard one copy runs, nothing is mixed; take it out'
         )
+    if int(common.get('shared_expert') or 0) > 1:
+        raise MoEConfigError(
+            f'{where}.shared_expert={common["shared_expert"]!r}: of the slices of the dense part one can be shared; '
+            'use True'
+        )
+    if common.get('rows_per_expert') is not None:
+        raise MoEConfigError(
+            f'{where}.rows_per_expert={common["rows_per_expert"]!r}: every row runs one copy of each shard; take it out'
+        )
     if own.get('width', 1) != 1:
         raise MoEConfigError(f'{where}.width={own["width"]!r}: shards have the width of their slice; take it out')
     if copies == 1:

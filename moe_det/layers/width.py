@@ -16,13 +16,13 @@ def conv_cost(in_channels: int, out_channels: int, kernel_size: int = 3) -> int:
     return kernel_size * kernel_size * in_channels * out_channels
 
 
-def matched_width(cost: Callable[[int], int], dense_cost: int, top_k: int, largest: int, multiple: int = 1) -> int:
+def matched_width(cost: Callable[[int], int], dense_cost: int, top_k: float, largest: int, multiple: int = 1) -> int:
     """The inner width at which ``top_k`` experts come nearest to the cost of the dense branch.
 
     Args:
         cost: inner width -> cost of one expert, increasing.
         dense_cost: cost of the branch that the experts replace.
-        top_k: K.
+        top_k: experts that a row runs.
         largest: widest expert to consider.
         multiple: the width must divide by this.
 
@@ -37,7 +37,7 @@ def inner_width(
     channels: int,
     cost: Callable[[int], int],
     dense_cost: int,
-    top_k: int,
+    top_k: float,
     where: str,
     multiple: int = 1,
 ) -> int:
@@ -48,7 +48,7 @@ def inner_width(
         channels: inner channels of the dense branch.
         cost: inner width -> cost of one expert.
         dense_cost: cost of the dense branch.
-        top_k: K.
+        top_k: experts that a row runs.
         where: config key of the settings, for messages.
         multiple: the result is a multiple of this, such as the groups of a GroupNorm.
 
@@ -59,7 +59,7 @@ def inner_width(
         least = top_k * cost(multiple) / dense_cost
         if least > 1 + TOLERANCE:
             raise MoEConfigError(
-                f"{where}.width='{MATCHED}': {top_k} experts of inner width {multiple} still cost {least:.2f} times "
+                f"{where}.width='{MATCHED}': {top_k:g} experts of inner width {multiple} still cost {least:.2f} times "
                 'the dense part that they replace, because their input and output keep their size; use a smaller '
                 'top_k or a factor'
             )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..checks import check_choice, check_flag
 from ..errors import MoEConfigError, unknown_name
+from ..layers.row_choice import check_no_row_is_lost
 from ..layers.settings import MoESettings, split_settings
 from ..layers.shard_settings import OF_SHARDS, settings_of_shards
 from ..routing.kernel_mixture import OUTPUTS
@@ -87,6 +88,12 @@ def read_head_settings(moe: dict, where: str) -> tuple[MoESettings, HeadSettings
         raise MoEConfigError(
             f"{where}.class_mixture={class_mixture!r}: applies to placement='branch' alone; experts of "
             f'placement={placement!r} are mixed before anything is a class probability'
+        )
+    check_no_row_is_lost(settings, where)
+    if settings.rows_per_expert is not None and (placement, class_mixture) == ('branch', CLASS_MIXTURES[0]):
+        raise MoEConfigError(
+            f'{where}.rows_per_expert={settings.rows_per_expert}: a patch that no expert chose has no class '
+            "probability; use class_mixture='logits' or another placement"
         )
     shards = own.get('shards', OF_SHARDS['shards']) if placement == 'shards' else 1
     return settings, HeadSettings(

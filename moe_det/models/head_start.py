@@ -40,13 +40,12 @@ def start_predictor(predictor: nn.Conv2d, branch: str, shards: int = 1) -> None:
 
 def start_experts(group: ExpertGroup, branch: str) -> None:
     """Starts the predictors of a branch's experts; a shared expert's at zero, unless it is a slice of the branch."""
-    slices = [*group.experts, *([group.shared] if group.slices > 1 and group.shared is not None else [])]
-    for expert in slices:
+    added = group.shared_experts if group.slices == 1 else []
+    for expert in group.every_expert:
         predictor = getattr(expert, 'predictor', None)
-        if predictor is not None:
+        if predictor is not None and expert in added:
+            nn.init.zeros_(predictor.weight)
+            nn.init.zeros_(predictor.bias)
+        elif predictor is not None:
             start_predictor(predictor, branch, group.slices)
-    of_shared = getattr(group.shared, 'predictor', None)
-    if group.slices == 1 and of_shared is not None:
-        nn.init.zeros_(of_shared.weight)
-        nn.init.zeros_(of_shared.bias)
     group.start_common()

@@ -43,8 +43,9 @@ class MoEResNet(ResNet):
             - ``convs``: places where a single convolution has experts instead of a whole stage, which are then bare
               convolutions: ``'stem'``, or the number of a stage whose second block's 3x3 ``conv2`` is replaced.
             - ``residual``: adds an outer skip, identity where shapes agree, else a strided 1x1 convolution and norm.
-            - ``width``: inner width of an expert as a share of the stage's, ``'matched'`` for K experts at the cost
-              of one stage, or None: the paper's narrow widths for BasicBlocks, 1.0 for Bottlenecks.
+            - ``width``: inner width of an expert as a share of the stage's, ``'matched'`` for the experts that a row
+              runs, shared ones included, at the cost of one stage, or None: the paper's narrow widths for BasicBlocks,
+              1.0 for Bottlenecks.
         small_images: use the CIFAR stem, a 3x3 convolution with stride 1 and no max-pooling.
         **kwargs: mmdet's ResNet. ``init_cfg=[]`` keeps PyTorch's initialisation.
 
@@ -134,9 +135,8 @@ class MoEResNet(ResNet):
             **settings,
         )
         if self._default_init:
-            for expert in [*layer.expert_group.experts, layer.expert_group.shared]:
-                if expert is not None:
-                    expert.reset_parameters()
+            for expert in layer.expert_group.every_expert:
+                expert.reset_parameters()
         return layer
 
     def make_res_layer(self, **kwargs) -> nn.Module:

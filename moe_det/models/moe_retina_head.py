@@ -65,8 +65,8 @@ class MoERetinaHead(RetinaHead):
               and the norm's groups, and of alternatives of each; default 2 and 4. ``num_experts`` and ``top_k`` follow.
               With ``shared_expert`` there is one more slice, which every row runs; G + 1 must then divide them.
             - ``class_mixture``: whether whole class branches are mixed as ``probabilities`` (default) or ``logits``.
-            - ``width``: factor of an expert's inner channels, or ``'matched'`` for K experts at the cost of one
-              dense branch; default 1.
+            - ``width``: factor of an expert's inner channels, or ``'matched'`` for the experts that a row runs, shared
+              ones included, at the cost of one dense branch; default 1.
             - ``shared_gate``: one gate and one decision for both branches; default False.
         init_cfg: as in RetinaHead. The predictors, dense or experts', are always drawn with standard deviation 0.01,
             class predictors with the focal prior.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..layers.dense_start import start_from_dense
 from ..layers.moe_layer import MoELayer
+from ..layers.row_choice import check_no_row_is_lost
 from ..layers.width import conv_cost
 
 
@@ -109,11 +110,13 @@ class MoEStage(MoELayer):
 
     def __init__(self, skip: nn.Module | None, **layer) -> None:
         super().__init__(**layer)
+        if skip is None:
+            check_no_row_is_lost(self.settings, layer['where'])
         self.skip = skip
 
     def init_weights(self) -> None:
         """Initialises each expert as the backbone initialises a plain stage (zero last norm of every block)."""
-        for expert in [*self.expert_group.experts, self.expert_group.shared]:
+        for expert in self.expert_group.every_expert:
             if hasattr(expert, 'init_weights'):
                 expert.init_weights()
         self.expert_group.start_common()

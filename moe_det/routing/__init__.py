@@ -13,8 +13,10 @@ from .class_mixtures import (
 from .constraint import Constraint
 from .dispatch import LevelPlan, mix_all, plan_dispatch, run_dense, run_sorted, touch_idle
 from .distillation import DistilledGate, finish_distillation, train_gates_alone
+from .entmax import entmax15
+from .expert_choice import ExpertChoice
 from .experts import ExpertGroup, copy_dense_to_experts, fold_common
-from .gates import ConvGAPGate, GAPLinearGate, Gate, TwoConvGAPGate
+from .gates import ConvGAPGate, GAPLinearGate, Gate, NormalisedLinearGate, TwoConvGAPGate
 from .hard_constraints import (
     HardConstraint,
     MeanImportanceConstraint,
@@ -45,6 +47,7 @@ __all__ = [
     'ConvGAPGate',
     'DistilledGate',
     'EntropyConstraint',
+    'ExpertChoice',
     'ExpertGroup',
     'GAPLinearGate',
     'Gate',
@@ -53,6 +56,7 @@ __all__ = [
     'KLConstraint',
     'LevelPlan',
     'MeanImportanceConstraint',
+    'NormalisedLinearGate',
     'RelativeImportanceConstraint',
     'Router',
     'Routing',
@@ -71,6 +75,7 @@ __all__ = [
     'ZLossConstraint',
     'copy_dense_to_experts',
     'dual_temperature_losses',
+    'entmax15',
     'find_routers',
     'finish_distillation',
     'fold_common',

@@ -18,6 +18,7 @@ from .mixtures import mix_linear
 from .routing import Routing
 from .rows import RowLayout
 from .shared_copies import SummedExpert, common_parts, fit_stored_form, fold_group, start_common
+from .shared_experts import SharedExperts
 
 if TYPE_CHECKING:
     from .router import Router
@@ -32,7 +33,8 @@ class ExpertGroup(nn.Module):
 
     Args:
         experts: E modules (R, C, H, W) -> (R, C', H', W') of the same shapes.
-        shared: an expert that runs on every row and whose output is added (DeepSeekMoE, arXiv 2401.06066).
+        shared: an expert, or :class:`~moe_det.routing.shared_experts.SharedExperts`, that runs on every row and whose
+            output is added (DeepSeekMoE, arXiv 2401.06066).
         mixture: how outputs become one, see :mod:`moe_det.routing.mixtures`.
         dispatch: ``'sorted'`` (cost of K experts) or ``'dense'`` (all experts run, for export and compilation).
         slots: groups of experts of which every row runs one each; see :mod:`moe_det.routing.selection`.
@@ -76,6 +78,18 @@ class ExpertGroup(nn.Module):
     def copies(self) -> int:
         """Experts of each slot."""
         return len(self.experts) // self.slots
+
+    @property
+    def shared_experts(self) -> list[nn.Module]:
+        """Those that run on every row."""
+        if isinstance(self.shared, SharedExperts):
+            return list(self.shared)
+        return [] if self.shared is None else [self.shared]
+
+    @property
+    def every_expert(self) -> list[nn.Module]:
+        """The experts, then the shared ones."""
+        return [*self.experts, *self.shared_experts]
 
     @property
     def slices(self) -> int:

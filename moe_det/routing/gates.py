@@ -156,3 +156,35 @@ class TwoConvGAPGate(Gate):
         weight, bias = self.norm.weight.to(hidden.dtype), self.norm.bias.to(hidden.dtype)
         hidden = F.group_norm(hidden, self.norm.num_groups, weight, bias, self.norm.eps)
         return global_average(_convolve(self.conv2, hidden))
+
+
+class NormalisedLinearGate(Gate):
+    """Pooled features through a linear layer without bias that starts at 0, then a norm without weights of its own.
+
+    The gate of muMoE (arXiv 2402.12550), there on single tokens: all experts have the same logit at first. The paper
+    normalises each expert's logits over the batch (BatchNorm); then the routing of an image depends on the others in
+    training, and on running statistics in evaluation. The default here normalises each row's logits over the experts,
+    so that rows are independent; with two experts that leaves a sign alone.
+
+    Args:
+        in_channels: C.
+        num_experts: E.
+        norm: ``'layer'`` over the experts, or ``'batch'`` over the rows as in the paper.
+    """
+
+    def __init__(self, in_channels: int, num_experts: int, norm: str = 'layer') -> None:
+        super().__init__(in_channels, num_experts)
+        if norm not in ('layer', 'batch'):
+            raise ValueError(f"norm={norm!r}: expected 'layer' or 'batch'")
+        self.weight = nn.Parameter(torch.zeros(num_experts, in_channels))
+        self.norm = nn.BatchNorm1d(num_experts, affine=False) if norm == 'batch' else None
+
+    def logits(self, feature: Tensor) -> Tensor:
+        pooled = global_average(feature)
+        logits = F.linear(pooled, self.weight.to(pooled.dtype))
+        if self.norm is None:
+            return F.layer_norm(logits, logits.shape[1:])
+        if len(logits) < 2:  # the variance of one value is meaningless: as in evaluation
+            mean, variance = self.norm.running_mean, self.norm.running_var
+            return F.batch_norm(logits, mean, variance, training=False, eps=self.norm.eps)
+        return self.norm(logits)

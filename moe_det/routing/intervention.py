@@ -6,6 +6,7 @@ Interventions act in eval mode alone, so that a forgotten one cannot reach train
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .route_table import RouteTable
-from .selection import select
+from .selection import Choose, select
 
 if TYPE_CHECKING:
     from .router import Router
@@ -73,6 +74,10 @@ class Intervention:
         if self.routes.slots != slots:
             raise ValueError(f'{label}: routes in {self.routes.slots} slots for a layer with {slots}')
 
+    def changing(self, choose: Choose) -> Choose:
+        """A layer's way of choosing, changed."""
+        return functools.partial(self.select, choose=choose)
+
     def select(
         self,
         logits: Tensor,
@@ -81,8 +86,9 @@ class Intervention:
         sums_to_one: bool,
         slots: int = 1,
         straight_through: bool = False,
+        choose: Choose = select,
     ) -> tuple[Tensor, Tensor]:
-        """As :func:`~moe_det.routing.selection.select`, changed."""
+        """As ``choose``, changed."""
         if self.routes is not None:
             return self.routes.next_call(logits)
         if self.top_k not in (None, top_k):
@@ -101,7 +107,7 @@ class Intervention:
             )
             allowed = torch.where(only, rest, without)
             top_k = min(top_k, logits.shape[1] - 1)
-        indices, log_weights = select(logits, allowed, top_k, sums_to_one, slots, straight_through)
+        indices, log_weights = choose(logits, allowed, top_k, sums_to_one, slots, straight_through)
         if self.forced is not None and slots > 1:
             return self._force_in_slots(indices, log_weights, logits.shape[1] // slots)
         if self.forced is not None:

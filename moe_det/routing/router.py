@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from .annealing import Annealing
 from .constraint import Constraint, Constraints
 from .distributed import in_backward
+from .expert_choice import ExpertChoice
 from .gates import Gate
 from .noise import LearnedNoise
 from .observers import Observers
 from .routing import Routing
 from .rows import RowLayout
 from .samples import TEACHER, RowSamples
-from .selection import SOFTMAX, STRAIGHT_THROUGH, check_weighting, select
+from .selection import ENTMAX, FULL_SOFTMAX, SOFTMAX, STRAIGHT_THROUGH, Choose, check_weighting, select, select_entmax
 from .step import Call, Step, joined, uncollected
 from .stored_router import check_stored_router
 
@@ -47,7 +48,9 @@ class Router(nn.Module):
         label: name of the layer in messages and logs.
         slots: groups of E / slots experts of which every row runs one each; K is then their number, and weights are
             straight through. See :mod:`moe_det.routing.selection`.
-        weighting: ``'softmax'`` or, for K = 1, ``'straight_through'``.
+        weighting: ``'softmax'``, ``'full_softmax'``, ``'entmax'`` or, for K = 1, ``'straight_through'``.
+        rows_per_expert: experts choose rows instead, so many each; see :mod:`moe_det.routing.expert_choice`. K is then
+            the largest number of experts that a row runs.
 
     Attributes:
         constraints: by their keys.
@@ -77,9 +80,10 @@ class Router(nn.Module):
         label: str = 'moe',
         slots: int = 1,
         weighting: str = SOFTMAX,
+        rows_per_expert: int | None = None,
     ) -> None:
         super().__init__()
-        check_weighting(gate.num_experts, top_k, slots, weighting)
+        check_weighting(gate.num_experts, top_k, slots, weighting, rows_per_expert)
         self.gate = gate
         self.num_experts = gate.num_experts
         self.top_k = top_k
@@ -88,16 +92,19 @@ class Router(nn.Module):
         self.label = label
         self.slots = slots
         self.weighting = weighting if slots == 1 else STRAIGHT_THROUGH
-        # the trained K decides how weights are normalised, also when another K is tried at test time
-        self.sums_to_one = top_k > 1 or self.weighting == STRAIGHT_THROUGH
+        self.rows_per_expert = rows_per_expert
+        if self.weighting == SOFTMAX and (top_k == 1 or rows_per_expert is not None):
+            self.sums_to_one = False
+        else:  # the trained K decides how weights are normalised, also when another K is tried at test time
+            self.sums_to_one = self.weighting != FULL_SOFTMAX
         self.constraints = Constraints(self.num_experts, self.num_groups, slots)
         self.constraints.add([*constraints, *gate.constraints()])
         if noise is None:
             noise = bool(self.constraints) and all(c.learned_noise for c in self.constraints.values())
         self.noise = LearnedNoise(gate.in_channels, self.num_experts) if noise else None
         self.register_buffer('experts_and_k', torch.tensor([self.num_experts, top_k]))
-        if self.weighting == STRAIGHT_THROUGH:
-            self.register_buffer(STRAIGHT_THROUGH, torch.ones(1, dtype=torch.long))
+        if self.weighting != SOFTMAX:  # told by the checkpoint
+            self.register_buffer(self.weighting, torch.ones(1, dtype=torch.long))
         self.step = Step()
         self.decided = Observers()
         self.collected = Observers()
@@ -109,6 +116,7 @@ class Router(nn.Module):
         return (
             f'num_experts={self.num_experts}, top_k={self.top_k}, {slots}weighting={self.weighting!r}, '
             f'unit={self.unit!r}, balance_groups={self.num_groups}'
+            + (f', rows_per_expert={self.rows_per_expert}' if self.rows_per_expert is not None else '')
         )
 
     @property
@@ -144,7 +152,7 @@ class Router(nn.Module):
         if self.training:
             routing = self._decide_and_keep(logits, rows, layout, keys)
         else:
-            routing = self._decide(logits, self._groups(layout, logits.device))[0]
+            routing = self._decide(logits, self._groups(layout, logits.device), layout)[0]
         # stays 0 with one group: a compiled layer is retraced for each value
         self.step.level = (self.step.level + len(layout.patches)) % self.num_groups
         if self.decided:
@@ -178,21 +186,29 @@ class Router(nn.Module):
             logits = logits + (noise if factor == 1 else noise * factor)
         return logits if temperature == 1 else logits / temperature
 
-    def _decide(self, logits: Tensor, groups: Tensor, allowed: Tensor | None = None) -> tuple[Routing, Tensor]:
+    def _decide(
+        self, logits: Tensor, groups: Tensor, layout: RowLayout, allowed: Tensor | None = None
+    ) -> tuple[Routing, Tensor]:
         """The routing by these logits, and the logits that the constraints allow (as they stand, unless given)."""
         if allowed is None:
             allowed = self.constraints.mask(logits.detach(), groups)
-        top_k, choose = self.top_k, select
+        top_k, choose = self.top_k, self._chooses(layout)
         if self.training and self.annealing.top_k is not None:
             top_k = self.annealing.top_k
             if self.slots > 1:
                 raise ValueError(f'{self.label}: top_k={top_k} in training: a row runs one expert per slot')
         elif not self.training and self.intervention is not None:
-            choose = self.intervention.select
+            choose = self.intervention.changing(choose)
         straight_through = self.weighting == STRAIGHT_THROUGH and top_k in (1, self.slots)
         indices, log_weights = choose(logits, allowed, top_k, self.sums_to_one, self.slots, straight_through)
         routing = Routing(logits, indices, log_weights, self.sums_to_one, groups, self.num_groups, slots=self.slots)
         return routing, allowed
+
+    def _chooses(self, layout: RowLayout) -> Choose:
+        """What turns logits into chosen experts and their weights."""
+        if self.rows_per_expert is not None:
+            return ExpertChoice(self.rows_per_expert, layout)
+        return select_entmax if self.weighting == ENTMAX else select
 
     def _decide_and_keep(
         self, logits: Tensor, rows: Sequence[Tensor], layout: RowLayout, keys: Sequence[Tensor] | None
@@ -205,7 +221,7 @@ class Router(nn.Module):
             # the auxiliary loss is computed from a leaf, whose gradient the recomputed forward passes on
             leaf = logits.detach().requires_grad_()
         with torch.set_grad_enabled(leaf is not None or torch.is_grad_enabled()):
-            routing, allowed = self._decide(logits if leaf is None else leaf, groups)
+            routing, allowed = self._decide(logits if leaf is None else leaf, groups, layout)
         if not self._collects and noise is None:
             return routing
         routing.samples = RowSamples.take(self.constraints.asked, rows, layout)
@@ -227,12 +243,13 @@ class Router(nn.Module):
                     f'{self.label}: backward repeats a checkpointed forward of an earlier step, whose noise and '
                     'constraints are gone. Run backward once per step, before the next forward'
                 )
-            return self._decide(self._annealed(logits, None, rows, layout), self._groups(layout, logits.device))[0]
+            logits = self._annealed(logits, None, rows, layout)
+            return self._decide(logits, self._groups(layout, logits.device), layout)[0]
         logits = self._annealed(logits, call.noise, rows, layout)
         if call.leaf is not None and call.leaf.grad is not None and logits.requires_grad:
             passed_on = call.leaf.grad
             logits.register_hook(lambda gradient: gradient + passed_on)
-        return self._decide(logits, call.groups, call.allowed)[0]
+        return self._decide(logits, call.groups, layout, call.allowed)[0]
 
     # -- steps -------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .selection import SOFTMAX, STRAIGHT_THROUGH
+from .selection import SOFTMAX, STRAIGHT_THROUGH, WEIGHTINGS
 
 if TYPE_CHECKING:
     from .router import Router
@@ -27,16 +27,18 @@ def check_stored_router(state_dict: dict[str, Tensor], prefix: str, router: Rout
     Raises:
         CheckpointError: it does not fit; names the keys.
     """
-    numbers, kind = f'{prefix}experts_and_k', f'{prefix}{STRAIGHT_THROUGH}'
+    numbers = f'{prefix}experts_and_k'
     if numbers not in state_dict:
         return
-    own = (*router.experts_and_k.tolist(), hasattr(router, STRAIGHT_THROUGH))
+    own = (*router.experts_and_k.tolist(), router.weighting)
     if router.gate.freezes_experts and state_dict[numbers][0] == router.num_experts:
         state_dict[numbers] = router.experts_and_k.clone()
-        state_dict.pop(kind, None)
-        if own[2]:
-            state_dict[kind] = torch.ones(1, dtype=torch.long)
-    stored = (*state_dict[numbers].tolist(), kind in state_dict)
+        for weighting in WEIGHTINGS:
+            state_dict.pop(f'{prefix}{weighting}', None)
+        if router.weighting != SOFTMAX:
+            state_dict[f'{prefix}{router.weighting}'] = torch.ones(1, dtype=torch.long)
+    weighting = next((name for name in WEIGHTINGS if f'{prefix}{name}' in state_dict), SOFTMAX)
+    stored = (*state_dict[numbers].tolist(), weighting)
     if stored != own:
         raise CheckpointError(
             f'the checkpoint has {_words(stored, own)} at {prefix.rstrip(".")}, the config {_words(own, stored)}: '
@@ -44,14 +46,13 @@ def check_stored_router(state_dict: dict[str, Tensor], prefix: str, router: Rout
         )
 
 
-def _words(router: tuple[int, int, bool], other: tuple[int, int, bool]) -> str:
-    """The keys of a router, given as E, K and whether its weights are straight through."""
-    num_experts, top_k, straight_through = router
+def _words(router: tuple[int, int, str], other: tuple[int, int, str]) -> str:
+    """The keys of a router, given as E, K and its weighting."""
+    num_experts, top_k, weighting = router
     words = f'num_experts={num_experts}, top_k={top_k}'
     # one of several shards, or a layer that could be its only one
-    if straight_through and (top_k > 1 or (other[1] > 1 and other[2])):
+    if weighting == STRAIGHT_THROUGH and (top_k > 1 or (other[1] > 1 and other[2] == STRAIGHT_THROUGH)):
         words = f'shards={top_k}, copies={num_experts // top_k}'
-    if straight_through == other[2]:
+    if weighting == other[2]:
         return words
-    weighting = STRAIGHT_THROUGH if straight_through else SOFTMAX
     return f'{words}, weighting={weighting!r}'

@@ -26,7 +26,8 @@ BAD = [
     ({'num_experts': 1}, ['top_k=2', 'at most num_experts=1']),
     ({'num_experts': 3, 'top_k': 3}, ['top_k=num_experts=3', 'soft_mixture=True']),
     ({'num_experts': 3, 'top_k': 3, 'soft_mixture': 'no'}, ["soft_mixture='no'", 'True or False']),
-    ({'shared_expert': 1}, ['shared_expert=1', 'True or False']),
+    ({'shared_expert': 0}, ['shared_expert=0', 'True, False or a number of experts >= 1']),
+    ({'shared_expert': 'two'}, ["shared_expert='two'", 'True, False or a number']),
     ({'noise': 'auto'}, ["noise='auto'", 'True or False']),
     (
         {'gate': {'type': 'GAPLinerGate'}},

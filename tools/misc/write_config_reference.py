@@ -108,7 +108,8 @@ def page() -> str:
     from moe_det.hooks.expert_size_hook import ExpertSizeHook
     from moe_det.hooks.moe_hook import MoEHook
     from moe_det.hooks.schedule_hook import MoEScheduleHook
-    from moe_det.layers import MoEBlock, MoEConv2d, MoEFFN, MoELinear, MoESettings
+    from moe_det.layers import MoEBlock, MoEConv2d, MoEFFN, MoELinear, MoESettings, MuConv2d, MuFFN, MuLinear
+    from moe_det.layers.mu_moe import MuSettings
     from moe_det.models import FrozenFPN, MoEResNet, MoERetinaHead
     from moe_det.registry import CONSTRAINTS, GATES
     from moe_det.robustness.bad_images_hook import SkipBadImagesHook
@@ -133,6 +134,11 @@ def page() -> str:
     parts += ["\n## `experts=[dict(type='MoEFFN', modules=...)]`\n", summary(inspect.getdoc(MoEFFN))]
     parts += ['\nKeys in addition to those of every MoE layer:\n', nested_keys(MoEFFN, '**moe')]
     parts += ["\n## `experts=[dict(type='MoELinear', modules=...)]`\n", summary(inspect.getdoc(MoELinear))]
+    parts += ["\n## `conv_cfg=dict(type='MuConv2d', ...)`\n", summary(inspect.getdoc(MuConv2d))]
+    parts += ['\n' + settings_table(MuSettings)]
+    for cls in (MuFFN, MuLinear):
+        parts += [f"\n## `experts=[dict(type='{cls.__name__}', modules=...)]`\n", summary(inspect.getdoc(cls))]
+        parts += ['\nKeys are those of `MuConv2d`.']
     parts += ["\n## `neck=dict(type='FrozenFPN', ...)`\n", summary(inspect.getdoc(FrozenFPN))]
     parts += ["\n## `custom_hooks=[dict(type='MoEHook')]`\n", summary(inspect.getdoc(MoEHook))]
     parts += ['\n' + arguments_table(MoEHook)]

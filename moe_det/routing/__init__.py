@@ -10,11 +10,12 @@ from .class_mixtures import (
     next_temperature,
     sample_experts,
 )
+from .cluster_mask import ClusterMask
 from .constraint import Constraint
 from .dispatch import LevelPlan, mix_all, plan_dispatch, run_dense, run_sorted, touch_idle
 from .distillation import DistilledGate, finish_distillation, train_gates_alone
 from .experts import ExpertGroup, copy_dense_to_experts, fold_common
-from .gates import ConvGAPGate, GAPLinearGate, Gate, TwoConvGAPGate
+from .gates import ConvGAPGate, GAPLinearGate, Gate, MLPGate, TwoConvGAPGate
 from .hard_constraints import (
     HardConstraint,
     MeanImportanceConstraint,
@@ -36,11 +37,13 @@ from .soft_constraints import (
     KLConstraint,
     SoftConstraint,
     SwitchConstraint,
+    UsageEntropyConstraint,
     ZLossConstraint,
 )
 
 __all__ = [
     'AttentiveGate',
+    'ClusterMask',
     'Constraint',
     'ConvGAPGate',
     'DistilledGate',
@@ -52,6 +55,7 @@ __all__ = [
     'ImportanceConstraint',
     'KLConstraint',
     'LevelPlan',
+    'MLPGate',
     'MeanImportanceConstraint',
     'RelativeImportanceConstraint',
     'Router',
@@ -68,6 +72,7 @@ __all__ = [
     'Usage',
     'UsageRecorder',
     'Utilisation',
+    'UsageEntropyConstraint',
     'ZLossConstraint',
     'copy_dense_to_experts',
     'dual_temperature_losses',

@@ -104,7 +104,7 @@ class _Look:
             if self.second is not None:
                 self.second[name].append((rows, layout, keys))
             elif self.first is not None:
-                with torch.no_grad():
+                with torch.no_grad(), _kept_statistics(router):
                     logits = self.routers[name].gate_logits(rows, layout, keys)
                     self.first[name].append((log_probabilities(logits, self.routers[name].slots), layout))
 
@@ -140,7 +140,8 @@ class _Look:
         """Mean over rows of KL(p(x) || p(x')) in nats, with gradient for the gate."""
         log_p, layout = before
         rows, changed, keys = seen
-        log_q = log_probabilities(router.gate_logits(rows, changed, keys), router.slots)
+        with _kept_statistics(router):
+            log_q = log_probabilities(router.gate_logits(rows, changed, keys), router.slots)
         log_q = log_q[matched_rows(layout, changed, mirrored).to(log_q.device)]
         return (log_p.exp() * (log_p - log_q)).sum() / max(1, len(log_p))
 

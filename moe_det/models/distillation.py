@@ -6,6 +6,7 @@ Shape letters: N images, A anchors of a position, R rows, K chosen experts, C ch
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +32,38 @@ class Distillation:
         negatives: hard negative positions for each positive one, >= 0.
     """
 
+    key = ''  # of the losses
+
     def __init__(self, weight: float, negatives: float = 1.0) -> None:
         self.weight = checked_number('weight', weight)
         self.negatives = checked_number('negatives', negatives)
+        self._targets: tuple[list[Tensor], list[Tensor]] | None = None
+
+    def note_pyramid(self, pyramid: Sequence[Tensor]) -> None:
+        """Takes what a training forward of the head gets."""
+
+    def note_targets(self, labels: list[Tensor], weights: list[Tensor]) -> None:
+        """Takes the targets of the class branch; see :meth:`positions`."""
+        self._targets = labels, weights
+
+    def losses_of(self, head: Any, outputs: Heads) -> dict[str, Tensor]:
+        """``loss_moe_<key>_<branch>`` of a head's branches with experts.
+
+        Args:
+            head: a :class:`~moe_det.models.moe_retina_head.MoERetinaHead`.
+            outputs: of its forward.
+        """
+        assert self._targets is not None  # of this step
+        counted, positive = self.positions(*self._targets, outputs[0], head.num_classes)
+        self._targets = None
+        found = self.by_branch(head, outputs, counted, positive)
+        return {f'loss_moe_{self.key}_{branch}': found[branch] for branch in head.moe.branches}
+
+    def by_branch(
+        self, head: Any, outputs: Heads, counted: Sequence[Tensor], positive: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """The losses by branch."""
+        raise NotImplementedError(f'{type(self).__name__} does not define by_branch()')
 
     def positions(
         self, labels: Sequence[Tensor], weights: Sequence[Tensor], cls_scores: Sequence[Tensor], classes: int
@@ -77,39 +107,27 @@ class MutualDistillation(Distillation):
         negatives: see the base.
     """
 
+    key = 'mutual'
+
     def __init__(self, weight: float = 0.01, negatives: float = 1.0) -> None:
         super().__init__(weight, negatives)
+
+    def by_branch(
+        self, head: Any, outputs: Heads, counted: Sequence[Tensor], positive: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        grid = head.settings.grid if head.settings.unit == 'patch' else None
+        groups = {branch: head.branch_experts[branch] for branch in head.moe.branches}
+        return {branch: self.loss(group.distances(counted, grid), counted) for branch, group in groups.items()}
 
     def loss(self, distances: Sequence[Tensor], counted: Sequence[Tensor]) -> Tensor:
         """The loss of a branch.
 
         Args:
-            distances: per level (N, H, W), of :func:`mutual_distance`.
+            distances: per level (N, H, W), of :func:`~moe_det.models.expert_features.mutual_distance`.
             counted: per level (N, H, W), the positions that count.
         """
         total = torch.stack([(d * c).sum() for d, c in zip(distances, counted, strict=True)]).sum()
         return self.weight * total / sum(c.sum() for c in counted).clamp_min(1)
-
-
-def mutual_distance(features: Tensor, chosen: Tensor) -> Tensor:
-    """How far a row's experts are from the mean of its others, 1/K sum_k ||f_k - stopgrad(mean_j f_j)||^2 / C.
-
-    Args:
-        features: (R, K, C, H, W).
-        chosen: (R, K), False for experts that do not count.
-
-    Returns:
-        (R, H, W), in at least fp32; 0 for a row with fewer than two experts.
-    """
-    features = features.to(torch.promote_types(features.dtype, torch.float32))
-    shape = (*chosen.shape, 1, 1, 1)
-    # not a product with 0, which would pass on a NaN of an expert that was not chosen
-    features = torch.where(chosen.view(shape), features, features.new_zeros(()))
-    count = chosen.sum(1)
-    with torch.no_grad():
-        others = (features.sum(1, keepdim=True) - features) / (count - 1).clamp_min(1).view(-1, 1, 1, 1, 1)
-    apart = (features - others).square().mean(2) * (chosen & (count > 1)[:, None])[:, :, None, None]
-    return apart.sum(1) / count.clamp_min(1)[:, None, None]
 
 
 class DenseTeacher(Distillation):
@@ -131,9 +149,21 @@ class DenseTeacher(Distillation):
         teach: pyramid -> the teacher's class logits and box deltas; the hook sets it.
     """
 
+    key = 'teacher'
+
     def __init__(self, weight: float = 1.0, negatives: float = 1.0) -> None:
         super().__init__(weight, negatives)
         self.teach: Callable[[Sequence[Tensor]], Heads] | None = None
+        self._pyramid: list[Tensor] = []
+
+    def note_pyramid(self, pyramid: Sequence[Tensor]) -> None:
+        self._pyramid = [level.detach() for level in pyramid]
+
+    def by_branch(
+        self, head: Any, outputs: Heads, counted: Sequence[Tensor], positive: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        pyramid, self._pyramid = self._pyramid, []
+        return self.losses(pyramid, outputs, counted, positive)
 
     def losses(
         self, pyramid: Sequence[Tensor], student: Heads, counted: Sequence[Tensor], positive: Sequence[Tensor]

@@ -11,7 +11,27 @@ from torch import Tensor
 from ..routing.dispatch import Experts, Mixture
 from ..routing.experts import ExpertGroup
 from ..routing.rows import join_patches
-from .distillation import mutual_distance
+
+
+def mutual_distance(features: Tensor, chosen: Tensor) -> Tensor:
+    """How far a row's experts are from the mean of its others, 1/K sum_k ||f_k - stopgrad(mean_j f_j)||^2 / C.
+
+    Args:
+        features: (R, K, C, H, W).
+        chosen: (R, K), False for experts that do not count.
+
+    Returns:
+        (R, H, W), in at least fp32; 0 for a row with fewer than two experts.
+    """
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    shape = (*chosen.shape, 1, 1, 1)
+    # not a product with 0, which would pass on a NaN of an expert that was not chosen
+    features = torch.where(chosen.view(shape), features, features.new_zeros(()))
+    count = chosen.sum(1)
+    with torch.no_grad():
+        others = (features.sum(1, keepdim=True) - features) / (count - 1).clamp_min(1).view(-1, 1, 1, 1, 1)
+    apart = (features - others).square().mean(2) * (chosen & (count > 1)[:, None])[:, :, None, None]
+    return apart.sum(1) / count.clamp_min(1)[:, None, None]
 
 
 class _WithFeatures:

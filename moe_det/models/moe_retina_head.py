@@ -22,8 +22,6 @@ from ..routing.router import Router
 from ..routing.rows import rows_of
 from .box_sizes import supply_box_sizes
 from .dense_names import dense_name, replaced_keys, shard_axis
-from .distillation import DenseTeacher, Heads
-from .expert_features import FeatureGroup
 from .head_branch import BranchShape, Decision, build_branch_experts, experts_in_branch, feature_channels
 from .head_settings import BRANCHES, read_head_settings
 from .head_start import start_experts, start_predictor, without_predictor_overrides
@@ -85,8 +83,6 @@ class MoERetinaHead(RetinaHead):
         _refuse_keys_of_other_heads(kwargs)
         check_expert_norm(WHERE, kwargs.get('norm_cfg'))
         self.distillation = self.moe.distillation
-        self._targets: tuple[list[Tensor], list[Tensor]] | None = None
-        self._pyramid: list[Tensor] = []
         super().__init__(*args, init_cfg=without_predictor_overrides(init_cfg), **kwargs)
 
     # -- building ----------------------------------------------------------------------------------------------
@@ -193,8 +189,8 @@ class MoERetinaHead(RetinaHead):
             Class logits, L tensors (N, num_anchors * num_classes, H_l, W_l), and box deltas, L tensors
             (N, num_anchors * 4, H_l, W_l).
         """
-        if self.training and isinstance(self.distillation, DenseTeacher):
-            self._pyramid = [level.detach() for level in x]
+        if self.distillation is not None and self.training:
+            self.distillation.note_pyramid(x)
         decisions = self._decide(x)
         outputs = []
         for branch in BRANCHES:
@@ -244,7 +240,7 @@ class MoERetinaHead(RetinaHead):
         """
         targets = list(super().get_targets(anchor_list, *args, **kwargs))
         if self.distillation is not None:
-            self._targets = targets[0], targets[1]
+            self.distillation.note_targets(targets[0], targets[1])
         if world()[1] > 1:
             # not read back to the host: the losses divide by a tensor as well
             targets[4] = reduce_mean(anchor_list[0][0].new_full((), float(targets[4])))
@@ -268,24 +264,8 @@ class MoERetinaHead(RetinaHead):
             for key, loss in router.collect().items():
                 losses[f'loss_moe_{key}_{name}'] = loss
         if self.distillation is not None and self.training:
-            losses.update(self._distillation_losses((cls_scores, bbox_preds)))
+            losses.update(self.distillation.losses_of(self, (cls_scores, bbox_preds)))
         return losses
-
-    def _distillation_losses(self, outputs: Heads) -> dict[str, Tensor]:
-        """``loss_moe_mutual_<branch>`` or ``loss_moe_teacher_<branch>`` of the branches with experts."""
-        assert self._targets is not None and self.distillation is not None  # of this step
-        counted, positive = self.distillation.positions(*self._targets, outputs[0], self.num_classes)
-        pyramid, self._targets, self._pyramid = self._pyramid, None, []
-        if isinstance(self.distillation, DenseTeacher):
-            losses = self.distillation.losses(pyramid, outputs, counted, positive)
-            return {f'loss_moe_teacher_{branch}': losses[branch] for branch in self.moe.branches}
-        grid = self.settings.grid if self.settings.unit == 'patch' else None
-        return {
-            f'loss_moe_mutual_{branch}': self.distillation.loss(
-                cast('FeatureGroup', self.branch_experts[branch]).distances(counted, grid), counted
-            )
-            for branch in self.moe.branches
-        }
 
     # -- checkpoints -------------------------------------------------------------------------------------------
 

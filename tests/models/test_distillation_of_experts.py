@@ -14,7 +14,8 @@ from small_models import CHANNELS, CLASSES, batch, detector, head, head_losses, 
 
 from moe_det.errors import MoEConfigError
 from moe_det.hooks.dense_teacher_hook import DenseTeacherHook, teacher_of
-from moe_det.models.distillation import DenseTeacher, MutualDistillation, mutual_distance
+from moe_det.models.distillation import DenseTeacher, MutualDistillation
+from moe_det.models.expert_features import mutual_distance
 from moe_det.routing import find_routers
 
 MOE = dict(num_experts=4, top_k=2)
@@ -73,7 +74,8 @@ def naive_mutual(model, maps, branch: str, weight: float) -> float:
     for x, at in zip(maps, counted, strict=True):
         for image in range(len(x)):
             chosen = seen[0].indices[first + image].tolist()
-            features = [model.branch_experts[branch].experts[e](x[image : image + 1], True)[1][0] for e in chosen]
+            experts = model.branch_experts[branch].experts
+            features = [experts[e](x[image : image + 1], True)[1][0].detach() for e in chosen]
             for y, column in at[image].nonzero().tolist():
                 f = [feature[:, y, column] for feature in features]
                 total += sum(float((f[k] - f[1 - k]).square().sum()) / CHANNELS / 2 for k in (0, 1))

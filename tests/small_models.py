@@ -176,6 +176,10 @@ def shrink(cfg: Config, base_channels: int = 8, channels: int = 16) -> Config:
     else:
         model.bbox_head.update(in_channels=channels, feat_channels=channels, num_classes=CLASSES)
         model.test_cfg.score_thr = 0.0
+    constraints = model.get('bbox_head', {}).get('moe', {}).get('constraint') or []
+    for constraint in constraints if isinstance(constraints, list) else [constraints]:
+        if constraint.type == 'ClusterMask':  # the channels of the backbone's last map
+            constraint.channels = base_channels * expansion * 8
     return cfg
 
 

@@ -42,6 +42,11 @@ SHARDS = 'retinanet_moe_shards_from_dense.py'
 DENSE = {'shapes/retinanet_dense.py', 'shapes/kinds_dense.py'}
 DISTILLED = ('retinanet_moe_distilled.py', 'shapes/retinanet_moe_distilled.py')  # need a trained attentive run
 OTHER_DETECTORS = ('shapes/dino_moe.py', 'shapes/faster_rcnn_moe.py')  # small as they are
+OWN_LOSSES = {  # of configs that end so
+    'consistent.py': ('consistency',),
+    'mutual.py': ('mutual_cls', 'mutual_reg'),
+    'teacher.py': ('teacher_cls', 'teacher_reg'),
+}
 RUNTIME_HOOKS = ['MoEHook', 'ExactResumeHook', 'SkipBadImagesHook', 'FiniteHook']
 
 
@@ -76,10 +81,13 @@ def test_config_trains_a_step_and_predicts(name, tmp_path):
     attach_hooks(cfg, model)
     routers = find_routers(model)
     assert bool(routers) == (name not in DENSE)
+    for mask in (c for r in routers.values() for c in r.constraints.values() if c.key == 'cluster'):
+        mask.fill(torch.rand(mask.centroids.shape))
 
     losses = losses_of(model, batch())
     soft = [r for r in routers.values() if any(hasattr(c, 'weight') for c in r.constraints.values())]
-    assert sum('moe' in key for key in losses) == len(soft)
+    own = {f'loss_moe_{key}' for key in OWN_LOSSES.get(name.rpartition('_')[2], ())}
+    assert own <= set(losses) and sum('moe' in key for key in losses) == len(soft) + len(own)
     assert all(torch.isfinite(loss).all() for loss in losses.values())
 
     with mmdet_scope():

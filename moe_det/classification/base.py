@@ -97,7 +97,7 @@ class MoEClassifier(BaseModel):
             ValueError: an unknown mode, or a loss without labels.
         """
         if mode == 'tensor':
-            with self._test_routing():
+            with routing_in_evaluation(self, self.test_top_k):
                 return self.classify(inputs)
         if mode == 'loss':
             if labels is None:
@@ -121,21 +121,30 @@ class MoEClassifier(BaseModel):
 
     def predict(self, inputs: Tensor, labels: Tensor | None = None) -> list[dict]:
         """Predictions of a batch; see the class."""
-        with self._test_routing(), GateProbabilities(self) as gates:
+        with routing_in_evaluation(self, self.test_top_k), GateProbabilities(self) as gates:
             scores, expert_classes = self.classify_with_experts(inputs)
         return [dict(probs=scores.float().softmax(1), labels=labels, gates=gates.found, expert_classes=expert_classes)]
 
-    @contextmanager
-    def _test_routing(self) -> Iterator[None]:
-        """Applies ``test_top_k`` where nothing else intervenes; interventions act in evaluation alone."""
-        with ExitStack() as stack:
-            if self.test_top_k is not None:
-                free = [name for name, router in find_routers(self).items() if router.intervention is None]
-                try:
-                    stack.enter_context(intervene(self, dict.fromkeys(free, Intervention(top_k=self.test_top_k))))
-                except ValueError as error:
-                    raise MoEConfigError(f'model.test_top_k, layer {error}') from error
-            yield
+
+@contextmanager
+def routing_in_evaluation(model: torch.nn.Module, top_k: int | None) -> Iterator[None]:
+    """Applies ``test_top_k`` where nothing else intervenes; interventions act in evaluation alone.
+
+    Args:
+        model: a model with MoE layers.
+        top_k: number of experts in evaluation, in every layer; None takes the trained one.
+
+    Raises:
+        MoEConfigError: a layer has fewer experts.
+    """
+    with ExitStack() as stack:
+        if top_k is not None:
+            free = [name for name, router in find_routers(model).items() if router.intervention is None]
+            try:
+                stack.enter_context(intervene(model, dict.fromkeys(free, Intervention(top_k=top_k))))
+            except ValueError as error:
+                raise MoEConfigError(f'model.test_top_k, layer {error}') from error
+        yield
 
 
 class GateProbabilities(Recorder):

@@ -24,6 +24,8 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
         MoEConfigError: a mean and a std of different length, or a std that is not above 0.
     """
 
+    largest_value = 1.0  # of a pixel before it is normalised
+
     def __init__(self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
         super().__init__()
         mean = (0.0,) * len(std or (1,)) if mean is None else tuple(mean)

@@ -14,7 +14,7 @@ def dense_counterpart(model: Mapping) -> tuple[dict, list[str]]:
 
     ``MoERetinaHead`` and ``MoEResNet`` become mmdet's own, ``MoEConv2d`` and ``MuConv2d`` plain convolutions, and a
     ``MoEBlock``, which is added to a network and replaces nothing, goes; a ``MixtureClassifier`` keeps one expert, and
-    ``WithExperts`` becomes its detector. All other keys stay.
+    ``WithExperts`` becomes its detector, ``WithClusters`` its model. All other keys stay.
 
     Args:
         model: the ``model`` of a config; it is not changed.
@@ -38,6 +38,8 @@ def _without_experts(node: Any, path: str, changes: list[str]) -> Any:
         return type(node)(_without_experts(item, f'{path}.{i}', changes) for i, item in enumerate(node))
     if not isinstance(node, dict):
         return node
+    if type_name(node) == 'WithClusters':
+        node['type'] = node.pop('model')
     name = type_name(node)
     if name == 'MoEResNet' and node.pop('small_images', False):
         node['type'] = 'SmallImageResNet'

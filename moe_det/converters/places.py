@@ -221,7 +221,7 @@ def _moe_keys(node: object, path: str) -> Iterable[MoEKeys]:
         yield MoEKeys(f'{dot}moe', path, kinds, node['moe'])
     if type_name(node.get('conv_cfg')) == 'MoEConv2d':
         yield MoEKeys(f'{dot}conv_cfg', path, (CONV,), node['conv_cfg'])
-    if type_name(node) == 'WithExperts':
+    if type_name(node) == 'WithExperts' or node.get('model') == 'WithExperts':
         entries = node['experts']
         for number, entry in enumerate([entries] if isinstance(entries, dict) else entries):
             at = f'{dot}experts' if isinstance(entries, dict) else f'{dot}experts.{number}'

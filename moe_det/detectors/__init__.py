@@ -3,6 +3,7 @@
 from .. import registry as _registry  # noqa: F401 - first, or a module would be registered half imported
 
 # isort: split
+from .with_clusters import WithClusters
 from .with_experts import WithExperts
 
-__all__ = ['WithExperts']
+__all__ = ['WithClusters', 'WithExperts']

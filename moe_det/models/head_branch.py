@@ -23,6 +23,8 @@ from ..routing.router import Router
 from ..routing.routing import Routing
 from ..routing.rows import HALO, RowLayout, join_patches, split_patches
 from .branch_shape import BranchShape
+from .distillation import MutualDistillation
+from .expert_features import FeatureGroup
 from .head_settings import HeadSettings
 from .shards import ShardExpert, ShardGroup, build_shards
 
@@ -97,7 +99,8 @@ def build_branch_experts(shape: BranchShape, settings: MoESettings, own: HeadSet
         shape.in_channels,
         shape.out_channels if whole else shape.feat_channels,
     )
-    return settings.build_experts(make_expert, mixture)
+    group = FeatureGroup if isinstance(own.distillation, MutualDistillation) else ExpertGroup
+    return settings.build_experts(make_expert, mixture, group=group)
 
 
 def feature_channels(experts: ExpertGroup) -> int:

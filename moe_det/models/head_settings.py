@@ -10,6 +10,7 @@ from ..layers.row_choice import check_no_row_is_lost
 from ..layers.settings import MoESettings, split_settings
 from ..layers.shard_settings import OF_SHARDS, settings_of_shards
 from ..routing.kernel_mixture import OUTPUTS
+from .distillation import DenseTeacher, MutualDistillation, build_distillation
 
 PLACEMENTS = ('branch', 'tower', 'first', 'last', 'shards')
 BRANCHES = ('cls', 'reg')
@@ -30,6 +31,7 @@ class HeadSettings:
         shards: G, slices of the last convolution and the predictor; 1 in other placements.
         copies: R, alternatives of a shard; the number of experts in other placements.
         class_mixture: what is mixed of whole class branches, ``'probabilities'`` or ``'logits'``.
+        distillation: how experts learn from each other; None: not at all.
     """
 
     branches: tuple[str, ...]
@@ -39,6 +41,7 @@ class HeadSettings:
     shards: int
     copies: int
     class_mixture: str
+    distillation: MutualDistillation | DenseTeacher | None = None
 
 
 def read_head_settings(moe: dict, where: str) -> tuple[MoESettings, HeadSettings]:
@@ -104,4 +107,5 @@ def read_head_settings(moe: dict, where: str) -> tuple[MoESettings, HeadSettings
         shards=shards,
         copies=settings.num_experts // shards,
         class_mixture=class_mixture,
+        distillation=build_distillation(own.get('distillation'), settings, placement, where),
     )

@@ -68,6 +68,8 @@ class MoERetinaHead(RetinaHead):
             - ``width``: factor of an expert's inner channels, or ``'matched'`` for the experts that a row runs, shared
               ones included, at the cost of one dense branch; default 1.
             - ``shared_gate``: one gate and one decision for both branches; default False.
+            - ``distillation``: ``dict(type='MutualDistillation')`` draws the experts of a row to each other,
+              ``dict(type='DenseTeacher')`` to the mixture of all; see :mod:`moe_det.models.distillation`. Default none.
         init_cfg: as in RetinaHead. The predictors, dense or experts', are always drawn with standard deviation 0.01,
             class predictors with the focal prior.
         **kwargs: RetinaHead's.
@@ -80,6 +82,7 @@ class MoERetinaHead(RetinaHead):
         self.settings, self.moe = read_head_settings(moe, WHERE)
         _refuse_keys_of_other_heads(kwargs)
         check_expert_norm(WHERE, kwargs.get('norm_cfg'))
+        self.distillation = self.moe.distillation
         super().__init__(*args, init_cfg=without_predictor_overrides(init_cfg), **kwargs)
 
     # -- building ----------------------------------------------------------------------------------------------
@@ -148,6 +151,11 @@ class MoERetinaHead(RetinaHead):
                     f'bbox_head.moe.shared_gate=True: {type(router.gate).__name__} sees the features of one '
                     "branch's experts; use shared_gate=False"
                 )
+            if sees_experts and self.distillation is not None:
+                raise MoEConfigError(
+                    f'{WHERE}.distillation: {type(router.gate).__name__} runs or freezes the experts itself; use '
+                    'another gate'
+                )
             if router.gate.freezes_experts:
                 self.branch_experts[name].freeze()
             self.routers[name] = router
@@ -181,6 +189,8 @@ class MoERetinaHead(RetinaHead):
             Class logits, L tensors (N, num_anchors * num_classes, H_l, W_l), and box deltas, L tensors
             (N, num_anchors * 4, H_l, W_l).
         """
+        if self.distillation is not None and self.training:
+            self.distillation.note_pyramid(x)
         decisions = self._decide(x)
         outputs = []
         for branch in BRANCHES:
@@ -229,6 +239,8 @@ class MoERetinaHead(RetinaHead):
         than they do in one process with the whole batch.
         """
         targets = list(super().get_targets(anchor_list, *args, **kwargs))
+        if self.distillation is not None:
+            self.distillation.note_targets(targets[0], targets[1])
         if world()[1] > 1:
             # not read back to the host: the losses divide by a tensor as well
             targets[4] = reduce_mean(anchor_list[0][0].new_full((), float(targets[4])))
@@ -251,6 +263,8 @@ class MoERetinaHead(RetinaHead):
         for name, router in self.routers.items():
             for key, loss in router.collect().items():
                 losses[f'loss_moe_{key}_{name}'] = loss
+        if self.distillation is not None and self.training:
+            losses.update(self.distillation.losses_of(self, (cls_scores, bbox_preds)))
         return losses
 
     # -- checkpoints -------------------------------------------------------------------------------------------

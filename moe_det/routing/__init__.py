@@ -10,13 +10,14 @@ from .class_mixtures import (
     next_temperature,
     sample_experts,
 )
+from .cluster_mask import ClusterMask
 from .constraint import Constraint
 from .dispatch import LevelPlan, mix_all, plan_dispatch, run_dense, run_sorted, touch_idle
 from .distillation import DistilledGate, finish_distillation, train_gates_alone
 from .entmax import entmax15
 from .expert_choice import ExpertChoice
 from .experts import ExpertGroup, copy_dense_to_experts, fold_common
-from .gates import ConvGAPGate, GAPLinearGate, Gate, NormalisedLinearGate, TwoConvGAPGate
+from .gates import ConvGAPGate, GAPLinearGate, Gate, MLPGate, NormalisedLinearGate, TwoConvGAPGate
 from .hard_constraints import (
     HardConstraint,
     MeanImportanceConstraint,
@@ -38,11 +39,13 @@ from .soft_constraints import (
     KLConstraint,
     SoftConstraint,
     SwitchConstraint,
+    UsageEntropyConstraint,
     ZLossConstraint,
 )
 
 __all__ = [
     'AttentiveGate',
+    'ClusterMask',
     'Constraint',
     'ConvGAPGate',
     'DistilledGate',
@@ -55,6 +58,7 @@ __all__ = [
     'ImportanceConstraint',
     'KLConstraint',
     'LevelPlan',
+    'MLPGate',
     'MeanImportanceConstraint',
     'NormalisedLinearGate',
     'RelativeImportanceConstraint',
@@ -72,6 +76,7 @@ __all__ = [
     'Usage',
     'UsageRecorder',
     'Utilisation',
+    'UsageEntropyConstraint',
     'ZLossConstraint',
     'copy_dense_to_experts',
     'dual_temperature_losses',

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from .routing import Routing
+from .rows import RowLayout
+
+FORBIDDEN = -1e30  # the logit of an expert that a row does not have: probability 0, and finite, unlike -inf
 
 
 class Constraint(nn.Module):
@@ -25,6 +28,7 @@ class Constraint(nn.Module):
             :class:`~moe_det.routing.samples.RowSamples`; None for nothing.
         slots: groups of experts of which a row runs one each; the router sets it. All of them get the same total
             weight, so that a balance over all experts is one inside each group.
+        top_k: K of the router, which sets it.
         scheduled: whether a schedule of the balance changes the loss's weight.
     """
 
@@ -32,6 +36,7 @@ class Constraint(nn.Module):
     learned_noise: bool = True
     samples: str | None = None
     slots: int = 1
+    top_k: int = 1
     scheduled: bool = False
 
     def prepare(self, num_experts: int, num_groups: int) -> None:
@@ -40,6 +45,10 @@ class Constraint(nn.Module):
     def apply(self, fn: Callable[[nn.Module], None]) -> Constraint:
         """Leaves the constraint as it is: initialisers visit every module, and take ``weight`` for a tensor."""
         return self
+
+    def restrict(self, logits: Tensor, layout: RowLayout) -> Tensor:
+        """Returns the (R, E) logits of the gate; ``FORBIDDEN`` takes an expert from a row, in weights and choice."""
+        return logits
 
     def mask(self, logits: Tensor, groups: Tensor) -> Tensor:
         """Returns the (R, E) logits that the choice is made from; -inf forbids an expert."""
@@ -67,6 +76,7 @@ class Constraints(nn.ModuleDict):
         num_experts: E.
         num_groups: G.
         slots: of the router.
+        top_k: K.
 
     Attributes:
         asked: what they ask to know of each row; nothing else is computed or kept.
@@ -78,9 +88,9 @@ class Constraints(nn.ModuleDict):
         def items(self) -> ItemsView[str, Constraint]: ...
         def values(self) -> ValuesView[Constraint]: ...
 
-    def __init__(self, num_experts: int, num_groups: int, slots: int) -> None:
+    def __init__(self, num_experts: int, num_groups: int, slots: int, top_k: int) -> None:
         super().__init__()
-        self.prepared_for = num_experts, num_groups, slots
+        self.prepared_for = num_experts, num_groups, slots, top_k
         self.asked: frozenset[str] = frozenset()
 
     def add(self, constraints: Iterable[Constraint]) -> None:
@@ -89,14 +99,20 @@ class Constraints(nn.ModuleDict):
         Raises:
             ValueError: two of one kind.
         """
-        num_experts, num_groups, slots = self.prepared_for
+        num_experts, num_groups, slots, top_k = self.prepared_for
         for constraint in constraints:
             if constraint.key in self:
                 raise ValueError(f'two constraints of the kind {constraint.key!r}; give each kind once')
-            constraint.slots = slots
+            constraint.slots, constraint.top_k = slots, top_k
             constraint.prepare(num_experts, num_groups)
             self[constraint.key] = constraint
         self.asked = frozenset(c.samples for c in self.values() if c.samples is not None)
+
+    def restrict(self, logits: Tensor, layout: RowLayout) -> Tensor:
+        """The (R, E) logits of the experts that rows have."""
+        for constraint in self.values():
+            logits = constraint.restrict(logits, layout)
+        return logits
 
     def mask(self, logits: Tensor, groups: Tensor) -> Tensor:
         """The (R, E) logits that all of them allow."""

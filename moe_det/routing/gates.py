@@ -6,11 +6,14 @@ the published gates have none.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..checks import is_integer
 
 if TYPE_CHECKING:
     from .constraint import Constraint
@@ -188,3 +191,30 @@ class NormalisedLinearGate(Gate):
             mean, variance = self.norm.running_mean, self.norm.running_var
             return F.batch_norm(logits, mean, variance, training=False, eps=self.norm.eps)
         return self.norm(logits)
+
+
+class MLPGate(Gate):
+    """Global average pooling, then linear layers with ReLU between them; SMoE-VAE (arXiv 2509.10025) has 64 and 32.
+
+    Args:
+        in_channels: C.
+        num_experts: E.
+        hidden: widths of the hidden layers, at least one.
+
+    Raises:
+        ValueError: a width that is not an integer >= 1, or none.
+    """
+
+    def __init__(self, in_channels: int, num_experts: int, hidden: Sequence[int] = (64, 32)) -> None:
+        super().__init__(in_channels, num_experts)
+        if isinstance(hidden, str) or not hidden or not all(is_integer(width, 1) for width in hidden):
+            raise ValueError(f'hidden={hidden!r}: expected a list of integers >= 1')
+        widths = [in_channels, *hidden, num_experts]
+        layers = [nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+        self.fcs = cast('Sequence[nn.Linear]', nn.ModuleList(layers))  # torch's ModuleList does not say what it holds
+
+    def logits(self, feature: Tensor) -> Tensor:
+        x = global_average(feature)
+        for number, layer in enumerate(self.fcs):
+            x = _linear(layer, x.relu() if number else x)
+        return x

@@ -97,7 +97,7 @@ class Router(nn.Module):
             self.sums_to_one = False
         else:  # the trained K decides how weights are normalised, also when another K is tried at test time
             self.sums_to_one = self.weighting != FULL_SOFTMAX
-        self.constraints = Constraints(self.num_experts, self.num_groups, slots)
+        self.constraints = Constraints(self.num_experts, self.num_groups, slots, top_k)
         self.constraints.add([*constraints, *gate.constraints()])
         if noise is None:
             noise = bool(self.constraints) and all(c.learned_noise for c in self.constraints.values())
@@ -167,11 +167,15 @@ class Router(nn.Module):
         keys: Sequence[Tensor] | None = None,
         gate: Gate | None = None,
     ) -> Tensor:
-        """(R, E) logits of a gate, the router's by default, without noise; for ``unit='image'`` the levels' mean."""
+        """(R, E) logits of a gate, the router's by default, without noise; for ``unit='image'`` the levels' mean.
+
+        Experts that a constraint takes from a row have ``FORBIDDEN``.
+        """
         gate = self.gate if gate is None else gate
         seen = [(x,) for x in rows] if keys is None else zip(rows, keys, strict=True)
         logits = [gate(*of_level) for of_level in seen]
-        return torch.stack(logits).mean(0) if layout.unit == 'image' else torch.cat(logits)
+        joined = torch.stack(logits).mean(0) if layout.unit == 'image' else torch.cat(logits)
+        return self.constraints.restrict(joined, layout)
 
     def _groups(self, layout: RowLayout, device: torch.device) -> Tensor:
         if self.num_groups == 1:

@@ -142,3 +142,33 @@ class ZLossConstraint(SoftConstraint):
         groups = torch.arange(routing.num_groups, device=squared.device)
         member = (routing.groups[:, None] == groups).to(squared.dtype)
         return sum_over_ranks(member.t() @ squared) / routing.usage.rows.clamp_min(1)
+
+
+class UsageEntropyConstraint(SoftConstraint):
+    """usage * E sum_i (P_i - 1/E)^2 + entropy * H_s, with P_i the mean probability of expert i over the rows.
+
+    The first term keeps all experts in use, the second makes each row decide for one, H_s being the mean entropy of a
+    row's probabilities in nats. Source: the published code of SMoE-VAE, arXiv 2509.10025, with 200 and 400 for terms of
+    a batch beside a reconstruction error that is summed over the batch.
+
+    Args:
+        weight: factor of the loss, >= 0.
+        usage: factor of the first term, >= 0.
+        entropy: factor of the second term, >= 0.
+    """
+
+    key = 'usage_entropy'
+
+    def __init__(self, weight: float | None = None, usage: float = 200.0, entropy: float = 400.0) -> None:
+        super().__init__(weight)
+        self.usage = checked_number('usage', usage)
+        self.entropy = checked_number('entropy', entropy)
+
+    def extra_repr(self) -> str:
+        return f'{super().extra_repr()}, usage={self.usage:g}, entropy={self.entropy:g}'
+
+    def group_values(self, routing: Routing) -> Tensor:
+        rows = routing.usage.rows.clamp_min(1)
+        mean_probs = routing.usage.probs / rows[:, None]
+        apart = routing.num_experts * ((mean_probs - 1 / routing.num_experts) ** 2).sum(1)
+        return self.usage * apart + self.entropy * routing.usage.entropy / rows

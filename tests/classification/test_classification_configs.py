@@ -32,8 +32,27 @@ def differences(first: str, second: str) -> set[str]:
 
 
 def test_there_is_a_config_for_every_row():
-    expected = {f'{data}_{row}' for data in DATA for row in ROWS}
+    expected = {f'{data}_{row}' for data in DATA for row in ROWS} | {'mnist_vae', 'fashion_mnist_vae'}
     assert {path.stem for path in CONFIGS.glob('*.py') if not path.stem.startswith('resnet18_')} == expected
+
+
+@pytest.mark.parametrize('name', ['mnist_vae', 'fashion_mnist_vae'])
+def test_autoencoder_trains_a_step_and_predicts(name):
+    cfg = entry(name)
+    assert (cfg.train_dataloader.batch_size, cfg.train_cfg.max_epochs, cfg.optim_wrapper.optimizer.lr) == (
+        128,
+        20,
+        1e-3,
+    )
+    assert cfg.train_dataloader.dataset.name == cfg.test_dataloader.dataset.name
+    with mmdet_scope():
+        model = MODELS.build(cfg.model).train()
+        wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    batch = dict(inputs=torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8), labels=torch.arange(4))
+    logged = model.train_step(batch, wrapper)
+    assert {'loss_reconstruction', 'loss_kl', 'loss_moe_usage_entropy'} < set(logged)
+    (found,) = model.eval().test_step(batch)
+    assert found['errors'].shape == (4,) and found['errors'].isfinite().all()
 
 
 @pytest.mark.parametrize('row', ROWS)

@@ -24,7 +24,10 @@ ARGUMENTS = {
     'ConvNetGate': SMALL_NET,
     'DistilledGate': {'teacher': {'type': 'AttentiveGate', 'hidden_channels': 4}},
 }
-DISTANCES = {'SampleSimilarityConstraint': {'distance': 'features'}}
+OF_CONSTRAINTS = {
+    'SampleSimilarityConstraint': {'distance': 'features'},
+    'ClusterMask': {'clusters': 2, 'channels': CHANNELS},
+}
 
 
 def gate_cfg(name: str) -> dict:
@@ -108,7 +111,7 @@ class TestGate:
 
 def constraint_cfg(name: str) -> dict:
     """Config of a registered constraint."""
-    return {'type': name, **DISTANCES.get(name, {})}
+    return {'type': name, **OF_CONSTRAINTS.get(name, {})}
 
 
 def router_with(name: str, balance_over: str = 'all') -> Router:
@@ -121,7 +124,12 @@ def router_with(name: str, balance_over: str = 'all') -> Router:
         noise=False,
     )
     torch.manual_seed(0)
-    return settings.build_router(CHANNELS, 'test', num_levels=2).double().train()
+    router = settings.build_router(CHANNELS, 'test', num_levels=2).double().train()
+    if 'cluster' in router.constraints:
+        mask = router.constraints['cluster']
+        mask.fill(torch.eye(2, CHANNELS))
+        router.register_forward_pre_hook(lambda _, args: mask.see(args[0][0].mean((2, 3))))
+    return router
 
 
 def step(router: Router, images: int = 6, seed: int = 0) -> dict[str, Tensor]:

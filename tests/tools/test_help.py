@@ -31,6 +31,8 @@ WORDS = {
     'analysis_tools/router_health.py': ('--max-load-ratio', '--min-living', '--living-share', 'Exit status')
     + ('--device', '--data-root'),
     'analysis_tools/compare_runs.py': ('NAME=RUN', '--fresh', '--out', 'seeds', '--device', '--data-root'),
+    'analysis_tools/routing_agreement.py': ('--changes', '--limit', 'jpeg:QUALITY', '--device', '--data-root'),
+    'misc/cluster_images.py': ('--clusters', '--limit', 'OUT.json', '--device', '--data-root'),
     'analysis_tools/class_allocation.py': ('--top', '--out-dir', '--device', '--data-root'),
     'analysis_tools/sweep_top_k.py': ('--top-k', '--json', '--data-root'),  # mmengine's runs choose their device
 }

@@ -103,14 +103,17 @@ def arguments_table(cls: type, hidden: tuple[str, ...] = ()) -> str:
 def page() -> str:
     """The whole page."""
     import moe_det  # noqa: F401
-    from moe_det.detectors import WithExperts
+    from moe_det.detectors import WithClusters, WithExperts
     from moe_det.hooks.auxiliary_loss_hook import AuxiliaryLossHook
+    from moe_det.hooks.consistency_hook import RoutingConsistencyHook
+    from moe_det.hooks.dense_teacher_hook import DenseTeacherHook
     from moe_det.hooks.expert_size_hook import ExpertSizeHook
     from moe_det.hooks.moe_hook import MoEHook
     from moe_det.hooks.schedule_hook import MoEScheduleHook
     from moe_det.layers import MoEBlock, MoEConv2d, MoEFFN, MoELinear, MoESettings, MuConv2d, MuFFN, MuLinear
     from moe_det.layers.mu_moe import MuSettings
     from moe_det.models import FrozenFPN, MoEResNet, MoERetinaHead
+    from moe_det.models.distillation import KINDS
     from moe_det.registry import CONSTRAINTS, GATES
     from moe_det.robustness.bad_images_hook import SkipBadImagesHook
     from moe_det.robustness.exact_resume_hook import ExactResumeHook
@@ -121,6 +124,9 @@ def page() -> str:
     parts = [HEADER, '## Keys of every MoE layer\n', settings_table(MoESettings)]
     parts += ["\n## `bbox_head=dict(type='MoERetinaHead', moe=dict(...))`\n", summary(inspect.getdoc(MoERetinaHead))]
     parts += ['\nKeys of `moe` in addition to those above:\n', nested_keys(MoERetinaHead)]
+    parts += ['\n### `moe=dict(distillation=dict(type=...))`']
+    for name, cls in KINDS.items():
+        parts += [f'\n#### `{name}`\n', summary(inspect.getdoc(cls)), '\n' + arguments_table(cls)]
     parts += ["\n## `backbone=dict(type='MoEResNet', moe=dict(...))`\n", summary(inspect.getdoc(MoEResNet))]
     parts += ['\nKeys of `moe` in addition to those above:\n', nested_keys(MoEResNet)]
     parts += ['\nKeys besides `moe`:\n', arguments_table(MoEResNet, hidden=('depth', 'moe'))]
@@ -131,6 +137,8 @@ def page() -> str:
     parts += ['\n' + arguments_table(MoEBlock, hidden=('in_channels',))]
     parts += ["\n## `model=dict(type='WithExperts', ...)`\n", summary(inspect.getdoc(WithExperts))]
     parts += ['\n' + arguments_table(WithExperts)]
+    parts += ["\n## `model=dict(type='WithClusters', ...)`\n", summary(inspect.getdoc(WithClusters))]
+    parts += ['\n' + arguments_table(WithClusters)]
     parts += ["\n## `experts=[dict(type='MoEFFN', modules=...)]`\n", summary(inspect.getdoc(MoEFFN))]
     parts += ['\nKeys in addition to those of every MoE layer:\n', nested_keys(MoEFFN, '**moe')]
     parts += ["\n## `experts=[dict(type='MoELinear', modules=...)]`\n", summary(inspect.getdoc(MoELinear))]
@@ -146,6 +154,10 @@ def page() -> str:
     parts += ['\n' + arguments_table(MoEScheduleHook)]
     parts += ["\n## `custom_hooks=[dict(type='ExpertSizeHook')]`\n", summary(inspect.getdoc(ExpertSizeHook))]
     parts += ['\n' + arguments_table(ExpertSizeHook)]
+    parts += ["\n## `custom_hooks=[dict(type='RoutingConsistencyHook', ...)]`\n"]
+    parts += [summary(inspect.getdoc(RoutingConsistencyHook)), '\n' + arguments_table(RoutingConsistencyHook)]
+    parts += ["\n## `custom_hooks=[dict(type='DenseTeacherHook', ...)]`\n", summary(inspect.getdoc(DenseTeacherHook))]
+    parts += ['\n' + arguments_table(DenseTeacherHook)]
     parts += ["\n## `custom_hooks=[dict(type='ExactResumeHook')]`\n", summary(inspect.getdoc(ExactResumeHook))]
     parts += ["\n## `custom_hooks=[dict(type='AuxiliaryLossHook', ...)]`\n", summary(inspect.getdoc(AuxiliaryLossHook))]
     parts += ['\n' + arguments_table(AuxiliaryLossHook)]
@@ -177,6 +189,7 @@ def classification() -> list[str]:
     from moe_det.classification.hook import ClassificationHook
     from moe_det.classification.metric import ClassificationMetric
     from moe_det.classification.mixture import MixtureClassifier
+    from moe_det.classification.mixture_vae import MixtureVAE, ReconstructionMetric
     from moe_det.classification.networks import SmallConvNet
     from moe_det.classification.preprocessor import ClassificationPreprocessor
     from moe_det.classification.resnet_classifier import ResNetClassifier
@@ -187,6 +200,8 @@ def classification() -> list[str]:
         ("model=dict(type='MixtureClassifier', ...)", MixtureClassifier, ()),
         ('model=dict(expert=dict(...))', SmallConvNet, ('num_outputs',)),
         ("model=dict(type='ResNetClassifier', ...)", ResNetClassifier, ()),
+        ("model=dict(type='MixtureVAE', ...)", MixtureVAE, ()),
+        ("test_evaluator=dict(type='ReconstructionMetric', ...)", ReconstructionMetric, ('collect_device', 'prefix')),
         ("model=dict(backbone=dict(type='SmallImageResNet', ...))", SmallImageResNet, None),
         ("model=dict(data_preprocessor=dict(type='ClassificationPreprocessor', ...))", ClassificationPreprocessor, ()),
         ("dataset=dict(type='ClassificationDataset', ...)", ClassificationDataset, ()),

@@ -1,0 +1,1 @@
+"""Parts of benchmarks/experts_and_data.py: runs and page."""

@@ -1,0 +1,71 @@
+"""How often a decision stays when the image changes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Two decisions about the same rows, compared.
+
+    Attributes:
+        rows: number of them.
+        same_best: share of rows with the same most probable expert (with slots: of choices of a copy).
+        overlap: mean share of the chosen experts that are chosen again.
+        divergence: mean KL(p || p') of the gate's probabilities, in bits.
+    """
+
+    rows: int
+    same_best: float
+    overlap: float
+    divergence: float
+
+    def to_dict(self) -> dict[str, float]:
+        """As plain values."""
+        return asdict(self)
+
+
+@dataclass
+class AgreementSums:
+    """Sums over batches of what :class:`Agreement` gives the mean of.
+
+    Attributes:
+        slots: groups of experts of which every row runs one each.
+    """
+
+    slots: int = 1
+    rows: int = 0
+    same_best: float = 0.0
+    overlap: float = 0.0
+    divergence: float = 0.0
+
+    def add(self, probs: np.ndarray, weights: np.ndarray, other_probs: np.ndarray, other_weights: np.ndarray) -> None:
+        """Adds rows, matched.
+
+        Args:
+            probs: (R, E) probabilities.
+            weights: (R, E) mixture weights, 0 for experts that were not chosen.
+            other_probs: (R, E) after the change.
+            other_weights: (R, E) after the change.
+        """
+        in_slots = [values.reshape(len(values), self.slots, -1).argmax(2) for values in (probs, other_probs)]
+        chosen, again = weights > 0, other_weights > 0
+        with np.errstate(divide='ignore', invalid='ignore'):
+            terms = np.where(probs > 0, probs * (np.log2(probs) - np.log2(other_probs)), 0)
+        self.rows += len(probs)
+        self.same_best += float((in_slots[0] == in_slots[1]).mean(1).sum())
+        self.overlap += float(((chosen & again).sum(1) / np.maximum(chosen.sum(1), 1)).sum())
+        self.divergence += float(terms.sum())
+
+    def mean(self) -> Agreement:
+        """The means.
+
+        Raises:
+            ValueError: no row was added.
+        """
+        if not self.rows:
+            raise ValueError('no rows were compared')
+        return Agreement(self.rows, self.same_best / self.rows, self.overlap / self.rows, self.divergence / self.rows)

@@ -27,6 +27,7 @@ SCRIPTS = {
     'compare': 'analysis_tools/compare_runs.py',
     'sweep': 'analysis_tools/sweep_top_k.py',
     'attack': 'analysis_tools/robustness.py',
+    'uncertainty': 'analysis_tools/uncertainty.py',
     'allocation': 'analysis_tools/class_allocation.py',
     'cost': 'analysis_tools/moe_cost.py',
     'upcycle': 'model_converters/upcycle.py',

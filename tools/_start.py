@@ -28,6 +28,7 @@ SCRIPTS = {
     'sweep': 'analysis_tools/sweep_top_k.py',
     'attack': 'analysis_tools/robustness.py',
     'agreement': 'analysis_tools/routing_agreement.py',
+    'uncertainty': 'analysis_tools/uncertainty.py',
     'allocation': 'analysis_tools/class_allocation.py',
     'cost': 'analysis_tools/moe_cost.py',
     'upcycle': 'model_converters/upcycle.py',

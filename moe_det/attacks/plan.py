@@ -46,6 +46,7 @@ ATTACKS = {
         Attack('worst-expert', EXPERT, steps=10),
     )
 }
+CHECKS = (PGD_LONG, PGD_RESTARTS)  # whether the attacks of fewer steps are strong enough
 TRANSFERRED = PGD  # the attack whose images every row is shown
 
 # the 15 of the benchmark (arXiv 1807.01697, 1907.07484), by kind

@@ -10,6 +10,7 @@ COMMANDS = {
     'sweep': ('sweep', 'test a checkpoint with every number of active experts'),
     'attack': ('attack', 'what a detector withstands: adversarial pixels, attacked gates, corruptions'),
     'agreement': ('agreement', 'how often the experts stay when the image is flipped, scaled or noisy'),
+    'uncertainty': ('uncertainty', 'what gates and experts know about the errors of a detector'),
     'allocation': ('allocation', 'which classes the gates of an image classifier give to which experts'),
     'cost': ('cost', 'parameters and multiply-adds of a config'),
     'upcycle': ('upcycle', 'make a checkpoint with experts from one without'),

@@ -49,7 +49,7 @@ class ProvenanceRecorder:
         self.head = head
         self.map_sizes: list[tuple[int, int]] = []
         self.outputs: tuple = ()
-        self._module = _selecting_module(head)
+        self._module = selecting_module(head)
         self._kept: list[Tensor] = []
 
     def __enter__(self) -> ProvenanceRecorder:
@@ -90,7 +90,7 @@ class ProvenanceRecorder:
         return type(self.head)._bbox_post_process(self.head, results, *args, **kwargs)
 
 
-def _selecting_module(head: BaseDenseHead) -> ModuleType:
+def selecting_module(head: BaseDenseHead) -> ModuleType:
     """The module whose score filter the head's class calls."""
     return sys.modules[type(head)._predict_by_feat_single.__module__]
 
@@ -99,7 +99,7 @@ def cannot_follow(head: BaseDenseHead | None) -> str | None:
     """Why detections of this head cannot be followed; None if they can."""
     if not isinstance(head, BaseDenseHead):
         return 'the detector has no one-stage head (two-stage detectors refine their boxes a second time)'
-    if not hasattr(_selecting_module(head), FILTER):
+    if not hasattr(selecting_module(head), FILTER):
         return f"{type(head).__name__} does not use mmdet's score filter for each level"
     return None
 

@@ -14,7 +14,7 @@ from ..analysis.ground_truth import GroundTruth
 from ..attacks.agreement import Agreement
 from ..attacks.objectives import detection_loss, expert_probability, gate_entropy
 from ..attacks.perturbations import Ball, Objective, fgsm, pgd, random_signs, shifted, universal
-from ..attacks.plan import DETECTION, ENTROPY, FGSM, NOISE, PARTS, TRANSFERRED, UNIVERSAL, Attack
+from ..attacks.plan import CHECKS, DETECTION, ENTROPY, FGSM, NOISE, PARTS, TRANSFERRED, UNIVERSAL, Attack
 from ..attacks.rows import Row, forced_experts
 from ..probing.findings import detection_table
 from ..probing.places import Truth
@@ -85,8 +85,16 @@ def trials_of(attacks: Sequence[Attack], eps: Sequence[float], parts: Sequence[s
 
 
 def sources_of(trial: Trial, rows: Sequence[Row]) -> list[Row]:
-    """The rows that images can be made for."""
-    return [row for row in rows if row.decides or not trial.attack.on_gate]
+    """The rows that images are made for.
+
+    Only gates that decide can be attacked. Attacks of many steps, which check that those of ten are enough, are made
+    for detectors under their own routing alone: they would cost more than all others together (our own choice).
+    """
+    if trial.attack.on_gate:
+        return [row for row in rows if row.decides]
+    if trial.attack.name in CHECKS:
+        return [row for row in rows if not row.interventions] or list(rows)
+    return list(rows)
 
 
 def victims_of(trial: Trial, source: Row, rows: Sequence[Row], parts: Sequence[str] = PARTS) -> list[Row]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checks import is_number
 from ..errors import MoEConfigError, unknown_name
@@ -45,6 +45,7 @@ def _jpeg(pixels: Tensor, strength: float, generator: torch.Generator) -> Tensor
     for image in pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy():
         _, code = cv2.imencode('.jpg', np.ascontiguousarray(image), [cv2.IMWRITE_JPEG_QUALITY, int(strength)])
         read = cv2.imdecode(code, cv2.IMREAD_UNCHANGED)
+        assert read is not None  # what was just written
         changed.append(torch.from_numpy(read.reshape(image.shape)))
     return torch.stack(changed).permute(0, 3, 1, 2).to(pixels)
 
@@ -124,11 +125,10 @@ class Changer:
         preprocessor: the model's; its ``mean`` and ``std`` lead back to pixels.
     """
 
-    def __init__(self, preprocessor: nn.Module) -> None:
-        known: Any = preprocessor
-        self._normalises = isinstance(getattr(known, 'mean', None), Tensor)
-        self._normalises = self._normalises and getattr(known, '_enable_normalize', True)
-        self._preprocessor = known
+    def __init__(self, preprocessor: Any) -> None:
+        self._normalises = isinstance(getattr(preprocessor, 'mean', None), Tensor)
+        self._normalises = self._normalises and getattr(preprocessor, '_enable_normalize', True)
+        self._preprocessor = preprocessor
 
     def __call__(self, inputs: Tensor, change: ImageChange, generator: torch.Generator) -> Tensor:
         """(N, C, H, W) inputs of the model -> those of the changed images."""

@@ -127,7 +127,7 @@ class MutualDistillation(Distillation):
             counted: per level (N, H, W), the positions that count.
         """
         total = torch.stack([(d * c).sum() for d, c in zip(distances, counted, strict=True)]).sum()
-        return self.weight * total / sum(c.sum() for c in counted).clamp_min(1)
+        return self.weight * total / torch.stack([c.sum() for c in counted]).sum().clamp_min(1)
 
 
 class DenseTeacher(Distillation):
@@ -195,7 +195,7 @@ class DenseTeacher(Distillation):
             (difference(s.float(), t.float()).mean(1) * p).sum()
             for s, t, p in zip(student, teacher, positions, strict=True)
         ]
-        return self.weight * torch.stack(per_level).sum() / sum(p.sum() for p in positions).clamp_min(1)
+        return self.weight * torch.stack(per_level).sum() / torch.stack([p.sum() for p in positions]).sum().clamp_min(1)
 
 
 def _sigmoid_divergence(student: Tensor, teacher: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ class FeatureGroup(ExpertGroup):
         found = [mutual_distance(*of_level) for of_level in kept]
         if grid is None:
             return found
-        return [join_patches(d[:, None], *m.shape[1:], grid)[:, 0] for d, m in zip(found, maps, strict=True)]
+        return [join_patches(d[:, None], m.shape[1], m.shape[2], grid)[:, 0] for d, m in zip(found, maps, strict=True)]
 
     def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
         """As of any group."""

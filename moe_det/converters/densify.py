@@ -19,7 +19,7 @@ from ..running.trained_model import load_trained_model
 from .comparison import largest_difference, network_outputs, random_image, usual_side
 from .files import check_out, plain_config, read_model_config, save_model
 from .importance import expert_importance, most_important
-from .places import ExpertPlace, expert_places, place_named
+from .places import ExpertPlace, expert_places, place_named, refuse_factors
 
 AVERAGE: tuple[int, ...] = ()  # in place of the chosen experts
 
@@ -67,6 +67,7 @@ def densify(
     cfg = read_model_config(config, cfg_options, data_root)
     path = check_checkpoint(checkpoint, 'checkpoint')
     model = load_trained_model(cfg, path, device if most_used else 'cpu', require_moe=False)
+    refuse_factors(model, config)
     places = expert_places(model)
     if not places:
         raise MoEConfigError(f'{config}: the config has no experts, so the checkpoint is a plain one already')
@@ -225,10 +226,10 @@ def _compare(
             continue
         if forced.setdefault(place.router_label, Intervention(forced=experts)).forced != experts:
             return  # one gate decides for both branches: no routing runs these experts
-        if not place.router.sums_to_one:
+        if place.scaled_by:
             warn(
-                f'{place.label}: with top_k=1 an expert was trained with its output scaled by the gate probability; '
-                'alone it counts in full, so the plain model predicts otherwise than the forced expert'
+                f'{place.label}: with {place.scaled_by} an expert was trained with its output scaled by the gate '
+                'probability; alone it counts in full, so the plain model predicts otherwise than the forced expert'
             )
             return
     image = random_image(usual_side(cfg.model))

@@ -17,6 +17,7 @@ from ..layers.moe_conv import MoEConv2d
 from ..layers.moe_ffn import MoEFFN, ffn_shard_axis
 from ..layers.moe_layer import MoELayer
 from ..layers.moe_linear import MoELinear
+from ..layers.multilinear import MultilinearExperts
 from ..models.dense_names import shard_axis
 from ..models.moe_retina_head import MoERetinaHead
 from ..models.resnet_stages import MoEStage
@@ -67,6 +68,15 @@ class ExpertPlace:
         return self.router
 
     @property
+    def scaled_by(self) -> str:
+        """The key for which the weights of a row sum to less than 1; ``''`` where they sum to 1."""
+        if self.router is None or self.router.sums_to_one:
+            return ''
+        if self.router.rows_per_expert is not None:
+            return f'rows_per_expert={self.router.rows_per_expert}'
+        return 'top_k=1' if self.router.top_k == 1 else f'weighting={self.router.weighting!r}'
+
+    @property
     def slots(self) -> int:
         """Number of shards, of each of which every row runs one copy; 1 where experts are not shards."""
         return self.group.slots
@@ -91,6 +101,15 @@ def expert_places(model: nn.Module) -> list[ExpertPlace]:
         elif isinstance(module, ExpertGroup) and not any(place.group is module for place in places):
             places.append(_in_layer(model, path, module))
     return places
+
+
+def refuse_factors(model: nn.Module, config: str) -> None:
+    """Raises MoEConfigError for experts that are slices of shared factors, of which none can be taken out."""
+    for path, module in model.named_modules():
+        if isinstance(module, MultilinearExperts):
+            raise MoEConfigError(
+                f'{config}: {path} are factorised experts, slices of shared factors: none of them can be taken out'
+            )
 
 
 def _shared(group: ExpertGroup) -> str:

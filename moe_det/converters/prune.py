@@ -17,7 +17,7 @@ from ..routing.router import Router, find_routers
 from ..running.trained_model import load_trained_model
 from .files import check_out, read_model_config, save_model
 from .importance import expert_importance, most_important
-from .places import ExpertPlace, MoEKeys, expert_places, keys_of, moe_keys, place_named
+from .places import ExpertPlace, MoEKeys, expert_places, keys_of, moe_keys, place_named, refuse_factors
 from .pruning_cost import metrics_table, test_metrics
 
 
@@ -71,6 +71,8 @@ def prune_experts(
     path = check_checkpoint(checkpoint, 'checkpoint')
     model = load_trained_model(cfg, path, device if keep is not None else 'cpu')
     places = [place for place in expert_places(model) if place.router is not None]
+    if not places:
+        refuse_factors(model, config)
     kept = _without(places, drop or ()) if keep is None else _most_important(cfg, model, places, keep, limit)
     model.cpu()
     changes = config_changes(cfg.model, places, kept)

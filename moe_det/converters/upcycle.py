@@ -209,11 +209,10 @@ def _reason(model: nn.Module) -> str:
     for place in expert_places(model):
         if place.obstacle:
             return f' ({place.label}: {place.obstacle})'
-        if place.router is not None and not place.router.sums_to_one:
-            return (
-                f" ({place.label}: with top_k=1 an expert's output is scaled with its gate probability; "
-                "weighting='straight_through' counts it in full)"
-            )
+        if place.scaled_by:
+            way_out = "; weighting='straight_through' counts it in full" if place.scaled_by == 'top_k=1' else ''
+            scaled = f"with {place.scaled_by} an expert's output is scaled with its gate probability"
+            return f' ({place.label}: {scaled}{way_out})'
         if place.router is not None and place.router.unit == 'patch' and place.slots > 1:
             return f" ({place.label}: with unit='patch' a norm takes its statistics from a patch and its surroundings)"
         if place.router is not None and place.router.unit == 'patch':

@@ -73,7 +73,7 @@ class MoEHook(Hook):
         model = plain_model(runner)
         if model is self._model:
             return
-        if not any(isinstance(module, ExpertGroup) for module in model.modules()):
+        if not any(isinstance(module, (ExpertGroup, Router)) for module in model.modules()):
             raise MoEConfigError(
                 "MoEHook is in the config, but the config builds no MoE layer: set bbox_head.type='MoERetinaHead', "
                 "backbone.type='MoEResNet', conv_cfg=dict(type='MoEConv2d'), a MoEBlock plugin with at least one "

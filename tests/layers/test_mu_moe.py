@@ -12,6 +12,7 @@ from small_models import batch, build, config, family, initialise, losses_of, mm
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 
+from moe_det.converters.places import refuse_factors
 from moe_det.errors import MoEConfigError
 from moe_det.layers import MuConv2d, MuFFN, MuLinear
 from moe_det.layers.multilinear import FACTORS, build_multilinear
@@ -245,3 +246,10 @@ def test_the_conv_cfg_slot_takes_it():
 def test_what_cannot_be_built_is_refused(make, message):
     with pytest.raises(MoEConfigError, match=message):
         make()
+
+
+def test_no_expert_can_be_taken_out():
+    with pytest.raises(MoEConfigError, match='mine.py: neck.lateral_convs.0.conv.experts are factorised experts'):
+        refuse_factors(
+            with_mu(RETINANET, dict(modules='neck.lateral_convs.*', type='MuConv2d', num_experts=4)), 'mine.py'
+        )

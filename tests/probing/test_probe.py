@@ -84,6 +84,7 @@ HEADS = {
     'shards': dict(placement='shards', shards=2, copies=2, num_experts=4),
     'shared expert': dict(shared_expert=True),
     'attentive': dict(gate=dict(type='AttentiveGate', hidden_channels=8), noise=False),
+    'expert choice': dict(placement='tower', unit='patch', grid=2, top_k=3, rows_per_expert=2, shared_expert=True),
 }
 
 

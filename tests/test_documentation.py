@@ -108,6 +108,10 @@ def test_every_config_is_in_the_table_and_the_other_way_round():
     assert set().union(*found.values()) == {name for name in present if not name.startswith('_base_/')}
 
 
+def test_no_page_holds_an_unresolved_merge():
+    assert not [page for page, text in PAGES.items() if re.search(r'^(<{7}|>{7}) ', text, re.M)]
+
+
 def test_make_targets_that_are_named_exist():
     makefile = (ROOT / 'Makefile').read_text(encoding='utf-8')
     text = README + STARTED

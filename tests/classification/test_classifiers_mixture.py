@@ -10,7 +10,7 @@ from mmengine.logging import MessageHub
 from torch import nn
 
 from moe_det.classification.mixture import MixtureClassifier
-from moe_det.classification.networks import ConvNetGate, SmallConvNet, run_side_by_side
+from moe_det.classification.networks import SmallConvNet, run_side_by_side
 from moe_det.errors import CheckpointError, MoEConfigError
 from moe_det.routing.distillation import finish_distillation
 
@@ -381,9 +381,3 @@ def test_sources_that_are_not_attentive():
 def test_bad_settings(options, message):
     with pytest.raises(MoEConfigError, match=message):
         model_of(**options)
-
-
-def test_gate_is_the_network_on_the_images():
-    gate = ConvNetGate(1, 3, image_size=10, channels=(2,), hidden=(8,))
-    inputs = batch()[0]
-    assert torch.equal(gate(inputs), gate.net(inputs)) and gate(inputs).shape == (12, 3)

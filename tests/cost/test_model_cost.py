@@ -83,11 +83,6 @@ def test_multiply_adds_are_those_of_the_layers_that_ran(experts):
     assert macs == expected
 
 
-def test_more_experts_cost_no_more():
-    four, eight = (count_macs(detector(dict(FOUR, num_experts=e)).eval(), batch([(64, 64)]))[0] for e in (4, 8))
-    assert 0 < eight - four < 0.01 * four  # the gate's four more outputs
-
-
 def test_a_detector_without_plain_forward_has_no_count():
     model = detector().eval()
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mmengine.hooks import Hook
 from running.detector_runs import FOUR, STEPS, plain, run, trained
+from small_runs import Kill, Killed
 
 from moe_det.routing import find_routers
 
@@ -85,21 +85,6 @@ def test_balance_losses_are_those_of_each_iteration(tmp_path):
         assert sum(parts) / 2 > whole + 1e-4  # the divergence is convex in the shares, which the two average
 
 
-class Killed(BaseException):
-    pass
-
-
-class KillAfter(Hook):
-    priority = 'LOWEST'
-
-    def __init__(self, iteration: int) -> None:
-        self.iteration = iteration
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if runner.iter == self.iteration:
-            raise Killed
-
-
 def test_a_run_that_was_killed_between_two_steps_goes_on_exactly(tmp_path):
     settings = dict(
         CASE,
@@ -109,7 +94,7 @@ def test_a_run_that_was_killed_between_two_steps_goes_on_exactly(tmp_path):
     )
     whole = run(tmp_path, 'whole', dict(type='ExactResumeHook'), **settings)
     whole.train()
-    killed = run(tmp_path, 'parts', dict(type='ExactResumeHook'), KillAfter(2), **settings)
+    killed = run(tmp_path, 'parts', dict(type='ExactResumeHook'), Kill('after_train_iter', 2), **settings)
     with pytest.raises(Killed):
         killed.train()
     waiting = torch.load(tmp_path / 'parts' / 'iter_3.pth', weights_only=True)['moe_waiting_usage']

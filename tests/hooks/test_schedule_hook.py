@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import astuple
 
 import pytest
@@ -75,12 +74,9 @@ def test_the_balance_loss_has_its_factor(tmp_path):
     assert scaled[0]['loss_cls'] == plain[0]['loss_cls']
 
 
+@pytest.mark.usefixtures('quick_checkpoints')
 @pytest.mark.parametrize('loop', [dict(by_epoch=True, max_epochs=3), dict(by_epoch=False, max_iters=6)])
-def test_a_killed_run_goes_on_bit_for_bit(tmp_path, monkeypatch, loop):
-    monkeypatch.setattr(os, 'fsync', lambda handle: None)
-    monkeypatch.setattr('mmengine.runner.runner.get_git_hash', lambda: '')
-    monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)
-
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path, loop):
     def start(name: str, *hooks, schedules: dict = ALL, **changes) -> Runner:
         torch.manual_seed(0)
         return training(

@@ -92,14 +92,6 @@ def test_forcing_an_expert_gives_that_expert():
             torch.testing.assert_close(y, model.branch_experts[branch].experts[2](x), rtol=1e-4, atol=1e-4)
 
 
-def test_it_serves_a_detector():
-    model = detector(dict(FOUR, constraint=dict(type='KLConstraint')))
-    losses = losses_of(model, batch())
-    assert {'loss_moe_kl_cls', 'loss_moe_kl_reg'} <= losses.keys()
-    sum(losses.values()).backward()
-    assert all(len(found) > 0 for found in predictions_of(model, batch()))
-
-
 @pytest.mark.parametrize('depth', [18, 50])
 def test_it_serves_a_backbone_stage(depth):
     moe = dict(stages=(3,), num_experts=3, top_k=2, gate=GATE)

@@ -23,19 +23,11 @@ BAD = [
     (dict(placement='first'), dict(stacked_convs=0), r'stacked_convs=0'),
     ({}, dict(loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False)), r'loss_cls must have use_sigmoid=True'),
     ({}, dict(norm_cfg=dict(type='SyncBN')), r"bbox_head\.moe: norm_cfg type 'SyncBN'"),
-    (dict(num_experts=0), {}, r'bbox_head\.moe\.num_experts=0: expected an integer >= 1'),
     (dict(top_k=5), {}, r'bbox_head\.moe\.top_k=5: expected at most num_experts=4'),
-    (dict(top_k=4), {}, r'top_k=num_experts=4.*soft_mixture=True'),
-    (dict(unit='patch'), {}, r'bbox_head\.moe\.grid=None: expected an integer >= 2'),
-    (dict(unit='level', grid=2), {}, r"bbox_head\.moe\.grid=2: only unit='patch'"),
-    (dict(gate=dict(type='GAPLinear')), {}, r"bbox_head\.moe\.gate: unknown moe gate 'GAPLinear'.*GAPLinearGate'\?"),
-    (dict(constraint='KLConstraint'), {}, r"bbox_head\.moe\.constraint: expected a dict with the key 'type'"),
-    (dict(constraint=dict(type='KLConstraint', weigth=1)), {}, r'bbox_head\.moe\.constraint: KLConstraint: .*weigth'),
     (dict(mixes='kernel'), {}, r"bbox_head\.moe\.mixes: unknown value 'kernel'.*'kernels'"),
     (dict(mixes='kernels', class_mixture='logits'), {}, r"class_mixture='logits': with mixes='kernels' there is one"),
     (dict(mixes='kernels', gate=dict(type='AttentiveGate')), {}, r"mixes='kernels': AttentiveGate decides from what"),
     (dict(mixes='kernels'), dict(norm_cfg=dict(type='BN')), r"mixes='kernels': .*BatchNorm2d with running statistics"),
-    (dict(constraint=[dict(type='KLConstraint')] * 2), {}, r"bbox_head\.moe: two constraints of the kind 'kl'"),
 ]
 
 

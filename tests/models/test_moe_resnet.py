@@ -286,7 +286,6 @@ def test_other_slices_use_the_statistics_of_their_rows():
         (dict(stages=(2,), unit='patch', grid=2), {}, r"backbone\.moe \(stage 2\).*unit='patch'.*stride 2"),
         (dict(stages=(2,), residual='no'), {}, r"backbone\.moe\.residual='no': expected True or False"),
         (dict(stages=(2,), placement='last'), {}, r"backbone\.moe: unknown key 'placement'"),
-        (dict(stages=(2,), widht=1), {}, r"unknown key 'widht'.*Did you mean 'width'\?"),
         (dict(stages=(2,), width=-1), {}, r'backbone\.moe \(stage 2\)\.width=-1'),
         (dict(stages=(2,), top_k=9), {}, r'backbone\.moe\.top_k=9'),
         (dict(stages=(2,)), dict(norm_cfg=dict(type='SyncBN')), r"backbone\.moe: norm_cfg type 'SyncBN'"),

@@ -22,7 +22,7 @@ def unit(request):
     return dict(unit='patch', grid=2) if request.param == 'patch' else dict(unit=request.param)
 
 
-@pytest.fixture(scope='module', params=['soft', 'hard', 'soft-per-level', 'hard-per-level'])
+@pytest.fixture(scope='module', params=['hard', 'soft-per-level'])
 def model(unit, request):
     """A detector with three experts, top-2; weights far from initialisation so that gates decide."""
     over = dict(balance_over='level' if request.param.endswith('level') else 'all')

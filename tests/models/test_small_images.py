@@ -47,21 +47,6 @@ def test_the_stem_keeps_the_resolution():
     assert parameters(model) == 11_689_512 - (512 * 1000 + 1000) - 64 * 3 * 49 + 64 * 3 * 9
 
 
-@pytest.mark.parametrize('stage, full, expert', [(1, 147_968, 75_023), (2, 525_568, 267_024)])
-def test_parameters_of_narrow_experts_are_the_published_ones(stage, full, expert):
-    assert parameters(backbone().get_submodule(f'layer{stage}')) == full
-    group = backbone(dict(**FOUR, stages=(stage,))).get_submodule(f'layer{stage}').expert_group
-    assert [parameters(e) for e in group.experts] == [expert] * 4
-
-
-def test_parameters_of_narrow_experts_of_the_last_stages_are_the_published_ones():
-    model = backbone(dict(num_experts=2, top_k=1, stages=(3, 4)))
-    assert [parameters(model.layer3.expert_group.experts[i]) for i in (0, 1)] == [1_010_400] * 2
-    assert [parameters(model.layer4.expert_group.experts[i]) for i in (0, 1)] == [4_037_448] * 2
-    dense = backbone()
-    assert (parameters(dense.layer3), parameters(dense.layer4)) == (2_099_712, 8_393_728)
-
-
 @pytest.mark.parametrize('moe', [None, dict(**FOUR, stages=(4,)), dict(**FOUR, convs=(4,))])
 def test_an_empty_init_cfg_keeps_pytorchs_initialisation(moe):
     torch.manual_seed(0)

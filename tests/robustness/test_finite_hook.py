@@ -107,15 +107,6 @@ def test_a_constraints_own_loss_is_watched(tmp_path, monkeypatch):
     assert same_weights(runner, hook)
 
 
-def test_weights_that_are_bad_already_are_said_to_be(tmp_path):
-    def spoil(runner, data) -> None:
-        with torch.no_grad():
-            runner.model.backbone.layer2[0].conv1.weight[0, 0, 0, 0] = INF
-
-    text, _, _ = stopped(tmp_path, spoil)
-    assert 'weights of backbone.layer2.0.conv1.weight, already before this step' in text
-
-
 def test_iterations_between_the_steps_of_gradient_accumulation_are_checked(tmp_path):
     def wrapper(runner):
         optimizer = torch.optim.SGD(runner.model.parameters(), lr=1e-4)
@@ -183,14 +174,14 @@ def test_a_step_that_the_loss_scaler_skips_stops_nothing(tmp_path, optimizer):
     assert kept == [None, None, True, False, False, False]  # only the third step was left out
 
 
-@pytest.mark.parametrize('optimizer', OPTIMIZERS, ids=str)
+@pytest.mark.parametrize('optimizer', OPTIMIZERS[::3], ids=str)
 def test_a_loss_scaler_that_skips_every_step_stops_the_run(tmp_path, optimizer):
     runner, _ = scaled_run(tmp_path, overflow(once=False), FiniteHook(max_skipped_steps=3), **optimizer)
     with pytest.raises(NonFiniteError, match='iteration 5: .* skipped the step of 3 iterations in a row'):
         runner.train()
 
 
-@pytest.mark.parametrize('optimizer', OPTIMIZERS, ids=str)
+@pytest.mark.parametrize('optimizer', OPTIMIZERS[::3], ids=str)
 def test_a_bad_loss_stops_the_run_under_a_loss_scaler_too(tmp_path, optimizer):
     runner, _ = scaled_run(tmp_path, spoil_gate, FiniteHook(), **optimizer)
     with pytest.raises(NonFiniteError, match='iteration 3'):

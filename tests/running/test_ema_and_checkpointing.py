@@ -6,7 +6,6 @@ import pytest
 import torch
 from mmengine.hooks import EMAHook, Hook
 from running.detector_runs import (
-    BATCH,
     CONV,
     COUNTS,
     EPOCHS,
@@ -37,29 +36,6 @@ CASE = dict(
 def usual(tmp_path_factory) -> dict:
     """A training with neither."""
     return trained(tmp_path_factory.mktemp('usual'), 'usual', **CASE)
-
-
-@pytest.mark.filterwarnings('ignore:torch.utils.checkpoint.*use_reentrant')
-def test_a_checkpointed_forward_of_a_detector_counts_once(usual, tmp_path):
-    repeated = []
-    case = dict(CASE, backbone=dict(CASE['backbone'], with_cp=True))
-
-    class Repeats(Hook):
-        def before_train(self, runner) -> None:
-            gate = find_routers(runner.model)['backbone.layer3.1.conv2'].gate
-            gate.register_forward_hook(lambda gate, *_: repeated.extend([runner.iter] * gate.training))
-
-    found = trained(tmp_path, 'checkpointed', Repeats(), **case)
-    assert repeated == sorted([*range(STEPS)] * 2)  # the forward was repeated
-    for step in range(STEPS):
-        assert_close(found['states'][step], usual['states'][step], rtol=1e-9, atol=1e-12)
-        assert_close(found['losses'][step], usual['losses'][step], rtol=1e-9, atol=1e-12)
-    assert_close(found['end'], usual['end'], rtol=1e-9, atol=1e-12)
-    last = found['states'][-1]
-    assert last['backbone.layer3.1.conv2.mean_importance.steps'].tolist() == [STEPS]
-    assert last['backbone.layer3.1.conv2.rows'].tolist() == [STEPS * BATCH]
-    assert last['bbox_head.cls.rows'].tolist() == [STEPS * BATCH * 5]
-    assert found['end']['backbone.layer3.1.conv2.router.noise.draws'].item() == STEPS
 
 
 def hook_of(runner) -> MoEHook:

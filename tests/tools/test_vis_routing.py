@@ -43,21 +43,13 @@ def test_formats_and_defaults(tool, capsys, trained, tiny_coco):
 
 
 def test_image_of_the_test_set_brings_its_ground_truth(tool, monkeypatch, trained, tiny_coco):
-    drawn = []
-    draw = image_routing.routing_figure
-    monkeypatch.setattr(image_routing, 'routing_figure', lambda routed: drawn.append(routed) or draw(routed))
-    config, weights = map(str, trained)
-    shared = ['--data-root', str(tiny_coco), '--score-thr', '0', '--device', 'cpu']
-    assert tool(TOOL).main([config, weights, '--image-id', '2', *shared]) == 0
-    ann_file = str(tiny_coco / 'annotations' / 'val.json')
-    image = str(tiny_coco / 'val' / '2.png')
-    assert tool(TOOL).main([config, weights, image, '--ann-file', ann_file, '--score-thr', '0']) == 0
-    for routed in drawn:
+    image, ann_file = tiny_coco / 'val' / '2.png', tiny_coco / 'annotations' / 'val.json'
+    for more in (['--image-id', 2, '--data-root', tiny_coco], [image, '--ann-file', ann_file]):
+        routed = drawn_by(tool, monkeypatch, [*trained, *more])
         assert routed.name == '2.png'
         assert routed.truths.corners.tolist() == [[16, 20, 40, 44]] and routed.truths.areas.tolist() == [576]
         assert routed.truths.labels == ['disc'] and len(routed.detections.areas) == 20  # max_per_img
-    assert tool(TOOL).main([config, weights, image]) == 0
-    assert drawn[-1].truths is None
+    assert drawn_by(tool, monkeypatch, [*trained, image]).truths is None
 
 
 def test_cells_and_weights_are_the_models(trained, tiny_coco):
@@ -106,13 +98,10 @@ def test_cells_lie_in_original_pixels_and_end_at_the_picture(trained, tmp_path):
 
 
 def test_shards_are_drawn_in_strips(tool, monkeypatch, tiny_config, tiny_coco, tmp_path):
-    drawn = []
-    draw = image_routing.routing_figure
-    monkeypatch.setattr(image_routing, 'routing_figure', lambda routed: drawn.append(routed) or draw(routed))
     config = moe_config(tiny_config, placement='shards', shards=2, copies=2, width=1)
     weights = checkpoint(config, tmp_path / 'm.pth', plant_varied)
-    assert tool(TOOL).main([str(config), str(weights), str(tiny_coco / 'val' / '1.png')]) == 0
-    for levels in drawn[0].layers.values():
+    routed = drawn_by(tool, monkeypatch, [config, weights, tiny_coco / 'val' / '1.png'])
+    for levels in routed.layers.values():
         assert [level.slots for level in levels] == [2] * 5
         assert all(np.reshape(level.weights, (2, 2)).sum(1).tolist() == [1, 1] for level in levels)
     assert Path('1_routing.png').is_file()

@@ -11,12 +11,14 @@ import moe_det.registry  # noqa: F401 - first: supplies the operators that mmdet
 import pytest
 import torch
 from small_models import CHANNELS, CLASSES, batch, detector, head, head_losses, losses_of, pyramid, spread_weights
+from small_runs import Losses, make_runner
 
 from moe_det.errors import MoEConfigError
 from moe_det.hooks.dense_teacher_hook import DenseTeacherHook, teacher_of
 from moe_det.models.distillation import DenseTeacher, MutualDistillation
 from moe_det.models.expert_features import mutual_distance
 from moe_det.routing import find_routers
+from moe_det.routing.intervention import Intervention, intervene
 
 MOE = dict(num_experts=4, top_k=2)
 MUTUAL = dict(type='MutualDistillation', weight=0.5)
@@ -183,8 +185,6 @@ def test_a_hook_gives_the_head_its_teacher_and_a_student_of_all_experts_has_lear
     losses = losses_of(model, batch())
     assert losses['loss_moe_teacher_cls'] > 0 and losses['loss_moe_teacher_reg'] > 0
     assert not any('teacher' in key or 'ema' in key for key in model.state_dict())
-    from moe_det.routing.intervention import Intervention, intervene
-
     model.eval()
     maps = model.extract_feat(model.data_preprocessor(batch(), False)['inputs'])
     with intervene(model, {name: Intervention(top_k=4) for name in find_routers(model)}), torch.no_grad():
@@ -192,6 +192,22 @@ def test_a_hook_gives_the_head_its_teacher_and_a_student_of_all_experts_has_lear
     everywhere = [torch.ones(len(x), *x.shape[2:], dtype=torch.bool) for x in dense[0]]
     for value in model.bbox_head.distillation.losses(maps, dense, everywhere, everywhere).values():
         assert value.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_in_a_run_the_teacher_starts_at_the_weights_and_follows_them(tmp_path):
+    model, hook, losses = detector({**MOE, 'distillation': dict(type='DenseTeacher')}), DenseTeacherHook(), Losses()
+    runner = make_runner(model, tmp_path / 'run', hook, losses, epochs=1)
+    seen = []
+
+    def note(*_) -> None:
+        pairs = zip(hook.ema_model.module.parameters(), model.parameters(), strict=True)
+        seen.append(sum(float((ours - theirs).detach().square().sum()) for ours, theirs in pairs))
+
+    model.register_forward_pre_hook(note)
+    runner.train()
+    assert seen[0] == 0 and all(step['loss_moe_teacher_cls'] > 0 for step in losses.steps)
+    averaged = [float(p.detach().sum()) for p in hook.ema_model.module.bbox_head.parameters()]
+    assert averaged != [float(p.detach().sum()) for p in model.bbox_head.parameters()]
 
 
 def test_a_hook_without_a_head_that_learns_is_one_message():

@@ -14,12 +14,11 @@ from moe_det.routing.second_look import comparable_routers, matched_rows, run_un
 
 
 @pytest.mark.parametrize('grid', [2, 3, 4])
-@pytest.mark.parametrize('sizes', [[(8, 8), (4, 4)], [(12, 24), (1, 3)], [(24, 12), (4, 1)], [(2, 2), (1, 1)]])
+@pytest.mark.parametrize('sizes', [[(12, 12), (2, 2)], [(12, 24), (1, 2)], [(24, 12), (4, 1)], [(2, 2), (1, 1)]])
 def test_each_patch_finds_its_mirrored_place(sizes, grid):
+    # cells of equal width: others have no exact mirror image
     # a map that holds its own column number, mirrored: the matched patch has the mirrored mean
     maps = [torch.arange(w).float().expand(2, 1, h, w) + torch.arange(h).float()[:, None] * 100 for h, w in sizes]
-    if any(w % min(grid, w) for _, w in sizes):
-        pytest.skip('cells of unequal width have no exact mirror image')
     rows, layout = rows_of(maps, 'patch', grid, halo=0)
     mirrored, changed = rows_of([x.flip(3) for x in maps], 'patch', grid, halo=0)
     of_rows, of_mirrored = (torch.cat([x.mean((1, 2, 3)) for x in given]) for given in (rows, mirrored))

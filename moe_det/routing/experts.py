@@ -87,7 +87,7 @@ class ExpertGroup(nn.Module):
         return [] if self.shared is None else [self.shared]
 
     @property
-    def every_expert(self) -> list[nn.Module]:
+    def every_expert(self) -> list[Any]:
         """The experts, then the shared ones."""
         return [*self.experts, *self.shared_experts]
 

@@ -15,6 +15,7 @@ from ..layers.moe_ffn import MoEFFN
 from ..layers.moe_layer import MoELayer
 from ..layers.moe_linear import MoELinear
 from ..routing.experts import ExpertGroup
+from .init_weights import InitWeights
 from .patterns import nearest, path_matches
 from .replacements import REPLACEMENTS, Replacement, conv_of
 
@@ -96,6 +97,8 @@ def put_experts(model: nn.Module, entries: list[dict], where: str = 'model.exper
             parent, _, name = path.rpartition('.')
             setattr(model.get_submodule(parent), name, built[id(module)])
         print_log(f'{kind} at {", ".join(found)}', logger='current', level=logging.INFO)
+    if hasattr(model, 'init_weights'):
+        model.init_weights = InitWeights(model)
 
 
 def _read_entry(entry: object, where: str) -> tuple[list[str], str, dict]:

@@ -74,13 +74,14 @@ class MoEBlock(nn.Module):
 
     def init_weights(self) -> None:
         """Kaiming convolutions, and a zero last norm in every expert."""
-        for expert in [*self.moe.expert_group.experts, self.moe.expert_group.shared]:
-            if expert is not None and self.moe.settings.expert is None:
-                for module in expert:
-                    if isinstance(module, nn.Conv2d):
-                        kaiming_init(module)
-                nn.init.zeros_(expert[-1].weight)
-        self.moe.expert_group.start_common()
+        group = self.moe.expert_group
+        with group.starting():
+            for expert in [*group.experts, group.shared]:
+                if expert is not None and self.moe.settings.expert is None:
+                    for module in expert:
+                        if isinstance(module, nn.Conv2d):
+                            kaiming_init(module)
+                    nn.init.zeros_(expert[-1].weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""

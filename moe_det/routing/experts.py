@@ -113,7 +113,7 @@ class ExpertGroup(nn.Module):
             start_common(self)
 
     def starting(self) -> contextlib.AbstractContextManager:
-        """The context for initialisers, in which experts hold whole weights; :meth:`start_common` follows if these change.
+        """The context for initialisers: experts hold whole weights, and :meth:`start_common` follows if these change.
 
         What a checkpoint brings that is loaded inside stays.
         """

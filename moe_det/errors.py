@@ -37,6 +37,8 @@ class NonFiniteError(MoEDetError, FloatingPointError):
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
     """Returns one sentence that refuses ``name``, lists the names that exist and suggests a near one."""
     known = sorted(known)
+    if not known:
+        return f'unknown {kind} {name!r}; none is registered'
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f' Did you mean {near[0]!r}?' if near else ''
     return f'unknown {kind} {name!r}; the names that exist are: {", ".join(known)}.{hint}'

@@ -16,6 +16,7 @@ from ..layers.moe_layer import MoELayer
 from ..layers.moe_linear import MoELinear
 from ..layers.mu_moe import MuConv2d, MuFFN, MuLinear
 from ..routing.experts import ExpertGroup
+from .init_weights import InitWeights
 from .patterns import nearest, path_matches
 from .replacements import REPLACEMENTS, Replacement, conv_of
 
@@ -97,10 +98,20 @@ def put_experts(model: nn.Module, entries: list[dict], where: str = 'model.exper
         built: dict[int, nn.Module] = {}  # a module in several places gets one set of experts
         for path, module in found.items():
             if id(module) not in built:
-                built[id(module)] = REPLACEMENTS[kind].build(module, path, moe, model)
+                built[id(module)] = _built(kind, module, path, moe, model)
             parent, _, name = path.rpartition('.')
             setattr(model.get_submodule(parent), name, built[id(module)])
         print_log(f'{kind} at {", ".join(found)}', logger='current', level=logging.INFO)
+    if hasattr(model, 'init_weights'):
+        model.init_weights = InitWeights(model)
+
+
+def _built(kind: str, module: nn.Module, path: str, moe: dict, model: nn.Module) -> nn.Module:
+    """What replaces a module; an error names its path."""
+    try:
+        return REPLACEMENTS[kind].build(module, path, moe, model)
+    except MoEConfigError as error:
+        raise error if str(error).startswith(path) else MoEConfigError(f'{path}: {error}') from None
 
 
 def _read_entry(entry: object, where: str) -> tuple[list[str], str, dict]:

@@ -16,6 +16,22 @@ from .settings import MoESettings
 ShardAxis = Callable[[str], int | Literal['sum']]
 
 
+def slice_of(tensor: Tensor, axis: int | Literal['sum'], group: ExpertGroup, expert: int) -> Tensor:
+    """What an expert that is a slice of the dense part has of one of its tensors.
+
+    Args:
+        tensor: of the dense part.
+        axis: along which slices of it lie side by side, or ``'sum'``.
+        group: the experts.
+        expert: number of one of them; the shared slice's follows the last.
+    """
+    if axis == 'sum':
+        return tensor / group.slices
+    if tensor.dim() <= axis or tensor.shape[axis] % group.slices:  # cannot be cut: as it is, which may not fit
+        return tensor
+    return tensor.chunk(group.slices, dim=axis)[expert // group.copies]
+
+
 def start_from_dense(
     state_dict: dict[str, Tensor],
     dense: dict[str, str],
@@ -41,12 +57,7 @@ def start_from_dense(
     noise, redraw = settings.copy_noise, settings.copy_redraw
 
     def shard_of(name: str, tensor: Tensor, expert: int) -> Tensor:
-        axis = shard_axis(name)
-        if axis == 'sum':
-            return tensor / group.slices
-        if tensor.dim() <= axis or tensor.shape[axis] % group.slices:  # cannot be cut: as it is, which may not fit
-            return tensor
-        return tensor.chunk(group.slices, dim=axis)[expert // group.copies]
+        return slice_of(tensor, shard_axis(name), group, expert)
 
     part = shard_of if group.slices > 1 else None
     problems = copy_dense_to_experts(state_dict, dense, group, prefix, noise, redraw, part)

@@ -74,13 +74,13 @@ class MoEBlock(nn.Module):
 
     def init_weights(self) -> None:
         """Kaiming convolutions, and a zero last norm in every expert."""
-        if self.moe.settings.expert is None:
-            for expert in self.moe.expert_group.every_expert:
-                for module in expert:
-                    if isinstance(module, nn.Conv2d):
-                        kaiming_init(module)
-                nn.init.zeros_(expert[-1].weight)
-        self.moe.expert_group.start_common()
+        with self.moe.expert_group.starting():
+            if self.moe.settings.expert is None:
+                for expert in self.moe.expert_group.every_expert:
+                    for module in expert:
+                        if isinstance(module, nn.Conv2d):
+                            kaiming_init(module)
+                    nn.init.zeros_(expert[-1].weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Literal
 
@@ -14,6 +16,7 @@ from ..checks import check_count
 from ..errors import MoEConfigError
 from ..routing.rows import HALO
 from .dense_start import start_from_dense
+from .every_expert import EveryExpert
 from .moe_layer import MoELayer
 from .row_choice import check_no_row_is_lost
 from .settings import MoESettings, split_settings
@@ -49,6 +52,8 @@ class MoEConv2d(MoELayer):
     Raises:
         MoEConfigError: MoE keys that cannot be built from.
     """
+
+    stands_for_experts = False  # whether weight and bias are those of every expert for now
 
     def __init__(
         self,
@@ -103,15 +108,34 @@ class MoEConv2d(MoELayer):
         self.expert_group.start_common()
         self.is_init = True
 
+    @contextlib.contextmanager
+    def starting(self) -> Iterator[None]:
+        """The context for initialisers: ``weight`` and ``bias`` stand for those of every expert."""
+        with self.expert_group.starting():
+            self.stands_for_experts = True
+            try:
+                yield
+            finally:
+                self.stands_for_experts = False
+
     def __getattr__(self, name: str) -> Any:
         if name not in ('weight', 'bias'):
             return super().__getattr__(name)
+        if self.stands_for_experts and hasattr(self.expert_group.experts[0], name):
+            return self._of_every_expert(name)
         # initialisers ask with hasattr and leave the experts as they are
         raise NoSingleWeightError(
             f'{_reader(self)} reads the {name} of MoEConv2d({self.in_channels}, {self.out_channels}), but every expert '
             "has one of its own. Take MoEConv2d out of that part's conv_cfg and name the convolutions that shall have "
             "experts: model = dict(type='WithExperts', detector=..., experts=[dict(modules=..., type='MoEConv2d')])"
         )
+
+    def _of_every_expert(self, name: str) -> EveryExpert | None:
+        group = self.expert_group
+        # a shared expert's output is added to that of the others, which have the bias already
+        experts = [*group.experts, group.shared] if group.shared is not None and name == 'weight' else group.experts
+        found = [getattr(expert, name) for expert in experts]
+        return None if found[0] is None else EveryExpert(found)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         dense = {f'{prefix}{name}': name for name in ('weight', 'bias') if f'{prefix}{name}' in state_dict}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
+from collections.abc import Iterator
 from typing import Any, Literal
 
+import torch
 from mmcv.cnn.bricks.transformer import FFN
 from mmengine.model import initialize
 from torch import Tensor, nn
@@ -13,9 +16,10 @@ from torch import Tensor, nn
 from ..checks import check_choice
 from ..errors import MoEConfigError, unknown_name
 from ..routing.dispatch import touch_idle
+from ..routing.kept_weights import KeptWeights
 from ..routing.tokens import TOKEN, token_layout
 from ..routing.windows import WINDOW, Windows
-from .dense_start import start_from_dense
+from .dense_start import slice_of, start_from_dense
 from .ffn_ends import InPlaceOfFFN
 from .flat_rows import FlatExperts, check_flat, mixed
 from .row_choice import check_no_row_is_lost
@@ -32,7 +36,7 @@ def ffn_shard_axis(name: str) -> int | Literal['sum']:
     """How the shards' tensors of this name make up the dense one's: side by side along an axis, or by their sum."""
     if name == 'layers.1.bias':
         return 'sum'
-    return {'layers.0.0.weight': 0, 'layers.0.0.bias': 0, 'layers.1.weight': 1}[name]
+    return 1 if name == 'layers.1.weight' else 0  # of the first layer; an activation's one value is not cut
 
 
 class FFNExpert(nn.Module):
@@ -124,6 +128,8 @@ class MoEFFN(InPlaceOfFFN):
         if self.router is not None and self.router.gate.freezes_experts:
             self.expert_group.freeze()
         self.expert_group.cut = self.cut
+        if self.cut:
+            self._cut(self._draw_whole())
         self.expert_group.start_common()
 
     def _hidden_channels(self, width: float | str, slots: int, label: str) -> int:
@@ -143,12 +149,56 @@ class MoEFFN(InPlaceOfFFN):
             raise MoEConfigError(f'{given}: {slices} slices do not divide {hidden} hidden channels')
         return hidden // slices
 
+    # -- initialisation ----------------------------------------------------------------------------------------
+
     def init_weights(self) -> None:
         """Initialises the experts as the FFN's ``init_cfg`` says."""
-        if self.init_cfg:
-            for expert in self.expert_group.every_expert:
-                initialize(expert, self.init_cfg)
-        self.expert_group.start_common()
+        with self.starting():
+            if self.init_cfg:
+                for part in self.whole if self.cut else self.expert_group.every_expert:
+                    initialize(part, self.init_cfg)
+
+    @contextlib.contextmanager
+    def starting(self) -> Iterator[None]:
+        """The context for initialisers.
+
+        How large the values are that they draw depends on a matrix's size. Whole FFNs stand beside the shards inside,
+        one for each copy, which are cut into the shards afterwards if they were drawn anew.
+        """
+        with self.expert_group.starting():
+            if not self.cut or hasattr(self, 'whole'):
+                yield
+                return
+            self.whole = self._draw_whole()
+            try:
+                with KeptWeights(self.whole, loaded=self.expert_group) as kept:
+                    yield
+                if kept.changed():
+                    self._cut(self.whole)
+            finally:
+                del self.whole
+
+    def _draw_whole(self) -> nn.ModuleList:
+        """The linear layers of an uncut FFN for each copy, with an expert's names."""
+        expert = self.expert_group.experts[0]
+        (first, activation, *_), last = expert.layers
+        channels, hidden = self.embed_dims, self.feedforward_channels
+        whole = nn.ModuleList()
+        for _ in range(self.expert_group.copies):
+            inner = nn.Sequential(type(first)(channels, hidden), copy.deepcopy(activation))
+            whole.append(nn.ModuleDict({'layers': nn.Sequential(inner, type(last)(hidden, channels))}))
+        return whole.to(first.weight)
+
+    @torch.no_grad()
+    def _cut(self, whole: nn.ModuleList) -> None:
+        """Every copy of a shard becomes its slice of that copy's FFN, a shared slice that of the first one."""
+        group = self.expert_group
+        for number, expert in enumerate(group.every_expert):
+            dense = whole[number % group.copies]
+            for name, parameter in expert.named_parameters():
+                parameter.copy_(slice_of(dense.get_parameter(name), ffn_shard_axis(name), group, number))
+
+    # -- forward -----------------------------------------------------------------------------------------------
 
     def run_experts(self, x: Tensor) -> Tensor:
         if self.router is None:

@@ -116,10 +116,10 @@ class MoEStage(MoELayer):
 
     def init_weights(self) -> None:
         """Initialises each expert as the backbone initialises a plain stage (zero last norm of every block)."""
-        for expert in self.expert_group.every_expert:
-            if hasattr(expert, 'init_weights'):
-                expert.init_weights()
-        self.expert_group.start_common()
+        with self.expert_group.starting():
+            for expert in self.expert_group.every_expert:
+                if hasattr(expert, 'init_weights'):
+                    expert.init_weights()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', H', W')."""

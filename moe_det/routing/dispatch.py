@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .mixtures import mix_linear
 from .routing import Routing
+from .weighted_rows import WeightedRows, sums_rows
 
 Mixture = Callable[[Tensor, Tensor, bool], Tensor]
 Experts = Sequence[Callable[..., Tensor]]  # modules, or what stands for them
@@ -184,6 +186,9 @@ def _joined(outputs: dict[int, Tensor], routing: Routing, plan: LevelPlan, mixtu
         outputs = {**outputs, none: like.new_zeros(plan.counts[none], *like.shape[1:])}
     joined = torch.cat([outputs[expert] for expert in plan.slices or sorted(outputs)])
     if not plan.slices:
+        if mixture is mix_linear and sums_rows(joined):
+            weights = log_weights.exp().to(joined.dtype)
+            return WeightedRows.apply(joined, weights, plan.places, plan.order, plan.rows)
         joined = Rearranged.apply(joined, plan.places, plan.order, 1)
     return mixture(joined.unflatten(0, log_weights.shape), log_weights, routing.sums_to_one)
 

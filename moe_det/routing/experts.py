@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from .gates import global_average
 from .mixtures import mix_linear
 from .routing import Routing
 from .rows import RowLayout
-from .shared_copies import SummedExpert, common_parts, fit_stored_form, fold_group, start_common
+from .shared_copies import SummedExpert, WholeExperts, common_parts, fit_stored_form, fold_group, start_common
 from .shared_experts import SharedExperts
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class ExpertGroup(nn.Module):
         dispatch: ``'sorted'`` (cost of K experts) or ``'dense'`` (all experts run, for export and compilation).
         slots: groups of experts of which every row runs one each; see :mod:`moe_det.routing.selection`.
         common: whether experts hold differences from a common part, see :mod:`moe_det.routing.shared_copies`. It
-            starts at 0: call :meth:`start_common` when the experts are initialised.
+            starts at 0: call :meth:`start_common` when the experts are initialised, or do so in :meth:`starting`.
         copy_noise: relative size of the differences with which a common part starts.
     """
 
@@ -65,6 +66,7 @@ class ExpertGroup(nn.Module):
         self.dense_copy: DenseCopy | None = None  # set by copy_dense_to_experts
 
     cut = False  # whether experts are slices of a dense module, and the shared one is another slice
+    holds_whole = False  # whether experts hold whole weights for now, although the group has a common part
     pool = staticmethod(global_average)  # (R, C, ...) features of an expert -> (R, C) key of an attentive gate
 
     def __len__(self) -> int:
@@ -118,10 +120,18 @@ class ExpertGroup(nn.Module):
     def start_common(self) -> None:
         """After initialisation: the first expert of each slot becomes the common part, the others its copies.
 
-        Their differences are noise of ``copy_noise``. Does nothing where experts have no common part.
+        Their differences are noise of ``copy_noise``. Does nothing where experts have no common part, and leaves it to
+        :meth:`starting` inside of that.
         """
-        if self.common is not None:
+        if self.common is not None and not self.holds_whole:
             start_common(self)
+
+    def starting(self) -> contextlib.AbstractContextManager:
+        """The context for initialisers: experts hold whole weights, and :meth:`start_common` follows if these change.
+
+        What a checkpoint brings that is loaded inside stays.
+        """
+        return contextlib.nullcontext() if self.common is None or self.holds_whole else WholeExperts(self)
 
     def fold_common(self) -> None:
         """Makes the experts plain ones, in place; outputs stay the same."""

@@ -11,11 +11,14 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Sequence
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+
+from .kept_weights import KeptWeights
 
 if TYPE_CHECKING:
     from .experts import ExpertGroup
@@ -73,12 +76,57 @@ def start_common(group: ExpertGroup) -> None:
 
 
 @torch.no_grad()
-def fold_group(group: ExpertGroup) -> None:
-    """Puts the sums in the experts' place; the group has no common part afterwards."""
+def _put_sums(group: ExpertGroup) -> None:
+    """Puts the sums in the place of the differences."""
     for number, expert in enumerate(group.experts):
         for name, value in group.weights_of(number).items():
             expert.get_parameter(name).copy_(value)
+
+
+def fold_group(group: ExpertGroup) -> None:
+    """Puts the sums in the experts' place; the group has no common part afterwards."""
+    _put_sums(group)
     group.common = None
+
+
+class WholeExperts(KeptWeights):
+    """A context in which the experts of a group with a common part hold whole weights, for initialisers to draw.
+
+    Afterwards the first one of each slot is the common part and the others are its copies, see :func:`start_common`;
+    where nothing was drawn since the start or since a checkpoint was loaded, all is as it was.
+
+    Args:
+        group: the group.
+    """
+
+    def __init__(self, group: ExpertGroup) -> None:
+        super().__init__(group)
+        self._group = group
+
+    def note(self) -> None:
+        assert self._group.common is not None  # of a group with a common part
+        super().note()
+        self._has_started = any(bool(value.any()) for value in self._group.common.parameters())
+        _put_sums(self._group)
+        with torch.no_grad():
+            for value in self._group.common.parameters():
+                value.zero_()
+        self._sums = [value.detach().clone() for value in self._group.experts.parameters()]
+        self._group.holds_whole = True
+
+    def changed(self) -> bool:
+        pairs = zip(self._group.experts.parameters(), self._sums, strict=True)
+        return any(not torch.equal(value, whole) for value, whole in pairs)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        self._group.holds_whole = False
+        if self._has_started and not self.changed():
+            self.restore()
+        else:
+            start_common(self._group)
 
 
 def fit_stored_form(state_dict: dict[str, Tensor], prefix: str, group: ExpertGroup) -> None:

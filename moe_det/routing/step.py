@@ -153,7 +153,7 @@ class Step:
         if left and calls:
             brought = sum(int(call.groups.unique().numel()) for call in calls)
             raise MoEConfigError(
-                f'{label}: num_levels={num_groups}, but a step brings {brought} levels. With '
+                f'{label}: num_levels={num_groups}, but a step brings {brought}. With '
                 "balance_over='level' each level has a state of its own, so the numbers must agree"
             )
         return calls, supplied

@@ -189,7 +189,10 @@ REFUSED = [
     ({**FFNS, 'modules': 3}, 'modules=3: expected a pattern of module paths'),
     ([FFNS, {**FFNS, 'modules': '**.ffn'}], TWICE),
     ([], 'model.experts=[]: expected a list of dicts'),
-    (SYNC, "norm_cfg type 'SyncBN' cannot be used inside experts"),
+    (SYNC, "backbone.layer4.0: MoEBlock(256): norm_cfg type 'SyncBN' cannot be used inside experts"),
+    ({**FFNS, 'num_levels': 5}, "decoder.layers.0.ffn: unknown key 'num_levels'"),
+    ({**FFNS, 'expert': {'type': 'Swiss'}}, "decoder.layers.0.ffn.expert: unknown moe expert 'Swiss'"),
+    ({'modules': '**', 'type': 'MoELinear'}, 'this detector has no linear layers of box heads that can be replaced'),
 ]
 
 
@@ -205,6 +208,42 @@ def test_a_detector_without_the_kind_is_told_what_it_has():
         MoEConfigError, match=r'this detector has no FFNs that can be replaced, but convolutions \(MoEC'
     ):
         with_experts(FFNS, RETINANET)
+
+
+LEVELS = {**TOWER, 'balance_over': 'level', 'constraint': {'type': 'KLConstraint'}}
+
+
+@pytest.mark.parametrize(
+    ('given', 'message'),
+    [
+        ({}, r"^bbox_head\.cls_convs\.0\.conv: MoEConv2d\(32, 32\)\.balance_over='level': the layer sees one level"),
+        ({'num_levels': '5'}, r"^bbox_head\.cls_convs\.0\.conv: .*num_levels='5': expected an integer >= 1"),
+        ({'num_levels': 3}, r'^bbox_head\.cls_convs\.0\.conv: num_levels=3, but a step brings 5\.'),
+        ({'num_levels': 10}, r'^bbox_head\.cls_convs\.0\.conv: num_levels=10, but a step brings 5\.'),
+    ],
+    ids=str,
+)
+def test_a_wrong_number_of_levels_names_the_convolution(given, message):
+    with pytest.raises(MoEConfigError, match=message):
+        model = initialise(with_experts({**LEVELS, **given}, RETINANET))
+        attach_collection(model)
+        losses_of(model, batch())
+
+
+@pytest.mark.parametrize('queries', [0, 4])
+def test_fewer_queries_than_experts_train(queries):
+    moe = {**FFNS, 'num_experts': 16, 'constraint': {'type': 'KLConstraint'}}
+    cfg = {**model_cfg(), 'num_queries': queries}
+    model = initialise(build({**cfg, 'type': 'WithExperts', 'detector': 'DETR', 'experts': [moe]}))
+    attach_collection(model)
+    losses = losses_of(model, batch(counts=[queries // 4] * 2))
+    total = sum(loss for key, loss in losses.items() if 'loss' in key)
+    assert torch.isfinite(total)
+    total.backward()
+    grads = [parameter.grad for parameter in model.decoder.layers[0].ffn.parameters()]
+    assert all(grad is None or torch.isfinite(grad).all() for grad in grads)
+    if queries:
+        assert all(grad is not None for grad in grads)
 
 
 def test_an_unknown_detector_lists_those_that_exist():

@@ -66,6 +66,15 @@ def test_experts_learn_although_they_start_at_zero():
     assert not torch.equal(block(x), x)
 
 
+def test_initialising_again_keeps_what_copies_share():
+    block = MoEBlock(8, num_experts=3, top_k=1, copies_share=True)
+    for _ in range(2):
+        weights = block.moe.expert_group.weights_of(1)
+        assert (weights['1.weight'] == 1).all() and (weights['4.weight'] == 1).all() and not weights['7.weight'].any()
+        assert weights['3.weight'].std().item() == pytest.approx((2 / (9 * 2)) ** 0.5, rel=0.5)  # kaiming_init
+        block.init_weights()
+
+
 def test_a_resnet_computes_what_it_did_without_the_block():
     settings = {'depth': 50, 'base_channels': 4, 'stem_channels': 4, 'num_stages': 2, 'strides': (1, 2)}
     settings |= {'dilations': (1, 1), 'out_indices': (1,)}

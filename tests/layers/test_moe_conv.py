@@ -271,7 +271,7 @@ def test_another_number_of_calls_than_levels_is_refused_in_training():
     layer = MoEConv2d(3, 3, 1, num_levels=5, **LEVELS).train()
     for _ in range(4):
         layer(torch.randn(2, 3, 4, 4))
-    with pytest.raises(MoEConfigError, match=r'MoEConv2d\(3, 3\): num_levels=5, but a step brings 4 levels'):
+    with pytest.raises(MoEConfigError, match=r'MoEConv2d\(3, 3\): num_levels=5, but a step brings 4\.'):
         layer.router.collect()
     for _ in range(5):
         layer(torch.randn(2, 3, 4, 4))

@@ -45,7 +45,7 @@ def test_gradcheck(kind, unit):
 
 
 EXACT_KINDS = [kind for kind in KINDS if kind != 'one of four']  # whose weight is a probability below 1
-OF_TWO_LAYERS = [{}, {'add_identity': False}, {'layer_scale_init_value': 0.3}]
+OF_TWO_LAYERS = [{}, {'add_identity': False}, {'layer_scale_init_value': 0.3}, {'act_cfg': {'type': 'PReLU'}}]
 
 
 @pytest.mark.parametrize(
@@ -54,11 +54,12 @@ OF_TWO_LAYERS = [{}, {'add_identity': False}, {'layer_scale_init_value': 0.3}]
     + [(kind, {'num_fcs': 3}) for kind in EXACT_KINDS if 'shard' not in kind],
 )
 def test_copies_of_a_dense_ffn_compute_what_it_does(kind, settings):
-    dense = ffn(**settings, act_cfg={'type': 'GELU'}).double()
+    settings = {'act_cfg': {'type': 'GELU'}, **settings}  # DAB-DETR's has a parameter
+    dense = ffn(**settings).double()
     with torch.no_grad():
         for parameter in dense.parameters():
             parameter.normal_()
-    moe = layer(ffn(**settings, act_cfg={'type': 'GELU'}), **KINDS[kind], copy_noise=0.0)
+    moe = layer(ffn(**settings), **KINDS[kind], copy_noise=0.0)
     stored = {f'x.{key}': value for key, value in dense.state_dict().items()}
     missing, unexpected = nn.ModuleDict({'x': moe}).load_state_dict(stored, strict=False)
     assert not unexpected and all('.router.' in key for key in missing)

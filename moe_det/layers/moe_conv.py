@@ -133,7 +133,7 @@ class MoEConv2d(MoELayer):
     def _of_every_expert(self, name: str) -> EveryExpert | None:
         group = self.expert_group
         # a shared expert's output is added to that of the others, which have the bias already
-        experts = [*group.experts, group.shared] if group.shared is not None and name == 'weight' else group.experts
+        experts = group.every_expert if name == 'weight' else group.experts
         found = [getattr(expert, name) for expert in experts]
         return None if found[0] is None else EveryExpert(found)
 

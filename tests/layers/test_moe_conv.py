@@ -113,7 +113,7 @@ class Head(BaseModule):
 
 def deviations(head: Head) -> list[float]:
     layers = [head.tower[0].conv, head.direct]
-    return [e.weight.std().item() for layer in layers for e in [*layer.expert_group.experts, layer.expert_group.shared]]
+    return [expert.weight.std().item() for layer in layers for expert in layer.expert_group.every_expert]
 
 
 @pytest.mark.parametrize('initialised', [False, True])
@@ -131,10 +131,18 @@ def test_experts_start_as_conv_module_starts_a_convolution(initialised):
         assert all((expert.bias == 0).all() for expert in layer.expert_group.experts)
 
 
-def test_a_heads_own_initialisation_reaches_the_experts_and_stays():
-    head = Head({**MOE, 'shared_expert': True}, init_cfg={'type': 'Normal', 'layer': 'Conv2d', 'std': 0.5})
+@pytest.mark.parametrize('shared', [1, 2])
+def test_a_heads_own_initialisation_reaches_the_experts_and_stays(shared):
+    head = Head({**MOE, 'shared_expert': shared}, init_cfg={'type': 'Normal', 'layer': 'Conv2d', 'std': 0.5})
     head.init_weights()
-    assert deviations(head) == pytest.approx([0.5] * 10, rel=0.03)
+    assert deviations(head) == pytest.approx([0.5] * 2 * (4 + shared), rel=0.03)
+
+
+def test_an_initialiser_that_asks_for_the_weight_reaches_every_expert():
+    layer = MoEConv2d(4, 4, 3, padding=1, **{**MOE, 'shared_expert': 2})
+    with layer.starting():
+        torch.nn.init.constant_(layer.weight, 3.0)
+    assert [expert.weight.unique().tolist() for expert in layer.expert_group.every_expert] == [[3.0]] * 6
 
 
 @pytest.mark.parametrize('stride', [2, (1, 2)])

@@ -139,7 +139,7 @@ def test_a_heads_own_initialisation_reaches_the_experts_and_stays(shared):
 
 
 def test_an_initialiser_that_asks_for_the_weight_reaches_every_expert():
-    layer = MoEConv2d(4, 4, 3, padding=1, **{**MOE, 'shared_expert': 2})
+    layer = MoEConv2d(4, 4, 3, padding=1, num_experts=4, top_k=2, shared_expert=2)
     with layer.starting():
         torch.nn.init.constant_(layer.weight, 3.0)
     assert [expert.weight.unique().tolist() for expert in layer.expert_group.every_expert] == [[3.0]] * 6

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
+from moe_det.analysis.coco_json import source_of
 from moe_det.dataset_check.coco_file import CocoFile, read_coco, read_json
 from moe_det.errors import DataError
 
@@ -76,7 +76,7 @@ def read_folder(path: str) -> Folder:
         category_ids=tuple(entry['id'] for entry in read_json(val.path)['categories']),
         images=(train.num_images, val.num_images),
         digest=hashlib.sha256(text).hexdigest()[:12],
-        source=_source(train.path),
+        source=source_of(read_json(train.path)) or '',
     )
 
 
@@ -108,10 +108,3 @@ def _check_categories(train: CocoFile, val: CocoFile) -> None:
             f'{train.path}: {train.num_images} images for {len(train.categories)} categories, expected more images '
             'than categories'
         )
-
-
-def _source(path: str) -> str:
-    """The description in an annotation file's ``info``."""
-    info = json.loads(Path(path).read_text(encoding='utf-8')).get('info')
-    description = info.get('description') if isinstance(info, dict) else None
-    return str(description) if description else ''

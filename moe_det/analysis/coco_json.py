@@ -62,3 +62,18 @@ def read_json(path: str) -> Any:
 def _beginning(path: str) -> str:
     with open(path, 'rb') as file:
         return f'; the file begins with {file.read(40)!r}'
+
+
+def source_of(content: dict) -> str | None:
+    """What COCO annotations say of where the images are from: the description in ``info``, and the licences' names.
+
+    Args:
+        content: of the file.
+
+    Returns:
+        One line, or None if the file says nothing.
+    """
+    info, licences = content.get('info'), content.get('licenses')
+    said = [info.get('description') if isinstance(info, dict) else None]
+    said += [entry.get('name') for entry in licences if isinstance(entry, dict)] if isinstance(licences, list) else []
+    return ', '.join(' '.join(str(one).split()) for one in dict.fromkeys(said) if one) or None

@@ -25,7 +25,7 @@ from pycocotools.cocoeval import COCOeval
 
 from ..checks import is_number
 from ..errors import DataError
-from .coco_json import read_json
+from .coco_json import read_json, source_of
 from .sizes import size_bins
 
 COCO_LIMITS = (32.0, 96.0)  # sides in pixels
@@ -73,6 +73,7 @@ class GroundTruth:
         annotation_ids: id of each object.
         objects: ground truths, crowds excluded.
         crowds: number of crowds left out.
+        source: what the json says of where the images are from and of their licences; None if nothing.
 
     Raises:
         DataError: no annotations, an annotation without a usable ``area``, an image that is named twice, or images
@@ -91,6 +92,7 @@ class GroundTruth:
         content = read_json(str(path))
         if not isinstance(content, dict):
             raise DataError(f'{path}: expected COCO annotations, a JSON object')
+        self.source = source_of(content)
         known = [image['id'] for image in content.get('images', [])]
         self.image_ids = known if image_ids is None else list(image_ids)
         self._position_of = {image_id: position for position, image_id in enumerate(self.image_ids)}

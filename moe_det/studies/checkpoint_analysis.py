@@ -177,6 +177,7 @@ def analyse_checkpoint(
             'checkpoint': str(checkpoint),
             'checkpoint_sha256': question['checkpoint'] if os.path.isfile(checkpoint) else None,  # of a URL: unknown
             'ann_file': path,
+            'source': ground_truth.source,
             'images': batches.num_images,
             'groups': None if groups is None else len(set(groups)),
             'objects': len(matches),

@@ -247,3 +247,18 @@ def iou(a, b):
     height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
     inside = max(width, 0) * max(height, 0)
     return inside / (a[2] * a[3] + b[2] * b[3] - inside)
+
+
+@pytest.mark.parametrize(
+    ('about', 'expected'),
+    [
+        ({}, None),
+        ({'info': None, 'licenses': 3}, None),
+        ({'info': {'description': 'Fish  of\na pond, CC BY 4.0'}}, 'Fish of a pond, CC BY 4.0'),
+        ({'info': {'description': 'Fish'}, 'licenses': [{'name': 'MIT'}, 'x', {'name': 'MIT'}]}, 'Fish, MIT'),
+    ],
+)
+def test_the_file_says_where_its_images_are_from(tmp_path, about, expected):
+    path = write(tmp_path / 'fish.json', [truth(1, [0, 0, 9, 9])])
+    path.write_text(json.dumps({**json.loads(path.read_text()), **about}))
+    assert GroundTruth(path).source == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 from torch import nn
 
@@ -25,7 +26,7 @@ class InitWeights:
     """
 
     def __init__(self, detector: nn.Module) -> None:
-        self.detector = detector
+        self.detector: Any = detector  # what has init_weights
 
     def __call__(self) -> None:
         with contextlib.ExitStack() as contexts:

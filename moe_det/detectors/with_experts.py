@@ -103,7 +103,8 @@ def put_experts(model: nn.Module, entries: list[dict], where: str = 'model.exper
             setattr(model.get_submodule(parent), name, built[id(module)])
         print_log(f'{kind} at {", ".join(found)}', logger='current', level=logging.INFO)
     if hasattr(model, 'init_weights'):
-        model.init_weights = InitWeights(model)
+        detector: Any = model  # whose attributes torch types as tensors and modules
+        detector.init_weights = InitWeights(model)
 
 
 def _built(kind: str, module: nn.Module, path: str, moe: dict, model: nn.Module) -> nn.Module:

@@ -180,8 +180,8 @@ class MoEFFN(InPlaceOfFFN):
 
     def _draw_whole(self) -> nn.ModuleList:
         """The linear layers of an uncut FFN for each copy, with an expert's names."""
-        expert = self.expert_group.experts[0]
-        (first, activation, *_), last = expert.layers
+        expert: Any = self.expert_group.experts[0]
+        first, activation, last = expert.layers[0][0], expert.layers[0][1], expert.layers[1]
         channels, hidden = self.embed_dims, self.feedforward_channels
         whole = nn.ModuleList()
         for _ in range(self.expert_group.copies):

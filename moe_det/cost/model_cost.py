@@ -71,7 +71,9 @@ def experts_in_words(model: nn.Module) -> str:
         if router.slots > 1:
             chosen = f'{router.slots} shards of {router.copies} copies'
         elif router.rows_per_expert is not None:
-            chosen = f'{router.num_experts} experts that choose {router.rows_per_expert} of an image and level each'
+            chosen = (
+                f'{router.num_experts} experts that choose {router.rows_per_expert} rows each, at most {router.top_k}'
+            )
         elif router in kernels:
             chosen = f'one of the mixed kernels of {chosen}'
         text = f'{family}, {chosen} per {router.unit}'

@@ -86,6 +86,8 @@ def really_run(model: dict, size: tuple[int, int] = SIZE) -> int:
         dict(FOUR, unit='image'),
         dict(FOUR, shared_expert=True, branches='cls'),
         dict(FOUR, placement='tower'),
+        dict(FOUR, placement='tower', shared_expert=2, weighting='full_softmax'),
+        dict(FOUR, top_k=4, placement='last', unit='patch', grid=2, rows_per_expert=1, shared_expert=True),
         dict(FOUR, dispatch='dense'),
         dict(FOUR, gate=dict(type='AttentiveGate')),
         dict(num_experts=3, top_k=3, soft_mixture=True),

@@ -95,6 +95,7 @@ def training_images(cfg: Config) -> Config:
     for _, inner in train:
         inner.update(pipeline=test[0][1]['pipeline'], test_mode=True)
     cfg.test_dataloader.dataset = dataset
+    cfg.test_evaluator = None  # it is for the images of the test set
     return cfg
 
 

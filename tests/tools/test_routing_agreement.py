@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,15 +40,27 @@ def test_a_gate_that_looks_at_nothing_always_agrees(tool, tiny_config, tiny_coco
     assert numbers['brightness:200']['bbox_head.cls']['divergence'] > numbers['noise:0']['bbox_head.cls']['divergence']
 
 
+def with_training_images_of_their_own(data: Path, target: Path) -> Path:
+    """The data set with other ids in the training set than in the validation set."""
+    shutil.copytree(data, target)
+    path = target / 'annotations' / 'train.json'
+    content = json.loads(path.read_text())
+    content['images'] = [{**image, 'id': image['id'] + 100} for image in content['images']]
+    content['annotations'] = [{**box, 'image_id': box['image_id'] + 100} for box in content['annotations']]
+    path.write_text(json.dumps(content))
+    return target
+
+
 def test_training_images_are_clustered_by_the_backbones_features(tool, tiny_config, tiny_coco, tmp_path, capsys):
     weights = checkpoint(tiny_config, tmp_path / 'dense.pth')
-    options = ['--data-root', str(tiny_coco), '--device', 'cpu', '--clusters', '2']
+    data = with_training_images_of_their_own(tiny_coco, tmp_path / 'data')
+    options = ['--data-root', str(data), '--device', 'cpu', '--clusters', '2']
     assert tool(CLUSTER).main([str(tiny_config), str(weights), 'clusters.json', *options]) == 0
     found = json.loads((tmp_path / 'clusters.json').read_text())
     assert sum(found['sizes']) == found['images'] and len(found['sizes']) == 2
     np.testing.assert_allclose(np.linalg.norm(found['centroids'], axis=1), 1)
     assert 'wrote clusters.json' in capsys.readouterr().out
-    cfg = training_images(load_config(str(tiny_config), None, tiny_coco))
+    cfg = training_images(load_config(str(tiny_config), None, data))
     assert cfg.test_dataloader.dataset.ann_file == load_config(str(tiny_config)).train_dataloader.dataset.ann_file
     assert torch.tensor(found['centroids']).shape[0] == 2
 

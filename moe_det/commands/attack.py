@@ -99,7 +99,8 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     args = parse_args(argv, prog)
 
     def work() -> None:
-        from ..studies.withstanding import Questions, attack
+        from ..studies.attack_bench import Questions
+        from ..studies.withstanding import attack
 
         asked = {name: getattr(args, name) for name in Questions.__dataclass_fields__}
         questions = Questions(**{key: tuple(v) if isinstance(v, list) else v for key, v in asked.items()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from ..attacks.plan import ATTACKS, CORRUPTIONS, PARTS, SEVERITIES
 from .arguments import add_changes, command_parser, file_name, number, whole_number
@@ -102,8 +103,8 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         from ..studies.attack_bench import Questions
         from ..studies.withstanding import attack
 
-        asked = {name: getattr(args, name) for name in Questions.__dataclass_fields__}
-        questions = Questions(**{key: tuple(v) if isinstance(v, list) else v for key, v in asked.items()})
+        asked: dict[str, Any] = {name: getattr(args, name) for name in Questions.__dataclass_fields__}
+        questions = Questions(**asked)
         attack(
             args.config,
             args.checkpoint,

@@ -7,9 +7,9 @@ what form a loss wants their outputs; only these few modules are told so while a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from mmengine.structures import InstanceData
@@ -94,11 +94,11 @@ def _total(model: nn.Module, losses: dict, part: str) -> Tensor:
         raise MoEConfigError(
             f'--loss {part}: no loss of {type(model).__name__} is named after it ({", ".join(names)}); use both'
         )
-    # several numbers count with their mean, those of several levels with their sum, as in mmengine
-    values = [losses[name] for name in chosen]
-    return torch.stack(
-        [sum(of_level.mean() for of_level in ([v] if isinstance(v, Tensor) else v)) for v in values]
-    ).sum()
+    values = []
+    for name in chosen:  # several numbers count with their mean, those of several levels with their sum, as in mmengine
+        of_levels = [losses[name]] if isinstance(losses[name], Tensor) else losses[name]
+        values.append(torch.stack([value.mean() for value in of_levels]).sum())
+    return torch.stack(values).sum()
 
 
 @contextmanager
@@ -106,7 +106,7 @@ def _loss_mode(model: BaseDetector) -> Iterator[None]:
     """Lets detector and heads, but nothing inside them, act as in training; leaves out masks, which have no truth."""
     parts = [model, *(getattr(model, name) for name in _TELLS_MODE if hasattr(model, name))]
     before = [part.training for part in parts]
-    regions = getattr(model, 'roi_head', None)
+    regions: Any = getattr(model, 'roi_head', None)
     masks = getattr(regions, 'mask_head', None)
     if masks is not None:
         regions.mask_head = None
@@ -159,7 +159,7 @@ def gate_entropy(model: BaseDetector, sample) -> Objective:
     return _of_gates(model, sample, lambda layers: torch.stack([entropy(layer) for layer in layers.values()]).mean())
 
 
-def expert_probability(model: BaseDetector, sample, experts: dict[str, Sequence[int]]) -> Objective:
+def expert_probability(model: BaseDetector, sample, experts: Mapping[str, Sequence[int]]) -> Objective:
     """Logarithm of the probability that the gates give some experts: the mean over rows and experts, then over layers.
 
     Args:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch.nn.functional as F
 from mmengine.hooks import Hook
+from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
@@ -44,7 +45,7 @@ class PGDHook(Hook):
         model = plain_model(runner)
         data['inputs'] = self.attacked(model, data['inputs'], data['labels'])
 
-    def attacked(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    def attacked(self, model: BaseModel, inputs: Tensor, labels: Tensor) -> Tensor:
         """The attacked images (N, C, H, W) in 0 ... 1.
 
         Args:

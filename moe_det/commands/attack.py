@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from ..attacks.plan import ATTACKS, CORRUPTIONS, PARTS, SEVERITIES
 from .arguments import add_changes, command_parser, file_name, number, whole_number
@@ -99,10 +100,11 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     args = parse_args(argv, prog)
 
     def work() -> None:
-        from ..studies.withstanding import Questions, attack
+        from ..studies.attack_bench import Questions
+        from ..studies.withstanding import attack
 
-        asked = {name: getattr(args, name) for name in Questions.__dataclass_fields__}
-        questions = Questions(**{key: tuple(v) if isinstance(v, list) else v for key, v in asked.items()})
+        asked: dict[str, Any] = {name: getattr(args, name) for name in Questions.__dataclass_fields__}
+        questions = Questions(**asked)
         attack(
             args.config,
             args.checkpoint,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -26,7 +27,7 @@ def reliability_chart(by_name: Mapping[str, dict], theme: Theme, wording: Wordin
     axes.plot([0, 1], [0, 1], color=theme.muted, lw=1, ls='--')
     for number, (name, found) in enumerate(drawn.items()):
         scores, precisions = ([entry[key] for entry in found['bins']] for key in ('score', 'precision'))
-        look = {'color': palette.size_colour(number), 'marker': palette.size_marker(number), 'ms': 5}
+        look: dict[str, Any] = {'color': palette.size_colour(number), 'marker': palette.size_marker(number), 'ms': 5}
         axes.plot(scores, precisions, label=f'{name}: D-ECE {100 * found["d_ece"]:.1f} %', **look)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)

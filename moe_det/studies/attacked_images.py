@@ -41,6 +41,23 @@ class Scene:
     sample: Any
     truth: Truth
 
+    def only_content(self, images: Tensor) -> Tensor:
+        """These images where the scene has content, and the scene itself where its pipeline padded it.
+
+        Padding to the right and below the resized image is known by the image's size and scale.
+        """
+        meta = self.sample.metainfo
+        sizes = [
+            round(size * scale)
+            for size, scale in zip(meta['ori_shape'][:2], reversed(meta.get('scale_factor', (1, 1))), strict=True)
+        ]
+        if all(size >= side for size, side in zip(sizes, images.shape[-2:], strict=True)):
+            return images
+        height, width = sizes
+        inside = torch.zeros_like(images, dtype=torch.bool)
+        inside[..., :height, :width] = True
+        return torch.where(inside, images, self.images)
+
 
 def scenes_of(
     batches: TestBatches, numbers: Sequence[int], ground_truth: GroundTruth, device: torch.device
@@ -117,7 +134,10 @@ class Maker:
     shifts: dict[tuple[Trial, str], Tensor] = field(default_factory=dict)
 
     def __call__(self, trial: Trial, row: Row, scene: Scene) -> Tensor:
-        """(1, 3, H, W) the image as perturbed for a row."""
+        """(1, 3, H, W) the image as perturbed for a row; padding stays as it is."""
+        return scene.only_content(self._perturbed(trial, row, scene))
+
+    def _perturbed(self, trial: Trial, row: Row, scene: Scene) -> Tensor:
         attack, ball, images = trial.attack, Ball(trial.eps), scene.images
         generator = torch.Generator(images.device).manual_seed(self.seed * 1_000_003 + scene.position)
         if attack.name == NOISE:
@@ -132,7 +152,11 @@ class Maker:
             return pgd(images, objective, ball, attack.steps, step, attack.restarts, generator)
 
     def objective(self, trial: Trial, row: Row, scene: Scene) -> Objective:
-        """What a trial raises for one image."""
+        """What a trial raises for one image, by its content alone."""
+        raised = self._objective(trial, row, scene)
+        return lambda images: raised(scene.only_content(images))
+
+    def _objective(self, trial: Trial, row: Row, scene: Scene) -> Objective:
         if trial.attack.objective == ENTROPY:
             return gate_entropy(row.model, scene.sample)
         if trial.part is None:

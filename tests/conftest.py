@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import platform
@@ -28,6 +29,12 @@ def pytest_report_header() -> list[str]:
     versions = [f'{name} {importlib.import_module(name).__version__}' for name in names]
     source = "mmcv's compiled ones" if ops_source() == 'compiled' else "torchvision's"
     return [f'stack: python {platform.python_version()}, {", ".join(versions)}', f'operators: {source}']
+
+
+def pytest_collection_finish() -> None:
+    """Full runs of the garbage collector pass over what was imported: half a second each, 5 % of the time of tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope='session')

@@ -100,6 +100,13 @@ def test_groups_keep_separate_states(kind):
 
 
 @pytest.mark.parametrize('kind', [RelativeImportanceConstraint, MeanImportanceConstraint])
+def test_an_expert_at_the_threshold_itself_is_allowed(kind):
+    constraint = prepared(kind(threshold=0), 2)  # at the start all experts are
+    constraint.update(routing_of([2, 2]))
+    assert forbidden(constraint, 2) == [[False, False]]
+
+
+@pytest.mark.parametrize('kind', [RelativeImportanceConstraint, MeanImportanceConstraint])
 def test_masks_act_in_training_only(kind):
     constraint = prepared(kind(threshold=0.1), 2)
     constraint.update(routing_of([4, 0]))

@@ -48,6 +48,15 @@ def test_deviation_by_hand():
     assert noise.deviation(rows, layout)[0].tolist() == pytest.approx(expected)
 
 
+def test_autocast_leaves_the_deviation_alone():
+    noise = LearnedNoise(3, 4)
+    torch.nn.init.normal_(noise.scale.weight)
+    rows, layout = rows_of([torch.randn(2, 3, 4, 4)], 'level')
+    full = noise.deviation(rows, layout)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert torch.equal(noise.deviation(rows, layout), full)
+
+
 def test_draws_are_standard_normal_and_differ():
     noise = noise_of(5)
     values = torch.stack([draw(noise, [torch.zeros(50, 3, 1, 1)]) for _ in range(40)])

@@ -207,9 +207,9 @@ def test_launcher_without_torchrun_is_one_error(analyse, monkeypatch):
 
 
 def test_a_second_run_reads_the_findings_and_says_the_same(analyse, monkeypatch):
-    _, _, _, first = analyse()
+    _, _, _, first = analyse('--no-forcing')
     monkeypatch.setattr('moe_det.probing.probe.Probe.__call__', lambda *args: pytest.fail('probed again'))
-    status, _, _, second = analyse()
+    status, _, _, second = analyse('--no-forcing')
     assert status == 0
     for results in (first, second):
         for key in ('date', 'seconds', 'command'):
@@ -370,8 +370,8 @@ def test_ctrl_c_keeps_what_is_finished(analyse, monkeypatch):
         return call(self, *args)
 
     monkeypatch.setattr(Probe, '__call__', interrupted)
-    status, _, err, results = analyse()
+    status, _, err, results = analyse('--no-forcing')
     assert status == 130 and results is None and 'Traceback' not in err
-    status, _, _, results = analyse()
+    status, _, _, results = analyse('--no-forcing')
     assert status == 0 and results is not None
     assert len(calls) == 4 + 3 + 6  # 6 batches, of which three were kept; then the other routes

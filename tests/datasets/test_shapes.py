@@ -145,6 +145,19 @@ def test_near_scenes_hold_fewer_objects_than_far_ones():
     assert np.mean(far) > 3 * np.mean(near)
 
 
+def test_far_and_near_scenes_are_the_halves_with_small_and_with_large_objects():
+    drawn = {
+        scenes: [draw_scene(np.random.default_rng(i), 256, 1.0, scenes=scenes) for i in range(400)]
+        for scenes in ('all', 'far', 'near')
+    }
+    means = {key: np.array([np.log(s.sizes).mean() for s in of if len(s.sizes)]) for key, of in drawn.items()}
+    middle = np.median(means['all'])
+    assert (means['far'] < middle).mean() > 0.95 and (means['near'] > middle).mean() > 0.95
+    assert 'scenes' not in ShapesSettings().record() and ShapesSettings(scenes='far').record()['scenes'] == 'far'
+    with pytest.raises(MoEConfigError, match="scenes='middle': expected one of all, far, near"):
+        ShapesSettings(scenes='middle')
+
+
 def test_classes_say_nothing_about_size():
     scenes = _scenes(DEFAULT_SCENE_SCALE)
     classes = np.concatenate([s.classes for s in scenes])

@@ -1,9 +1,9 @@
 # A gate over two frozen detectors, one trained on far and one on near scenes (after arXiv 2412.11608). First
-#   moe-det make-shapes data/shapes
-#   moe-det make-shapes data/shapes_far --scenes far
-#   moe-det make-shapes data/shapes_near --scenes near
-#   moe-det train shapes/retinanet_dense --data-root data/shapes_far --work-dir work_dirs/far
-#   moe-det train shapes/retinanet_dense --data-root data/shapes_near --work-dir work_dirs/near
+#   moe-det make-shapes data/scenes --scene-scale 1
+#   moe-det make-shapes data/scenes_far --scene-scale 1 --scenes far
+#   moe-det make-shapes data/scenes_near --scene-scale 1 --scenes near
+#   moe-det train shapes/retinanet_dense --data-root data/scenes_far --work-dir work_dirs/far
+#   moe-det train shapes/retinanet_dense --data-root data/scenes_near --work-dir work_dirs/near
 # The gate alone is trained, on all scenes. docs/neighbours.md compares it with one detector and with the ensemble.
 _base_ = './retinanet_dense.py'
 
@@ -25,6 +25,13 @@ custom_hooks = [
     dict(type='SkipBadImagesHook'),
     dict(type='FiniteHook'),
 ]
+
+data_root = 'data/scenes/'
+train_dataloader = dict(dataset=dict(data_root=data_root))
+val_dataloader = dict(dataset=dict(data_root=data_root))
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
+test_evaluator = val_evaluator
 
 train_cfg = dict(max_epochs=2, val_interval=2)
 param_scheduler = [

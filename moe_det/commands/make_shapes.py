@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         '--scenes',
         choices=('all', 'far', 'near'),
         default='all',
-        help='all scenes, or the half with the smaller or with the larger objects (default: %(default)s)',
+        help='all scenes, or only those with small or with large objects (default: %(default)s)',
     )
     parser.add_argument('--workers', type=whole_number(1), metavar='N', help='processes (default: one per core)')
     parser.add_argument('--overwrite', action='store_true', help='replace shapes of other settings')

@@ -73,7 +73,7 @@ class ShapesSettings:
         seed: seed of all images; each image has its own stream, independent of the number of images.
         scene_scale: 0 (sizes independent of the image) to 1 (one size per image).
         scene_kinds: kinds of scenes, each with six classes of its own.
-        scenes: ``'all'``, or the ``'far'`` or the ``'near'`` half of them, with small or with large objects.
+        scenes: ``'all'``, or only ``'far'`` or ``'near'`` ones, whose objects are small or large.
     """
 
     train: int = 800

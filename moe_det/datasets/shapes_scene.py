@@ -40,7 +40,7 @@ MAX_OBJECTS = 48  # leaves room below the 100 annotation ids that each image own
 EMPTY_SHARE = 0.03
 CROWD_SHARE = 0.03
 
-SCENES = {'all': (0.0, 1.0), 'far': (0.0, 0.5), 'near': (0.5, 1.0)}  # of the images, sorted by their scene value
+SCENES = {'all': (-math.inf, math.inf), 'far': (-math.inf, 0.0), 'near': (0.0, math.inf)}  # limits of the scene value
 _SCENE_GRID = np.linspace(-4.0, 4.0, 801)
 
 
@@ -86,8 +86,8 @@ def draw_scene(
         size: side of the image in pixels.
         scene_scale: 0 (sizes independent of the image) to 1 (one scale per image).
         scene_kinds: number of kinds of scenes, all equally frequent.
-        scenes: of ``SCENES``: ``all``, or the ``far`` or the ``near`` half of them, whose objects are small or large as
-            far as ``scene_scale`` makes sizes depend on the image.
+        scenes: of ``SCENES``: ``all``, or only ``far`` or ``near`` ones, which have one half of all objects each; these
+            are small or large as far as ``scene_scale`` makes sizes depend on the image.
 
     Returns:
         The scene; about 3 % are empty and about 3 % ask for a crowd, for which there is not always room.
@@ -98,9 +98,9 @@ def draw_scene(
         return Scene(np.zeros(0, dtype=np.int64), np.zeros(0), crowd=False, kind=kind, kinds=scene_kinds)
 
     density = np.exp(-0.5 * _SCENE_GRID**2) / expected_count(_SCENE_GRID, scene_scale)
-    cumulative = np.cumsum(density)
-    first, last = SCENES[scenes]
-    near = float(np.interp(first + (last - first) * rng.random(), cumulative / cumulative[-1], _SCENE_GRID))
+    lowest, highest = SCENES[scenes]
+    cumulative = np.cumsum(density * ((lowest <= _SCENE_GRID) & (highest >= _SCENE_GRID)))
+    near = float(np.interp(rng.random(), cumulative / cumulative[-1], _SCENE_GRID))
     # counts of photographs vary more than a Poisson's: its mean is itself drawn, with mean 1 and variance 1/3
     extra = (float(expected_count(near, scene_scale)) - 1.0) * rng.gamma(3.0, 1.0 / 3.0)
     count = min(1 + int(rng.poisson(extra)), MAX_OBJECTS)

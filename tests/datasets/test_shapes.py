@@ -145,14 +145,14 @@ def test_near_scenes_hold_fewer_objects_than_far_ones():
     assert np.mean(far) > 3 * np.mean(near)
 
 
-def test_far_and_near_scenes_are_the_halves_with_small_and_with_large_objects():
-    drawn = {
-        scenes: [draw_scene(np.random.default_rng(i), 256, 1.0, scenes=scenes) for i in range(400)]
+def test_far_scenes_have_the_smaller_and_near_scenes_the_larger_half_of_the_objects():
+    middle = MIN_SIZE_PX * (MAX_SIZE_SHARE * 256 / MIN_SIZE_PX) ** (0.5**SIZE_TILT)  # of scene and object at their mean
+    sizes = {
+        scenes: np.concatenate([draw_scene(np.random.default_rng(i), 256, 1.0, 1, scenes).sizes for i in range(400)])
         for scenes in ('all', 'far', 'near')
     }
-    means = {key: np.array([np.log(s.sizes).mean() for s in of if len(s.sizes)]) for key, of in drawn.items()}
-    middle = np.median(means['all'])
-    assert (means['far'] < middle).mean() > 0.95 and (means['near'] > middle).mean() > 0.95
+    assert 0.4 < (sizes['all'] < middle).mean() < 0.6
+    assert (sizes['far'] < middle).mean() > 0.9 and (sizes['near'] > middle).mean() > 0.9
     assert 'scenes' not in ShapesSettings().record() and ShapesSettings(scenes='far').record()['scenes'] == 'far'
     with pytest.raises(MoEConfigError, match="scenes='middle': expected one of all, far, near"):
         ShapesSettings(scenes='middle')

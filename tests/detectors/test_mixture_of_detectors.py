@@ -281,12 +281,14 @@ def test_the_size_report_asks_it_as_any_detector(trained):
 
 def test_cost_counts_the_detectors_that_run(trained):
     entries, _ = trained
+    keys = dict(top_k=1, gate_sees=[0])
     with mmdet_scope():
-        both, one = (
-            model_cost(dict(type='MixtureOfDetectors', detectors=entries, top_k=k), (64, 64)).parts[WHOLE]
-            for k in (2, 1)
-        )
-    assert both.macs == both.active_macs == one.macs and one.active_macs < both.macs
+        mixed = model_cost(dict(type='MixtureOfDetectors', detectors=entries, **keys), (64, 64)).parts[WHOLE]
+        alone = model_cost(tiny(), (64, 64)).parts
+    gate = 64 * 2
+    assert mixed.macs == pytest.approx(2 * alone[WHOLE].macs + gate, rel=1e-3)
+    backbone_of_gate = alone['backbone'].macs  # runs for every image; the other one only with its detector
+    assert alone[WHOLE].macs + gate < mixed.active_macs < alone[WHOLE].macs + gate + backbone_of_gate
 
 
 def changed(**changes) -> dict:

@@ -37,16 +37,17 @@ class MixtureOfDetectors(SingleStageDetector):
     when a training starts.
 
     Args:
-        detectors: at least two dicts with ``checkpoint`` and ``config`` (a config file, see
-            :func:`~moe_det.common.config_file.find_config`) or ``model`` (the dict itself).
+        detectors: at least two dicts with ``checkpoint`` and ``config`` (a file, or the name of a config of this
+            package or of mmdet) or ``model`` (the dict itself).
         top_k: detectors that an image runs; None: all of them. With 1 the weight is 1, straight through.
         classwise: whether each class has a gate of its own, and the boxes another; every detector then runs.
-        gate: as in :class:`~moe_det.layers.settings.MoESettings`; gates that read single pixels have nothing to read.
+        gate: as in :class:`~moe_det.layers.settings.MoESettings`; it is given a map of one pixel.
         gate_sees: numbers of the detectors whose backbones the gate sees; None: all. The backbones that it does not see
             run where their detector is chosen.
         constraint: as in MoESettings.
         noise: as in MoESettings.
-        weighting: as in MoESettings, but for ``full_softmax``, which would shrink boxes.
+        weighting: as in MoESettings, but for ``full_softmax``, which would shrink boxes; None: ``straight_through``
+            with ``top_k=1``, else ``softmax``.
         dispatch: as in MoESettings.
         forced: a detector, or a list of them that share every image equally, in place of the gate in evaluation: one
             of them alone, or all as an ensemble.

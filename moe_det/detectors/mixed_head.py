@@ -156,16 +156,19 @@ def mixed_head(
         A :class:`MixedHead` that is an instance of the detectors' head as well.
     """
     first = detectors[0].bbox_head
+    kind: Any = type(first)
     head = copy.deepcopy(first)
     for name, child in list(head.named_children()):
         if any(True for _ in child.parameters()):  # convolutions: the detectors have them
             delattr(head, name)
-    head.__class__ = _class_for(type(first))
+    head.__class__ = _class_for(kind)
     names = ['box', *(f'class_{number}' for number in range(first.num_classes))] if classwise else ['image']
     head.settings, head.gate_sees = settings, tuple(gate_sees)
     head._batch = _Batch()
-    head._form = OutputForm(MIXED_OUTPUTS[type(first).__name__], first.num_classes)
-    routers = {name: settings.build_router(channels, 'model', label=f'{WHERE}.{name}') for name in names}
+    head._form = OutputForm(MIXED_OUTPUTS[kind.__name__], first.num_classes)
+    routers: dict[str, Any] = {
+        name: settings.build_router(channels, 'model', label=f'{WHERE}.{name}') for name in names
+    }
     head.routers = cast('dict[str, Router]', nn.ModuleDict(routers))
     experts = [DetectorExpert(detector, i, head._batch, head._form) for i, detector in enumerate(detectors)]
     head.detectors = DetectorGroup(experts, mixture=head._form.mix, dispatch=settings.dispatch)

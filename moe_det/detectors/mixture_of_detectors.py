@@ -59,6 +59,8 @@ class MixtureOfDetectors(SingleStageDetector):
             geometry.
     """
 
+    is_init: bool  # as of every module of mmengine
+
     def __init__(
         self,
         detectors: Sequence[dict],

@@ -52,6 +52,7 @@ REGISTERED = {
         'moe_det.layers.mu_moe:MuConv2d',
         'moe_det.detectors.with_experts:WithExperts',
         'moe_det.detectors.with_clusters:WithClusters',
+        'moe_det.detectors.mixture_of_detectors:MixtureOfDetectors',
         'moe_det.models.moe_retina_head:MoERetinaHead',
         'moe_det.models.moe_resnet:MoEResNet',
         'moe_det.models.small_images:SmallImageResNet',

@@ -30,6 +30,7 @@ from small_models import (
 )
 from torch import nn
 
+from moe_det.common.config_file import read_config
 from moe_det.routing import find_routers
 
 CONFIGS = REPOSITORY / 'configs'
@@ -41,6 +42,7 @@ KERNELS = 'retinanet_moe_from_dense.py'
 SHARDS = 'retinanet_moe_shards_from_dense.py'
 DENSE = {'shapes/retinanet_dense.py', 'shapes/kinds_dense.py'}
 DISTILLED = ('retinanet_moe_distilled.py', 'shapes/retinanet_moe_distilled.py')  # need a trained attentive run
+MIXTURES = ('mixture_of_detectors.py', 'shapes/mixture_of_detectors.py')  # of detectors that were trained before
 OTHER_DETECTORS = ('shapes/dino_moe.py', 'shapes/faster_rcnn_moe.py')  # small as they are
 OWN_LOSSES = {  # of configs that end so
     'consistent.py': ('consistency',),
@@ -66,7 +68,7 @@ def test_the_list_of_configs_is_complete():
     assert len(ENTRIES) >= 13 and {SOFT, 'retinanet_moe_hard.py', 'shapes/retinanet_moe_soft.py'} <= set(ENTRIES)
 
 
-@pytest.mark.parametrize('name', [name for name in ENTRIES if name not in OTHER_DETECTORS])
+@pytest.mark.parametrize('name', [name for name in ENTRIES if name not in OTHER_DETECTORS + MIXTURES])
 def test_config_trains_a_step_and_predicts(name, tmp_path):
     narrow = 'fine_grained' in name  # a quarter of the channels, which a group norm divides
     cfg = shrink(entry(name), channels=32 if narrow else 16)
@@ -105,6 +107,27 @@ def test_config_trains_a_step_and_predicts(name, tmp_path):
     predictors = {key for key in changed if 'predictor' in key or 'retina_' in key}
     assert not predictors if name in DISTILLED else predictors
 
+    for found in predictions_of(model, batch()):
+        assert len(found) > 0 and torch.isfinite(found.bboxes).all()
+
+
+@pytest.mark.parametrize('name', MIXTURES)
+def test_mixtures_of_detectors_train_their_gate_and_predict(name, tmp_path):
+    cfg = entry(name)
+    for number, detector in enumerate(cfg.model.detectors):
+        model = shrink(read_config(detector.config)).model
+        file = tmp_path / f'{number}.pth'
+        torch.save(dict(state_dict=spread_weights(build(model)).state_dict()), file)
+        cfg.model.detectors[number] = dict(model=model.to_dict(), checkpoint=str(file))
+    model = initialise(build(cfg.model))
+    attach_hooks(cfg, model)
+    with mmdet_scope():
+        optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    logged = model.train_step(batch(), optim_wrapper)
+    assert all(math.isfinite(value.item()) for value in logged.values())
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {key for key in before if '.gate.' in key}
     for found in predictions_of(model, batch()):
         assert len(found) > 0 and torch.isfinite(found.bboxes).all()
 

@@ -32,6 +32,12 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         metavar='K',
         help='kinds of scenes, each with six classes and a background tint of its own (default: %(default)s)',
     )
+    parser.add_argument(
+        '--scenes',
+        choices=('all', 'far', 'near'),
+        default='all',
+        help='all scenes, or only those with small or with large objects (default: %(default)s)',
+    )
     parser.add_argument('--workers', type=whole_number(1), metavar='N', help='processes (default: one per core)')
     parser.add_argument('--overwrite', action='store_true', help='replace shapes of other settings')
     return run('moe_det.studies.shapes_data:make_shapes_data', **vars(parser.parse_args(argv)))

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from mmengine.runner.checkpoint import CheckpointLoader
+from torch import nn
 
 from ..errors import CheckpointError
 from .config_edit import is_remote
@@ -141,6 +142,35 @@ def state_of(content: Mapping, path: str) -> dict[str, torch.Tensor]:
     if not tensors:
         raise CheckpointError(f'checkpoint {path} holds no weights; it has {brief(list(map(str, content)))}')
     return {re.sub(r'^module\.', '', key): value for key, value in tensors.items()}
+
+
+def fill_model(model: nn.Module, state: dict[str, torch.Tensor], path: str, what: str) -> None:
+    """Fills a model from weights that must fit it: no tensor is missing, left over, or of another shape.
+
+    Args:
+        model: as its config builds it.
+        state: from :func:`state_of`.
+        path: of the checkpoint, for messages.
+        what: the model, for messages.
+
+    Raises:
+        CheckpointError: they do not fit.
+    """
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # tensors of other shapes
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        raise CheckpointError(f'checkpoint {path} does not match {what}: {brief(lines, 2)}') from error
+    missing = [key for key in missing if not key.endswith('num_batches_tracked')]
+    # mmdet 2 kept averages alongside the weights that were made of them
+    unexpected = [key for key in unexpected if not key.startswith('ema_')]
+    problems = []
+    if missing:
+        problems.append(f'it lacks {len(missing)} tensors of the model ({brief(missing)})')
+    if unexpected:
+        problems.append(f'it has {len(unexpected)} that the model has not ({brief(unexpected)})')
+    if problems:
+        raise CheckpointError(f'checkpoint {path} does not match {what}: {" and ".join(problems)}')
 
 
 def brief(names: Sequence[str], limit: int = KEYS_LISTED) -> str:

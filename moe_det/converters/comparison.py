@@ -14,7 +14,7 @@ CLASSIFIER_SIDE = 32
 
 def usual_side(model: Mapping) -> int:
     """Side of a small square image for the ``model`` of a config."""
-    if model.get('bbox_head') is not None or model.get('roi_head') is not None:
+    if any(model.get(key) is not None for key in ('bbox_head', 'roi_head', 'detectors')):
         return DETECTOR_SIDE
     return (model.get('expert') or {}).get('image_size', CLASSIFIER_SIDE)
 

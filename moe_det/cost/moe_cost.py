@@ -53,7 +53,7 @@ def moe_cost(
 
 def _usual_shape(model_cfg: Mapping) -> tuple[int, int]:
     """COCO's image for a detector; for a classifier the side that its networks are made for, else CIFAR's."""
-    if model_cfg.get('bbox_head') is not None or model_cfg.get('roi_head') is not None:
+    if any(model_cfg.get(key) is not None for key in ('bbox_head', 'roi_head', 'detectors')):
         return 800, 1280
     side = (model_cfg.get('expert') or {}).get('image_size', 32)
     return side, side

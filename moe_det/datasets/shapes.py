@@ -54,7 +54,7 @@ from .shapes_folder import (
     prepare_folder,
 )
 from .shapes_render import render_scene
-from .shapes_scene import class_names, draw_scene
+from .shapes_scene import SCENES, class_names, draw_scene
 
 FORMAT = 3  # raised when the same settings would give other images
 DEFAULT_SCENE_SCALE = 0.4
@@ -73,6 +73,7 @@ class ShapesSettings:
         seed: seed of all images; each image has its own stream, independent of the number of images.
         scene_scale: 0 (sizes independent of the image) to 1 (one size per image).
         scene_kinds: kinds of scenes, each with six classes of its own.
+        scenes: ``'all'``, or only ``'far'`` or ``'near'`` ones, whose objects are small or large.
     """
 
     train: int = 800
@@ -81,6 +82,7 @@ class ShapesSettings:
     seed: int = 0
     scene_scale: float = DEFAULT_SCENE_SCALE
     scene_kinds: int = 1
+    scenes: str = 'all'
 
     def __post_init__(self) -> None:
         images = ('train', 0, MOST_IMAGES - 1), ('val', 0, MOST_IMAGES - 1)
@@ -92,12 +94,16 @@ class ShapesSettings:
             raise MoEConfigError(f'seed={self.seed}: expected an integer >= 0')
         if not 0 <= self.scene_scale <= 1:
             raise MoEConfigError(f'scene_scale={self.scene_scale}: expected a number from 0 to 1')
+        if self.scenes not in SCENES:
+            raise MoEConfigError(f'scenes={self.scenes!r}: expected one of {", ".join(SCENES)}')
 
     def record(self) -> dict:
         """What the annotation files keep in ``info``."""
         settings = asdict(self)
         if self.scene_kinds == 1:  # as in data sets that were made before there were kinds
             del settings['scene_kinds']
+        if self.scenes == 'all':
+            del settings['scenes']
         return {'description': DESCRIPTION, 'format': FORMAT, **settings}
 
 
@@ -118,7 +124,7 @@ def make_image(settings: ShapesSettings, split: str, index: int) -> tuple[bytes,
         The JPEG file's bytes, and its COCO annotations.
     """
     rng = np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=(SPLITS.index(split), index)))
-    scene = draw_scene(rng, settings.size, settings.scene_scale, settings.scene_kinds)
+    scene = draw_scene(rng, settings.size, settings.scene_scale, settings.scene_kinds, settings.scenes)
     image, instances = render_scene(rng, scene, settings.size)
     file = io.BytesIO()
     image.save(file, format='JPEG', quality=95)

@@ -40,6 +40,7 @@ MAX_OBJECTS = 48  # leaves room below the 100 annotation ids that each image own
 EMPTY_SHARE = 0.03
 CROWD_SHARE = 0.03
 
+SCENES = {'all': (-math.inf, math.inf), 'far': (-math.inf, 0.0), 'near': (0.0, math.inf)}  # limits of the scene value
 _SCENE_GRID = np.linspace(-4.0, 4.0, 801)
 
 
@@ -75,7 +76,9 @@ def expected_count(scene: np.ndarray | float, scene_scale: float) -> np.ndarray:
     return np.clip(MEAN_COUNT * np.exp(0.5 * slope**2 - slope * np.asarray(scene)), 1.0, MAX_EXPECTED_COUNT)
 
 
-def draw_scene(rng: np.random.Generator, size: int, scene_scale: float, scene_kinds: int = 1) -> Scene:
+def draw_scene(
+    rng: np.random.Generator, size: int, scene_scale: float, scene_kinds: int = 1, scenes: str = 'all'
+) -> Scene:
     """Draws the content of one image.
 
     Args:
@@ -83,6 +86,8 @@ def draw_scene(rng: np.random.Generator, size: int, scene_scale: float, scene_ki
         size: side of the image in pixels.
         scene_scale: 0 (sizes independent of the image) to 1 (one scale per image).
         scene_kinds: number of kinds of scenes, all equally frequent.
+        scenes: of ``SCENES``: ``all``, or only ``far`` or ``near`` ones, which have one half of all objects each; these
+            are small or large as far as ``scene_scale`` makes sizes depend on the image.
 
     Returns:
         The scene; about 3 % are empty and about 3 % ask for a crowd, for which there is not always room.
@@ -93,7 +98,8 @@ def draw_scene(rng: np.random.Generator, size: int, scene_scale: float, scene_ki
         return Scene(np.zeros(0, dtype=np.int64), np.zeros(0), crowd=False, kind=kind, kinds=scene_kinds)
 
     density = np.exp(-0.5 * _SCENE_GRID**2) / expected_count(_SCENE_GRID, scene_scale)
-    cumulative = np.cumsum(density)
+    lowest, highest = SCENES[scenes]
+    cumulative = np.cumsum(density * ((lowest <= _SCENE_GRID) & (highest >= _SCENE_GRID)))
     near = float(np.interp(rng.random(), cumulative / cumulative[-1], _SCENE_GRID))
     # counts of photographs vary more than a Poisson's: its mean is itself drawn, with mean 1 and variance 1/3
     extra = (float(expected_count(near, scene_scale)) - 1.0) * rng.gamma(3.0, 1.0 / 3.0)

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import SequentialSampler, Subset
 
 from ..checks import is_integer
-from ..common.checkpoints import brief, check_checkpoint, read_checkpoint, state_of
+from ..common.checkpoints import check_checkpoint, fill_model, read_checkpoint, state_of
 from ..dataset_check.before_run import check_data
 from ..dataset_check.trained_labels import TrainedLabels, trained_labels
 from ..errors import CheckpointError, DataError, MoEConfigError
@@ -120,26 +120,8 @@ def fill_exactly(model: nn.Module, path: str, config: str) -> Mapping:
             f'checkpoint {path} has no MoE layer, the config {config} has: name a checkpoint that was trained with '
             'this config'
         )
-    _fill(model, state, path, config)
+    fill_model(model, state, path, f'the config {config}')
     return content
-
-
-def _fill(model: nn.Module, state: dict[str, torch.Tensor], path: str, config: str) -> None:
-    try:
-        missing, unexpected = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:  # tensors of other shapes
-        lines = [line.strip() for line in str(error).splitlines()[1:]]
-        raise CheckpointError(f'checkpoint {path} does not match the config {config}: {brief(lines, 2)}') from error
-    missing = [key for key in missing if not key.endswith('num_batches_tracked')]
-    # mmdet 2 kept averages alongside the weights that were made of them
-    unexpected = [key for key in unexpected if not key.startswith('ema_')]
-    problems = []
-    if missing:
-        problems.append(f'it lacks {len(missing)} tensors of the model ({brief(missing)})')
-    if unexpected:
-        problems.append(f'it has {len(unexpected)} that the model has not ({brief(unexpected)})')
-    if problems:
-        raise CheckpointError(f'checkpoint {path} does not match the config {config}: {" and ".join(problems)}')
 
 
 class TestBatches:

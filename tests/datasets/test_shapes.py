@@ -145,6 +145,19 @@ def test_near_scenes_hold_fewer_objects_than_far_ones():
     assert np.mean(far) > 3 * np.mean(near)
 
 
+def test_far_scenes_have_the_smaller_and_near_scenes_the_larger_half_of_the_objects():
+    middle = MIN_SIZE_PX * (MAX_SIZE_SHARE * 256 / MIN_SIZE_PX) ** (0.5**SIZE_TILT)  # of scene and object at their mean
+    sizes = {
+        scenes: np.concatenate([draw_scene(np.random.default_rng(i), 256, 1.0, 1, scenes).sizes for i in range(400)])
+        for scenes in ('all', 'far', 'near')
+    }
+    assert 0.4 < (sizes['all'] < middle).mean() < 0.6
+    assert (sizes['far'] < middle).mean() > 0.9 and (sizes['near'] > middle).mean() > 0.9
+    assert 'scenes' not in ShapesSettings().record() and ShapesSettings(scenes='far').record()['scenes'] == 'far'
+    with pytest.raises(MoEConfigError, match="scenes='middle': expected one of all, far, near"):
+        ShapesSettings(scenes='middle')
+
+
 def test_classes_say_nothing_about_size():
     scenes = _scenes(DEFAULT_SCENE_SCALE)
     classes = np.concatenate([s.classes for s in scenes])

@@ -95,6 +95,28 @@ def _is_named(path: str, pattern: str) -> bool:
     return path_matches(path, pattern) or path_matches(path.removesuffix('.conv'), pattern)
 
 
+def test_a_mask_head_takes_experts_by_its_conv_cfg():
+    cfg = family('mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py').model
+    cfg.roi_head.mask_head.conv_cfg = {'type': 'MoEConv2d', 'num_experts': 3, 'top_k': 2}
+    torch.manual_seed(0)
+    model = initialise(build(cfg))
+    routers = find_routers(model)
+    assert sorted(routers) == [f'roi_head.mask_head.convs.{number}.conv' for number in range(4)]
+    rows = []
+    routers['roi_head.mask_head.convs.0.conv'].decided.observe(
+        lambda routing, layout: rows.append(len(routing.indices))
+    )
+    losses = seeded_losses(model)
+    regions = rows.copy()
+    losses['loss_mask'].backward()
+    for router in routers.values():
+        assert router.gate.fc.weight.grad.abs().sum() > 0
+    found = predictions_of(model, batch_for(model))
+    assert all(result.masks.shape == (len(result.bboxes), 64, 64) for result in found)
+    # a decision for each region: of the positives in training, of the detections in evaluation
+    assert regions[0] > 2 and rows[1:] == [sum(len(result.bboxes) for result in found)]
+
+
 # heads without norms, whose activation changes the output of a convolution in place
 BY_CONV_CFG = ('retinanet', 'fsaf', 'foveabox', 'free_anchor', 'ghm', 'reppoints', 'pvt')
 

@@ -103,7 +103,7 @@ def arguments_table(cls: type, hidden: tuple[str, ...] = ()) -> str:
 def page() -> str:
     """The whole page."""
     import moe_det  # noqa: F401
-    from moe_det.detectors import WithClusters, WithExperts
+    from moe_det.detectors import MixtureOfDetectors, WithClusters, WithExperts
     from moe_det.hooks.auxiliary_loss_hook import AuxiliaryLossHook
     from moe_det.hooks.consistency_hook import RoutingConsistencyHook
     from moe_det.hooks.dense_teacher_hook import DenseTeacherHook
@@ -139,6 +139,8 @@ def page() -> str:
     parts += ['\n' + arguments_table(WithExperts)]
     parts += ["\n## `model=dict(type='WithClusters', ...)`\n", summary(inspect.getdoc(WithClusters))]
     parts += ['\n' + arguments_table(WithClusters)]
+    parts += ["\n## `model=dict(type='MixtureOfDetectors', ...)`\n", summary(inspect.getdoc(MixtureOfDetectors))]
+    parts += ['\n' + arguments_table(MixtureOfDetectors)]
     parts += ["\n## `experts=[dict(type='MoEFFN', modules=...)]`\n", summary(inspect.getdoc(MoEFFN))]
     parts += ['\nKeys in addition to those of every MoE layer:\n', nested_keys(MoEFFN, '**moe')]
     parts += ["\n## `experts=[dict(type='MoELinear', modules=...)]`\n", summary(inspect.getdoc(MoELinear))]

@@ -42,7 +42,7 @@ def add_runs(parser: argparse.ArgumentParser, name: str, seeds: Sequence[int] = 
 
 def add_files(parser: argparse.ArgumentParser, name: str) -> None:
     """Options for other places of record and page."""
-    parser.add_argument('--record', type=Path, default=RECORDS / f'{name}.json', help='(%(default)s)')
+    parser.add_argument('--record', type=json_file, default=RECORDS / f'{name}.json', help='(%(default)s)')
     parser.add_argument('--page', type=Path, default=RESULTS / f'{name}.md', help='(%(default)s)')
 
 

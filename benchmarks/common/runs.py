@@ -122,6 +122,32 @@ def report(
     call([*command, *as_options(options)], out_dir.with_name(f'{out_dir.name}.log'), threads)
 
 
+def cluster(
+    config: Path,
+    checkpoint: Path,
+    out: Path,
+    arguments: list[str],
+    options: dict[str, object],
+    threads: int | None = None,
+) -> None:
+    """Writes the clusters of the training images by a checkpoint's features, beside its log."""
+    command = [sys.executable, 'tools/misc/cluster_images.py', str(config), str(checkpoint), str(out), *arguments]
+    call([*command, *as_options(options)], out.with_suffix('.log'), threads)
+
+
+def attack(
+    config: Path,
+    checkpoint: Path,
+    out: Path,
+    arguments: list[str],
+    options: dict[str, object],
+    threads: int | None = None,
+) -> None:
+    """Writes what a checkpoint withstands as JSON, beside its log."""
+    command = [sys.executable, 'tools/analysis_tools/robustness.py', str(config), str(checkpoint), '--out', str(out)]
+    call([*command, *arguments, *as_options(options)], out.with_suffix('.log'), threads)
+
+
 def curve_of(checkpoint: Path) -> dict[str, dict[str, float]]:
     """Average precisions by epoch, from the evaluations during a run; those of a resumed run come from all its logs."""
     found = {}

@@ -9,18 +9,25 @@ from common.page import MEASURES, MISSING, counted, curve, difference, listed, p
 from moe_det.analysis.slots import expert_name
 
 from .conclusion import conclusion
-from .settings import AGAIN, BASELINE, BATCH, FORCED, ROWS, STARTS, TWICE
+from .settings import AGAIN, BATCH, FORCED, TABLE, TWICE
 from .statistics import against
+from .table import BASELINE, Table
+
+PRECISION = (
+    *('row', 'seeds', 'multiply-adds', 'parameters', 'time, inference', 'time, training', 'AP'),
+    *(f'{measure} minus control' for measure in MEASURES),
+)
+SWAPPED = ('row', *(f'swap: {measure}' for measure in MEASURES), 'living experts', 'gate entropy, bits', 'verdicts')
 
 
-def precision_row(row: dict, rows: dict[str, dict]) -> list[str]:
+def precision_row(row: dict, rows: dict[str, dict], of: Table = TABLE) -> list[str]:
     """Cost, average precision, and the difference from the control, of one row."""
     name = row['name']
     cells = [f'**{name}**' if row['control'] else name, str(len(row['seeds']))]
     cells += [f'{row[key]:.3f}' for key in ('multiply_adds_over_dense', 'parameters_over_dense')]
     cells += [_time(row, kind) for kind in ('inference', 'training')]
     cells.append(points([run['AP'] for run in row['seeds']]))
-    baseline = None if name in (*STARTS, BASELINE, AGAIN) else rows.get(ROWS[name].against)
+    baseline = rows.get(of[name].against)
     if baseline is None:
         return [*cells, *[''] * len(MEASURES)]
     return [*cells, *(difference(against(row, baseline, measure)) for measure in MEASURES)]
@@ -78,15 +85,11 @@ def page(record: dict) -> str:
     lines = [*_introduction(record), '', '## What came out', '']
     lines += [f'- {sentence}' for sentence in conclusion(rows)]
     lines += ['', '## Average precision', '', *_READING, '']
-    heads = ['row', 'seeds', 'multiply-adds', 'parameters', 'time, inference', 'time, training', 'AP']
-    heads += [f'{measure} minus control' for measure in MEASURES]
-    lines += table(heads, [precision_row(row, rows) for row in record['rows']])
-    lines += ['', 'What the rows are:', '']
-    lines += [f'- {name}: {row.about}' for name, row in {**STARTS, **ROWS}.items()]
+    lines += table(PRECISION, [precision_row(row, rows) for row in record['rows']])
+    lines += ['', 'What the rows are:', '', *(f'- {name}: {TABLE[name].about}' for name in TABLE.names)]
     mixed = [row for row in record['rows'] if not row['control']]
     lines += ['', '## Do the experts differ in what they can do?', '', *_SWAP, '']
-    heads = ['row', *(f'swap: {measure}' for measure in MEASURES), 'living experts', 'gate entropy, bits', 'verdicts']
-    lines += table(heads, [swap_row(row) for row in mixed])
+    lines += table(SWAPPED, [swap_row(row) for row in mixed])
     forced = forced_rows(rows.get(FORCED))
     if forced:
         lines += ['', '## What each copy can do', '', *_FORCED, '']
@@ -96,10 +99,14 @@ def page(record: dict) -> str:
     lines += table(['row', 'epoch: AP'], [[row['name'], curve(row['seeds'])] for row in controls])
     lines += earlier_lines(record)
     lines += ['', '## Expected before the runs', '', *(f'- {sentence}' for sentence in record['expected'])]
-    missing = [name for name in (*STARTS, *ROWS) if name not in rows]
-    if missing:
-        lines += ['', f'Not run yet: {"; ".join(missing)}.']
+    lines += not_run(rows, TABLE)
     return '\n'.join(lines) + '\n'
+
+
+def not_run(rows: dict[str, dict], of: Table) -> list[str]:
+    """Which rows are missing."""
+    missing = [name for name in of.names if name not in rows]
+    return ['', f'Not run yet: {"; ".join(missing)}.'] if missing else []
 
 
 def _introduction(record: dict) -> list[str]:

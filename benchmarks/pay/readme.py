@@ -5,8 +5,9 @@ from __future__ import annotations
 from common.page import MISSING, difference, points, table
 
 from .conclusion import conclusion, swap_losses
-from .settings import BASELINE, TWICE
+from .settings import TWICE
 from .statistics import against
+from .table import BASELINE
 
 NAME = 'experts_that_pay'  # of the marks in README
 SHOWN = {

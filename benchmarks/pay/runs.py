@@ -1,9 +1,10 @@
-"""Trains and measures one row of benchmarks/experts_that_pay.py; what is done is kept and found again."""
+"""Trains and measures one row of a table of continued detectors; what is done is kept and found again."""
 
 from __future__ import annotations
 
 import json
 from argparse import Namespace
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,8 @@ from common import runs
 from common.page import MEASURES
 from common.runs import cost_over, curve_of, fingerprint
 
-from .settings import CONFIGS, DATA, FORCED, MORE_EPOCHS, MORE_RATE, ROWS, START_EPOCHS, START_RATE, STARTS
+from .settings import DATA, MORE_EPOCHS, MORE_RATE, START_EPOCHS, START_RATE
+from .table import Table
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -32,66 +34,82 @@ def schedule(epochs: int, rate: float, tests: int) -> dict[str, object]:
     }
 
 
-def changes_of(name: str) -> tuple[Path, dict[str, object]]:
+def changes_of(table: Table, name: str) -> tuple[Path, dict[str, object]]:
     """Config and changed keys of a start or a row."""
-    if name in STARTS:
-        return CONFIGS['dense'], {**STARTS[name].options, **schedule(START_EPOCHS, START_RATE, 4)}
-    row = ROWS[name]
-    return CONFIGS[row.config], {**row.options, **schedule(MORE_EPOCHS, MORE_RATE, 2)}
+    row, is_start = table[name], name in table.starts
+    of_training = schedule(START_EPOCHS, START_RATE, 4) if is_start else schedule(MORE_EPOCHS, MORE_RATE, 2)
+    return row.config, {**row.options, **of_training}
 
 
-def config_of(name: str) -> Config:
-    """The config of a start or a row."""
+def config_of(table: Table, name: str, more: Mapping[str, object] = {}) -> Config:
+    """The config of a start or a row, with more changed keys."""
     from moe_det.running.launch import load_config
 
-    config, options = changes_of(name)
-    return load_config(str(config), [f'{key}={value}' for key, value in options.items()])
+    config, options = changes_of(table, name)
+    return load_config(str(config), [f'{key}={value}' for key, value in {**options, **more}.items()])
 
 
 @cache
-def fingerprint_of(name: str) -> str:
+def fingerprint_of(table: Table, name: str) -> str:
     """Digest of a row's config, of the detector that it starts from, of the images and of the way they are drawn."""
     from moe_det.datasets.shapes import FORMAT
 
-    start = [] if name in STARTS else [fingerprint_of(ROWS[name].start)]
-    return fingerprint(*changes_of(name), f'shapes {FORMAT}', DATA, *start)
+    start = [] if name in table.starts else [fingerprint_of(table, table.rows[name].start)]
+    return fingerprint(*changes_of(table, name), f'shapes {FORMAT}', DATA, *start)
 
 
-def folder_of(name: str, seed: int, args: Namespace) -> Path:
-    """Where a run lies, as it is configured now."""
-    return Path(args.work_dir) / name.replace(', ', '_').replace(' ', '-') / fingerprint_of(name) / f'seed_{seed}'
+def folder_of(table: Table, name: str, seed: int, args: Namespace) -> Path:
+    """Where a run lies, as it is configured now; tables that share a row and the work folder share its runs."""
+    of_row = Path(args.work_dir) / name.replace(', ', '_').replace(' ', '-')
+    return of_row / fingerprint_of(table, name) / f'seed_{seed}'
 
 
-def checkpoint_of(name: str, seed: int, args: Namespace) -> Path:
+def checkpoint_of(table: Table, name: str, seed: int, args: Namespace) -> Path:
     """The checkpoint that a run ends with."""
-    epochs = START_EPOCHS if name in STARTS else MORE_EPOCHS
-    return folder_of(name, seed, args) / f'epoch_{epochs}.pth'
+    epochs = START_EPOCHS if name in table.starts else MORE_EPOCHS
+    return folder_of(table, name, seed, args) / f'epoch_{epochs}.pth'
 
 
-def train(name: str, seed: int, args: Namespace) -> Path:
+def train(table: Table, name: str, seed: int, args: Namespace) -> Path:
     """Trains one run, and what it starts from, unless they are finished; goes on with one that was interrupted.
 
     Returns:
         The run's checkpoint.
     """
-    checkpoint = checkpoint_of(name, seed, args)
-    config, options = changes_of(name)
-    if name not in STARTS and not checkpoint.is_file():
-        options = {**options, 'load_from': train(ROWS[name].start, seed, args).resolve()}
+    checkpoint = checkpoint_of(table, name, seed, args)
+    config, options = changes_of(table, name)
+    if name not in table.starts and not checkpoint.is_file():
+        load_from = train(table, table.rows[name].start, seed, args).resolve()
+        options = {**options, 'load_from': load_from, **clusters_of(table, name, seed, args)}
     return runs.train(name, config, seed, checkpoint, ['--data-root', args.data_root], options, args.threads)
 
 
-def swap_of(name: str, seed: int, checkpoint: Path, args: Namespace) -> dict[str, dict]:
+def clusters_of(table: Table, name: str, seed: int, args: Namespace) -> dict[str, Path]:
+    """The changed key that names the clusters of the training images by the features of the detector that a run starts
+    from, which are made once; none where the run needs no clusters."""
+    row = table[name]
+    if name in table.starts or row.clusters is None:
+        return {}
+    checkpoint = checkpoint_of(table, row.start, seed, args).resolve()
+    found = checkpoint.with_name('clusters.json')
+    if not found.is_file():
+        print(f'{row.start}, seed {seed}: clusters', flush=True)
+        config, options = changes_of(table, row.start)
+        runs.cluster(config, checkpoint, found, ['--data-root', args.data_root], options, args.threads)
+    return {row.clusters: found}
+
+
+def swap_of(table: Table, name: str, seed: int, checkpoint: Path, args: Namespace) -> dict[str, dict]:
     """What the size-specialisation tool says of a run's layers: swap test, verdict and use of the experts.
 
-    Of the row ``FORCED`` also the average precisions with each copy forced in its shard.
+    Of rows with ``forced`` also the average precisions with each expert forced (with shards, each copy in its shard).
     """
     out_dir = checkpoint.parent / 'analysis'
     results = out_dir / 'size_specialization.json'
     if not results.is_file():
         print(f'{name}, seed {seed}: swap test', flush=True)
-        config, options = changes_of(name)
-        arguments = ['--data-root', args.data_root, *([] if name == FORCED else ['--no-forcing'])]
+        config, options = changes_of(table, name)
+        arguments = ['--data-root', args.data_root, *([] if table.rows[name].forced else ['--no-forcing'])]
         runs.report(config, [checkpoint], out_dir, arguments, options, args.threads)
     found = {}
     content = json.loads(results.read_text(encoding='utf-8'))
@@ -105,17 +123,25 @@ def swap_of(name: str, seed: int, checkpoint: Path, args: Namespace) -> dict[str
     return {'whole': content['swap'], 'layers': found}
 
 
-def measure(name: str, seed: int, args: Namespace) -> dict:
+def measure(table: Table, name: str, seed: int, args: Namespace) -> dict:
     """Trains and measures one run."""
-    checkpoint = train(name, seed, args)
+    checkpoint = train(table, name, seed, args)
     curve = curve_of(checkpoint)
     run = {'seed': seed, **curve[max(curve, key=int)], 'curve': curve}
-    if name in ROWS and not ROWS[name].control and not args.no_swap:
-        run['swap'] = swap_of(name, seed, checkpoint, args)
+    if name in table.rows:
+        if not table.rows[name].control and not args.no_swap:
+            run['swap'] = swap_of(table, name, seed, checkpoint, args)
+        for more in table.measured:
+            run |= more(table, name, seed, checkpoint, args)
     return run
 
 
-@cache
-def cost_of(name: str) -> dict[str, float]:
-    """Multiply-adds for one image, in head and model, over those of the dense start; parameters likewise."""
-    return cost_over(*(config_of(of).model for of in (name, 'dense')), IMAGE)
+def cost_of(table: Table, name: str, more: Mapping[str, object] = {}) -> dict[str, float]:
+    """Multiply-adds for one image, in head and model, over those of the dense start; parameters likewise.
+
+    Args:
+        table: with the row.
+        name: of the row.
+        more: changed keys, such as of :func:`clusters_of`, without whose file nothing can be routed.
+    """
+    return cost_over(config_of(table, name, more).model, config_of(table, 'dense').model, IMAGE)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
+from common import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = {
-    'dense': ROOT / 'configs/shapes/kinds_dense.py',
-    'experts': ROOT / 'configs/shapes/kinds_experts.py',
-    'hard': ROOT / 'configs/shapes/kinds_experts_hard.py',
-    'backbone': ROOT / 'configs/shapes/kinds_backbone.py',
-    'level norms': ROOT / 'benchmarks/pay/kinds_level_norms.py',
-}
+from .table import BASELINE, Row, Start, Table
+
+DENSE = ROOT / 'configs/shapes/kinds_dense.py'
+HARD = ROOT / 'configs/shapes/kinds_experts_hard.py'
+IN_BACKBONE = ROOT / 'configs/shapes/kinds_backbone.py'
+LEVEL_NORMS = ROOT / 'benchmarks/pay/kinds_level_norms.py'
 HEAD = 'model.bbox_head'
 MOE = f'{HEAD}.moe'
 BACKBONE = 'model.backbone.moe'
@@ -20,51 +17,15 @@ BACKBONE = 'model.backbone.moe'
 START_EPOCHS, START_RATE = 40, 4e-3
 MORE_EPOCHS, MORE_RATE = 12, 4e-3
 BATCH = 8  # images of a training step, as in configs/shapes
-BASELINE = 'dense continued'
 AGAIN = 'dense, continued again'
 TWICE = 'dense, twice the width, continued'
 DATA = {'train': 1600, 'val': 400, 'size': 128, 'seed': 0, 'scene-kinds': 4}  # of tools/misc/make_shapes.py
-
 FORCED = 'shards, image'  # the row whose copies are looked at one by one
 
 
-@dataclass(frozen=True)
-class Start:
-    """A dense detector, trained from scratch.
-
-    Attributes:
-        options: changed keys of the dense config.
-        about: what it is, for the page.
-    """
-
-    options: dict[str, object]
-    about: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """A training that goes on from a dense detector.
-
-    Attributes:
-        about: what it is, for the page.
-        config: key of ``CONFIGS``.
-        options: changed keys of the config.
-        start: name of the detector, or of the row, that it starts from.
-        against: name of the control that it is compared with.
-        control: whether it has no experts.
-    """
-
-    about: str
-    config: str = 'experts'
-    options: dict[str, object] = field(default_factory=dict)
-    start: str = 'dense'
-    against: str = BASELINE
-    control: bool = False
-
-
 STARTS = {
-    'dense': Start({}, 'the detector that all mixtures start from'),
-    'dense, twice the width': Start({f'{HEAD}.feat_channels': 16}, 'a head of 16 channels instead of 8'),
+    'dense': Start('the detector that all mixtures start from', DENSE),
+    'dense, twice the width': Start('a head of 16 channels instead of 8', DENSE, {f'{HEAD}.feat_channels': 16}),
 }
 
 
@@ -72,87 +33,90 @@ STRAIGHT = {'weighting': 'straight_through'}
 TOP_1 = {**STRAIGHT, 'class_mixture': 'logits'}
 
 
-def _moe(**keys: object) -> dict[str, object]:
+def moe(**keys: object) -> dict[str, object]:
+    """Changed keys of a head's experts; ``__`` stands for a dot."""
     return {f'{MOE}.{key.replace("__", ".")}': value for key, value in keys.items()}
 
 
 MIXED = {'placement': 'branch', 'num_experts': 4, 'mixes': 'kernels'}
-KERNELS = _moe(**MIXED, top_k=4, soft_mixture=True, constraint=None)
+KERNELS = moe(**MIXED, top_k=4, soft_mixture=True, constraint=None)
 
 ROWS = {
-    BASELINE: Row('the control of all rows', 'dense', control=True),
+    BASELINE: Row('the control of all rows', DENSE, against=None, control=True),
     TWICE: Row(
         'whether capacity binds; it has as many parameters as 4 copies of shards',
-        'dense',
+        DENSE,
         dict(STARTS['dense, twice the width'].options),
         start='dense, twice the width',
         control=True,
     ),
     'dense, a norm per level, continued': Row(
         'what knowing the level is worth: convolutions shared, norms of every level its own',
-        'level norms',
+        LEVEL_NORMS,
         control=True,
     ),
-    'shards, image': Row('2 shards of 4 copies, one decision per image', options=_moe(unit='image')),
-    'shards, level': Row('the same, one decision per image and level', options=_moe(unit='level')),
+    FORCED: Row('2 shards of 4 copies, one decision per image', options=moe(unit='image'), forced=True),
+    'shards, level': Row('the same, one decision per image and level', options=moe(unit='level')),
     'shards, image, shared': Row(
-        'as "shards, image", every copy a shared weight plus a difference', options=_moe(copies_share=True)
+        'as "shards, image", every copy a shared weight plus a difference', options=moe(copies_share=True)
     ),
     'top-1, image': Row(
         'whole branches, 4 copies, one of them runs, straight through; class logits mixed, not probabilities',
-        options=_moe(placement='branch', num_experts=4, top_k=1, **TOP_1),
+        options=moe(placement='branch', num_experts=4, top_k=1, **TOP_1),
     ),
     'top-1, image, probability': Row(
         'the same, its output weighted with the gate probability',
-        options=_moe(placement='branch', num_experts=4, top_k=1, weighting='softmax'),
+        options=moe(placement='branch', num_experts=4, top_k=1, weighting='softmax'),
     ),
     'shared slice, image': Row(
         'half of the slice is a shared expert, the other half has 4 copies',
-        options=_moe(shards=1, shared_expert=True),
+        options=moe(shards=1, shared_expert=True),
     ),
     'shards, image, redrawn': Row(
         'as "shards, image", a quarter of the channels of each copy drawn anew at the start',
-        options=_moe(copy_redraw=0.25),
+        options=moe(copy_redraw=0.25),
     ),
     'kernels, image': Row(
         'the kernels of 4 copies of each branch mixed into one branch per image, no constraint',
         options=KERNELS,
     ),
-    'kernels, image, 8 copies': Row('the same with 8 copies', options={**KERNELS, **_moe(num_experts=8, top_k=8)}),
-    AGAIN: Row('the control, trained on in the same way once more', 'dense', start=BASELINE, control=True),
+    'kernels, image, 8 copies': Row('the same with 8 copies', options={**KERNELS, **moe(num_experts=8, top_k=8)}),
+    AGAIN: Row('the control, trained on in the same way once more', DENSE, start=BASELINE, against=None, control=True),
     'kernels, image, 8 copies, again': Row(
         'the same once more of the mixed kernels of 8 copies',
-        options={**KERNELS, **_moe(num_experts=8, top_k=8)},
+        options={**KERNELS, **moe(num_experts=8, top_k=8)},
         start='kernels, image, 8 copies',
         against=AGAIN,
     ),
-    'kernels, level': Row('4 copies, mixed per image and level', options={**KERNELS, **_moe(unit='level')}),
+    'kernels, level': Row('4 copies, mixed per image and level', options={**KERNELS, **moe(unit='level')}),
     'kernels, image, top-2': Row(
-        'the kernels of 2 of 4 copies mixed, KL constraint as in the other rows', options=_moe(**MIXED, top_k=2)
+        'the kernels of 2 of 4 copies mixed, KL constraint as in the other rows', options=moe(**MIXED, top_k=2)
     ),
-    'shards, image, 2 copies': Row('2 shards of 2 copies', options=_moe(copies=2)),
-    'shards, image, 8 copies': Row('2 shards of 8 copies', options=_moe(copies=8)),
-    'shards, image, no balance': Row('without a constraint', options=_moe(constraint=None)),
-    'shards, image, balance 0.25': Row('KL constraint of weight 0.25', options=_moe(constraint__weight=0.25)),
-    'shards, image, noise': Row('with learned gate noise', options=_moe(noise=True)),
-    'shards, image, hard': Row('hard constraint (relative importance, 0.3) instead of KL', config='hard'),
-    'shards, patch': Row('one decision per cell of a 2 x 2 grid', options=_moe(unit='patch', grid=2)),
+    'shards, image, 2 copies': Row('2 shards of 2 copies', options=moe(copies=2)),
+    'shards, image, 8 copies': Row('2 shards of 8 copies', options=moe(copies=8)),
+    'shards, image, no balance': Row('without a constraint', options=moe(constraint=None)),
+    'shards, image, balance 0.25': Row('KL constraint of weight 0.25', options=moe(constraint__weight=0.25)),
+    'shards, image, noise': Row('with learned gate noise', options=moe(noise=True)),
+    'shards, image, hard': Row('hard constraint (relative importance, 0.3) instead of KL', config=HARD),
+    'shards, patch': Row('one decision per cell of a 2 x 2 grid', options=moe(unit='patch', grid=2)),
     'narrow, top-2, image': Row(
         'whole branches of fewer channels, 4 of which 2 run at the cost of one dense branch; norm groups have as many '
         'channels as in the other rows; they fit no dense weights and start from scratch',
-        options=_moe(placement='branch', num_experts=4, top_k=2, width='matched') | {f'{HEAD}.norm_cfg.num_groups': 2},
+        options=moe(placement='branch', num_experts=4, top_k=2, width='matched') | {f'{HEAD}.norm_cfg.num_groups': 2},
     ),
     'tower, top-1, image': Row(
-        'towers, 4 copies, one of them runs', options=_moe(placement='tower', num_experts=4, top_k=1, **STRAIGHT)
+        'towers, 4 copies, one of them runs', options=moe(placement='tower', num_experts=4, top_k=1, **STRAIGHT)
     ),
     'last, top-1, image': Row(
         'last convolutions, 4 copies, one of them runs',
-        options=_moe(placement='last', num_experts=4, top_k=1, **STRAIGHT),
+        options=moe(placement='last', num_experts=4, top_k=1, **STRAIGHT),
     ),
-    'backbone, stage 4': Row('the last stage of the backbone, 4 copies, one of them runs', config='backbone'),
+    'backbone, stage 4': Row('the last stage of the backbone, 4 copies, one of them runs', config=IN_BACKBONE),
     'backbone, one convolution': Row(
         'the last 3x3 convolution of the backbone, 4 copies, one of them runs',
-        config='backbone',
+        config=IN_BACKBONE,
         options={f'{BACKBONE}.stages': (), f'{BACKBONE}.convs': (4,), f'{BACKBONE}.width': None},
     ),
 }
+
+TABLE = Table(STARTS, ROWS)

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import torch
 from speed.clock import interleave, ratio
 from torch import nn
 
 from .runs import checkpoint_of, config_of
-from .settings import BASELINE, BATCH, ROWS
+from .settings import BATCH
+from .table import BASELINE, Table
+
+if TYPE_CHECKING:
+    from mmengine.hooks import Hook
 
 ROUNDS, WARM_UP = 20, 4
+COMPUTING = ('RoutingConsistencyHook', 'DenseTeacherHook')  # a forward of the gates; averages and their forward
 
 
-def times_over_dense(names: list[str], args: Namespace) -> dict[str, dict[str, dict]]:
+def times_over_dense(table: Table, names: list[str], args: Namespace) -> dict[str, dict[str, dict]]:
     """Times one image and one training step of every row beside the dense detector, in turn.
 
     Routes are those of the first finished seed's checkpoint, and are real images' routes.
 
     Args:
+        table: with the rows.
         names: rows that have a finished run.
         args: of the command line.
 
@@ -31,8 +39,8 @@ def times_over_dense(names: list[str], args: Namespace) -> dict[str, dict[str, d
     found: dict[str, dict[str, dict]] = {}
     dense = None
     for name in names:
-        dense = dense or _runs_of(BASELINE, args)
-        own = _runs_of(name, args)
+        dense = dense or _runs_of(table, BASELINE, args)
+        own = _runs_of(table, name, args)
         for kind in ('inference', 'training'):
             times = interleave({'dense': dense[kind], 'own': own[kind]}, ROUNDS, WARM_UP, 'cpu')
             one = ratio(times['own']['total'], times['dense']['total'])
@@ -41,13 +49,15 @@ def times_over_dense(names: list[str], args: Namespace) -> dict[str, dict[str, d
     return found
 
 
-def _runs_of(name: str, args: Namespace) -> dict[str, Callable[[], None]]:
+def _runs_of(table: Table, name: str, args: Namespace) -> dict[str, Callable[[], None]]:
     from mmengine.registry import init_default_scope
     from mmengine.runner import Runner
 
-    cfg = config_of(name)
+    cfg = config_of(table, name)
     init_default_scope(cfg.default_scope)
-    model = _trained(name, cfg.model, args)
+    model = _trained(table, name, cfg.model, args)
+    run = SimpleNamespace(model=model, epoch=0, iter=0, seed=0)  # what these hooks read of a runner
+    hooks = _hooks_of(cfg.get('custom_hooks') or (), run)
     loader = cfg.train_dataloader
     loader.dataset.data_root = f'{args.data_root}/'
     loader.update(batch_size=BATCH, num_workers=0, persistent_workers=False)
@@ -64,24 +74,37 @@ def _runs_of(name: str, args: Namespace) -> dict[str, Callable[[], None]]:
         model.train()
         losses, _ = model.parse_losses(model(**data, mode='loss'))
         losses.backward()
+        for hook in hooks:
+            hook.after_train_iter(run, 0)
         model.zero_grad()
 
     return {'inference': infer, 'training': step}
 
 
-def _trained(name: str, cfg: dict, args: Namespace) -> nn.Module:
+def _hooks_of(configs: Iterable[dict], run: SimpleNamespace) -> list[Hook]:
+    """The hooks of a config that compute something in every step, attached to the model."""
+    from mmengine.registry import HOOKS
+
+    hooks = [HOOKS.build(cfg) for cfg in configs if cfg['type'] in COMPUTING]
+    for hook in hooks:
+        hook.before_run(run)
+    return hooks
+
+
+def _trained(table: Table, name: str, cfg: dict, args: Namespace) -> nn.Module:
     from mmdet.registry import MODELS
 
     model = MODELS.build(cfg)
-    path = next(path for path in (checkpoint_of(name, seed, args) for seed in args.seeds) if path.is_file())
+    path = next(path for path in (checkpoint_of(table, name, seed, args) for seed in args.seeds) if path.is_file())
     model.load_state_dict(torch.load(path, map_location='cpu', weights_only=False)['state_dict'])
     return model
 
 
-def timed(names: list[str], args: Namespace) -> list[str]:
+def timed(table: Table, names: list[str], args: Namespace) -> list[str]:
     """The rows of ``names`` that have a checkpoint, the control left out."""
     return [
         name
         for name in names
-        if name in ROWS and name != BASELINE and any(checkpoint_of(name, seed, args).is_file() for seed in args.seeds)
+        if name in table.rows and name != BASELINE
+        if any(checkpoint_of(table, name, seed, args).is_file() for seed in args.seeds)
     ]

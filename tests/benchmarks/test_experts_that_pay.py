@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from math import sqrt
 
-import experts_that_pay as script
 import pytest
 import torch
 from common import RECORDS, RESULTS, ROOT
 from common.page import fill
 from pay import runs
+from pay.command import Work
 from pay.conclusion import conclusion
 from pay.page import page
 from pay.readme import NAME, results
-from pay.settings import AGAIN, BASELINE, DATA, ROWS, STARTS, TWICE
+from pay.settings import AGAIN, DATA, ROWS, STARTS, TABLE, TWICE
 from pay.statistics import against, paired
+from pay.table import BASELINE
 
 MIXTURE = next(name for name, row in ROWS.items() if not row.control)
 
@@ -130,7 +132,7 @@ def test_the_page_is_that_of_the_record_and_the_rows_are_known():
     assert (RESULTS / 'experts_that_pay.md').read_text(encoding='utf-8') == page(record)
     readme = (ROOT / 'README.md').read_text(encoding='utf-8')
     assert readme == fill(readme, NAME, results(record))
-    assert {one['name'] for one in record['rows']} <= {*STARTS, *ROWS}
+    assert {one['name'] for one in record['rows']} <= {*TABLE.names}
 
 
 def test_readme_has_the_rows_that_are_finished():
@@ -145,16 +147,26 @@ def test_readme_has_the_rows_that_are_finished():
 
 
 def test_rows_of_other_images_are_left_aside(monkeypatch):
-    before = runs.fingerprint_of('dense')
+    before = runs.fingerprint_of(TABLE, 'dense')
     runs.fingerprint_of.cache_clear()
     monkeypatch.setitem(DATA, 'train', 1)
-    assert runs.fingerprint_of('dense') != before
+    assert runs.fingerprint_of(TABLE, 'dense') != before
     runs.fingerprint_of.cache_clear()
+
+
+def test_recorded_rows_are_those_of_today_and_runs_of_others_are_left_aside(capsys):
+    work = Work('experts_that_pay', TABLE, page, ())
+    work.record = json.loads((RECORDS / 'experts_that_pay.json').read_text(encoding='utf-8'))
+    known = [one['name'] for one in work.record['rows']]
+    work.record['rows'].append({**work.record['rows'][0], 'fingerprint': 'another'})
+    work.drop_outdated()
+    assert [one['name'] for one in work.record['rows']] == known
+    assert 'recorded with another config, not kept' in capsys.readouterr().out
 
 
 def test_a_run_without_a_swap_test_keeps_the_one_it_had():
     record = {'rows': [row(MIXTURE, [0.5, 0.6], swap=-0.02)]}
-    script.add(record, MIXTURE, run(1, 0.7))
+    Work('experts_that_pay', TABLE, page, (), record=record).add(MIXTURE, run(1, 0.7), Namespace())
     assert [one['AP'] for one in record['rows'][0]['seeds']] == [0.5, 0.7]
     assert all('swap' in one for one in record['rows'][0]['seeds'])
 

@@ -1,0 +1,99 @@
+"""What benchmarks/neighbours.py trains: the dense detector of benchmarks/experts_that_pay.py, and what other papers do
+to make experts specialise, continued from it in the same way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from pay.settings import FORCED as SHARDS
+from pay.settings import HEAD, MOE, ROWS, STARTS, moe
+from pay.table import BASELINE, Row, Table
+
+from .withstand import withstood
+
+HERE = Path(__file__).parent
+MULTILINEAR = HERE / 'kinds_multilinear.py'
+KERNELS = 'kernels, image, 8 copies'  # the best row of experts that pay
+CONSISTENT = 'consistent gates'
+TEACHER = 'dense teacher'
+TOWERS = {
+    'placement': 'tower',
+    'num_experts': 4,
+    'top_k': 2,
+}  # of which a row runs two, which can learn from each other
+
+# weights of the mutual distillation; 0 is the control of the others, at the same cost
+MUTUAL = {0.0: 'mutual distillation 0', **{weight: f'mutual distillation {weight:g}' for weight in (0.01, 0.1, 1.0)}}
+
+
+def _mutual(weight: float) -> Row:
+    about = 'towers, 4 copies, of which an image runs two, without distillation: the control of the next rows'
+    distilled = {f'{MOE}.distillation.type': 'MutualDistillation', f'{MOE}.distillation.weight': weight}
+    return Row(
+        f'the same, and the two learn from each other with weight {weight:g} (MoDE)' if weight else about,
+        options=moe(**TOWERS) | (distilled if weight else {}),
+        forced=True,
+    )
+
+
+TABLE = Table(
+    {'dense': STARTS['dense']},
+    {
+        BASELINE: ROWS[BASELINE],
+        KERNELS: replace(
+            ROWS[KERNELS],
+            about='the best row of experts that pay: the kernels of 8 copies of each branch mixed per image',
+        ),
+        SHARDS: ROWS[SHARDS],
+        'muMoE, CP': Row(
+            'lateral convolutions of the pyramid as 8 factorised experts, mixed at every location; they fit no dense '
+            'weights and start from scratch, the rest of the detector from dense',
+            MULTILINEAR,
+        ),
+        'muMoE, TR': Row('the same in a tensor ring', MULTILINEAR, {'model.experts.0.factors': 'tr'}),
+        'fine-grained and shared': Row(
+            'towers of narrow experts, one shared and 3 of 15 chosen per image, weights from the softmax over all '
+            '(DeepSeekMoE); they fit no dense weights, so the head starts from scratch',
+            options={
+                **moe(placement='tower', num_experts=15, top_k=3, shared_expert=1, width='matched'),
+                **moe(weighting='full_softmax', constraint__type='SwitchConstraint', constraint__weight=0.001),
+                f'{HEAD}.norm_cfg.num_groups': 1,
+            },
+        ),
+        'expert choice': Row(
+            'last convolutions of the towers: each of 4 experts chooses 4 of the 16 patches of an image and level, '
+            'beside a shared expert (pMoE); all start as the dense convolution, and as their outputs are added the '
+            'outputs at the start are not those of dense',
+            options=moe(
+                placement='last',
+                unit='patch',
+                grid=4,
+                num_experts=4,
+                top_k=4,
+                rows_per_expert=4,
+                shared_expert=True,
+                constraint=None,
+            ),
+        ),
+        'clusters': Row(
+            'two whole branches for each of 4 clusters of images, one of the two runs, straight through (MoCE); the '
+            'clusters are of the dense start, whose backbone stays as it is',
+            HERE / 'kinds_clusters.py',
+            clusters=f'{MOE}.constraint.0.file',
+        ),
+        **{name: _mutual(weight) for weight, name in MUTUAL.items()},
+        TEACHER: Row(
+            'towers as in the rows before, which learn from the mixture of all with averaged weights; it is evaluated '
+            'with averaged weights as well',
+            HERE / 'kinds_dense_teacher.py',
+            forced=True,
+        ),
+        CONSISTENT: Row(
+            f'as "{SHARDS}", with gates that are to decide alike for flipped, noisy and smaller images (the router\'s '
+            'term of AdvMoE, without attacks)',
+            HERE / 'kinds_consistent.py',
+        ),
+    },
+    (withstood,),
+)

@@ -20,7 +20,7 @@ SHOWN = {
 
 
 def results(record: dict) -> str:
-    """Markdown: a row for each detector of ``SHOWN`` that is finished, and what follows of experts."""
+    """Markdown: a row for each detector of ``SHOWN`` that is finished, whether experts pay and whether they differ."""
     rows = {row['name']: row for row in record['rows']}
     baseline, lines = rows.get(BASELINE), []
     for name, words in SHOWN.items():
@@ -33,4 +33,4 @@ def results(record: dict) -> str:
         cost = f'{row["multiply_adds_over_dense"]:.3f}'
         lines.append([words, cost, str(len(row['seeds'])), points([run['AP'] for run in row['seeds']]), versus, swap])
     heads = ['detector', 'multiply-adds', 'seeds', 'AP', 'AP more than without experts', 'AP when images swap routes']
-    return '\n'.join([*table(heads, lines), '', *conclusion(rows)[1:]])
+    return '\n'.join([*table(heads, lines), '', *conclusion(rows)[1:3]])

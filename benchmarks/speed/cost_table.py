@@ -11,7 +11,6 @@ ROWS = {
     'k=2': '`retinanet_moe_soft.py`: E=4, k=2',
     MATCHED: '`retinanet_moe_soft_matched.py`: E=4, k=2, narrow',
     SHARDS[0]: '`retinanet_moe_shards_from_dense.py`: 2 shards of 4 copies',
-    SHARDS[1]: '`retinanet_moe_shards_from_dense.py` with 8 copies',
     KERNELS: '`retinanet_moe_from_dense.py`: kernels of 8 copies mixed',
     MANY: '`retinanet_moe_soft.py` with 32 experts, k=2',
 }

@@ -42,7 +42,8 @@ KERNELS = 'retinanet_moe_from_dense.py'
 SHARDS = 'retinanet_moe_shards_from_dense.py'
 DENSE = {'shapes/retinanet_dense.py', 'shapes/kinds_dense.py'}
 DISTILLED = ('retinanet_moe_distilled.py', 'shapes/retinanet_moe_distilled.py')  # need a trained attentive run
-MIXTURES = ('mixture_of_detectors.py', 'shapes/mixture_of_detectors.py')  # of detectors that were trained before
+# of detectors that were trained before
+MIXTURES = ('retinanet_mixture_of_detectors.py', 'shapes/mixture_of_detectors.py')
 OTHER_DETECTORS = ('shapes/dino_moe.py', 'shapes/faster_rcnn_moe.py')  # small as they are
 OWN_LOSSES = {  # of configs that end so
     'consistent.py': ('consistency',),

@@ -183,7 +183,9 @@ def place_named(name: str, places: Sequence[ExpertPlace], where: str, *, routers
     def label(place: ExpertPlace) -> str:
         return place.router_label if routers else place.label
 
-    labels = list(dict.fromkeys(label(place) for place in places))
+    labels = [found for found in dict.fromkeys(label(place) for place in places) if found]
+    if not labels:
+        raise MoEConfigError(f'{where}: the model has no layer whose experts could be changed')
     found = [one for one in labels if one == name] or [one for one in labels if one.endswith(f'.{name}')]
     if len(found) > 1:
         raise MoEConfigError(f'{where}: {name!r} may be {" or ".join(found)}; write it in full')

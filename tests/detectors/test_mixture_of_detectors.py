@@ -28,6 +28,7 @@ from small_models import (
 )
 from torch import Tensor, nn
 
+from moe_det.converters.places import expert_places, place_named
 from moe_det.cost.part_costs import WHOLE, model_cost
 from moe_det.errors import CheckpointError, MoEConfigError
 from moe_det.probing.conditions import conditions_of, forced
@@ -277,6 +278,12 @@ def test_the_size_report_asks_it_as_any_detector(trained):
         alone = predictions_of(detector, batch())
         found = findings.conditions[forced('bbox_head.image', expert)]
         assert np.allclose(found[:, 5], torch.cat([result.scores for result in alone]).numpy())
+
+
+def test_checkpoint_tools_say_that_they_cannot_change_it(trained):
+    places = expert_places(mixture(trained[0]))
+    with pytest.raises(MoEConfigError, match='--drop: the model has no layer whose experts could be changed'):
+        place_named('bbox_head.image', places, '--drop', routers=True)
 
 
 def test_cost_counts_the_detectors_that_run(trained):

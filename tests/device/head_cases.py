@@ -46,6 +46,18 @@ HEADS = {
     'distilled': dict(
         **FOUR, gate=dict(type='DistilledGate', teacher=ATTENTIVE, student=dict(type='GAPLinearGate'), kl_weight=1.0)
     ),
+    'fine-grained': dict(
+        **FOUR,
+        placement='tower',
+        shared_expert=2,
+        weighting='full_softmax',
+        gate=dict(type='MLPGate', hidden=(4,)),
+        constraint=dict(type='UsageEntropyConstraint'),
+    ),
+    'entmax': dict(**FOUR, weighting='entmax', gate=dict(type='NormalisedLinearGate')),
+    'experts choose': dict(
+        placement='last', unit='patch', grid=2, num_experts=4, top_k=4, rows_per_expert=2, shared_expert=True
+    ),
 }
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from common import runs
 from common.page import MEASURES
-from common.runs import cost_over, curve_of, fingerprint
+from common.runs import RunError, cost_over, curve_of, fingerprint
 
 from .settings import DATA, MORE_EPOCHS, MORE_RATE, START_EPOCHS, START_RATE
 from .table import Table
@@ -127,6 +127,8 @@ def measure(table: Table, name: str, seed: int, args: Namespace) -> dict:
     """Trains and measures one run."""
     checkpoint = train(table, name, seed, args)
     curve = curve_of(checkpoint)
+    if not curve:
+        raise RunError(f'{checkpoint.parent}: no average precision in the logs, as nothing was detected')
     run = {'seed': seed, **curve[max(curve, key=int)], 'curve': curve}
     if name in table.rows:
         if not table.rows[name].control and not args.no_swap:

@@ -9,6 +9,7 @@ import neighbours as script
 import pytest
 import torch
 from common import RECORDS, RESULTS
+from common.runs import RunError
 from neighbour_rows.conclusion import conclusion
 from neighbour_rows.expected import EXPECTED
 from neighbour_rows.page import page
@@ -255,6 +256,8 @@ def test_clusters_are_made_once_from_the_start_and_named_in_the_training(tmp_pat
     assert calls[1][1].parent == start.parent
     runs.train(TABLE, 'clusters', 0, args)
     assert len(calls) == 3
+    with pytest.raises(RunError, match='nothing was detected'):
+        runs.measure(TABLE, 'clusters', 0, args)
     assert withstood(TABLE, 'clusters', 0, start, args) == {}
 
 

@@ -46,13 +46,11 @@ def _pays(rows: dict[str, dict]) -> str:
     _, best, row = max(equal, key=lambda item: item[0])
     text = f'"{row["setting"]}" has {best.mean:+.1f} AP [{best.low:+.1f}, {best.high:+.1f}] against '
     text += f'"{SETTINGS[row["setting"]].baseline}"'
+    among = f', the best of {len(equal)} settings' if len(equal) > 1 else ''
     if best.apart and best.mean > 0:
-        return f'experts pay at equal cost: {text}, the best of {len(equal)} settings.'
+        return f'experts pay at equal cost: {text}{among}.'
     worse = sum(one.apart and one.mean < 0 for _, one, _ in equal)
-    return (
-        f'no mixture at equal cost is shown to be better than its control; the best of {len(equal)}: {text}; '
-        f'{worse} worse.'
-    )
+    return f'no mixture at equal cost is shown to be better than its control: {text}{among}; {worse} shown to be worse.'
 
 
 def _specialised(reported: Sequence[tuple[dict, dict]]) -> str:

@@ -7,6 +7,16 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 
+def best_experts(probs: np.ndarray, slots: int = 1) -> np.ndarray:
+    """(R, G) the most probable expert of every slot, numbered inside its slot, of probabilities (R, E)."""
+    return probs.reshape(len(probs), slots, -1).argmax(2)
+
+
+def share_kept(best: np.ndarray, again: np.ndarray) -> float:
+    """Share of the choices (R, G) of :func:`best_experts` that are the same; 0 of no rows."""
+    return float((best == again).mean()) if best.size else 0.0
+
+
 @dataclass(frozen=True)
 class Agreement:
     """Two decisions about the same rows, compared.
@@ -51,13 +61,13 @@ class AgreementSums:
             other_probs: (R, E) after the change.
             other_weights: (R, E) after the change.
         """
-        in_slots = [values.reshape(len(values), self.slots, -1).argmax(2) for values in (probs, other_probs)]
-        chosen, again = weights > 0, other_weights > 0
+        best, again = best_experts(probs, self.slots), best_experts(other_probs, self.slots)
+        chosen, chosen_again = weights > 0, other_weights > 0
         with np.errstate(divide='ignore', invalid='ignore'):
             terms = np.where(probs > 0, probs * (np.log2(probs) - np.log2(other_probs)), 0)
         self.rows += len(probs)
-        self.same_best += float((in_slots[0] == in_slots[1]).mean(1).sum())
-        self.overlap += float(((chosen & again).sum(1) / np.maximum(chosen.sum(1), 1)).sum())
+        self.same_best += share_kept(best, again) * len(probs)
+        self.overlap += float(((chosen & chosen_again).sum(1) / np.maximum(chosen.sum(1), 1)).sum())
         self.divergence += float(terms.sum())
 
     def mean(self) -> Agreement:

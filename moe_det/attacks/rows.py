@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 from mmengine.structures import InstanceData
 from torch import Tensor
 
@@ -41,8 +42,8 @@ class Row:
         """Whether gates of its own decide, so that they can be attacked and asked whether they agree."""
         return not self.interventions and bool(find_routers(self.model))
 
-    def predict(self, images: Tensor, sample) -> tuple[InstanceData, dict[str, Tensor]]:
-        """Detections of one image of pixels (1, 3, H, W), and by layer the experts (R, E) of each row of its gates."""
+    def predict(self, images: Tensor, sample) -> tuple[InstanceData, dict[str, np.ndarray]]:
+        """Detections of one image of pixels (1, 3, H, W), and by layer the best experts (R, G) of its gates."""
         with intervene(self.model, self.interventions), Choices(self.model) as choices:
             found = predict(self.model, images, sample)
         return found, choices.found if self.decides else {}

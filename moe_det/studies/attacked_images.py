@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..analysis.ground_truth import GroundTruth
-from ..attacks.agreement import Agreement
+from ..attacks.agreement import KeptChoices
 from ..attacks.objectives import detection_loss, expert_probability, gate_entropy
 from ..attacks.perturbations import Ball, Objective, fgsm, pgd, random_signs, shifted, universal
 from ..attacks.plan import CHECKS, DETECTION, ENTROPY, FGSM, NOISE, PARTS, TRANSFERRED, UNIVERSAL, Attack
@@ -185,10 +185,12 @@ class Found:
     """
 
     tables: list[np.ndarray] = field(default_factory=list)
-    agreement: Agreement = field(default_factory=Agreement)
+    agreement: KeptChoices = field(default_factory=KeptChoices)
 
-    def add(self, row: Row, images: Tensor, scene: Scene, clean: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Takes the detections of a row on images; returns the experts that its gates chose.
+    def add(
+        self, row: Row, images: Tensor, scene: Scene, clean: dict[str, np.ndarray] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Takes the detections of a row on images; returns the choices of its gates.
 
         Args:
             row: that predicts.

@@ -112,7 +112,7 @@ def _agreement(found: dict) -> str:
         for key, shares in lines.items()
     ]
     heads = ['row', 'under', *layers]
-    return '## Routing agreement\n\nShare of routing rows that keep their experts.\n\n' + table(heads, rows)
+    return '## Routing agreement\n\nShare of choices whose most probable expert stays.\n\n' + table(heads, rows)
 
 
 def _masking(found: dict) -> str:

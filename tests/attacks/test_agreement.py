@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from moe_det.attacks.agreement import Agreement, Choices
+from moe_det.analysis.agreement import best_experts
+from moe_det.attacks.agreement import Choices, KeptChoices
 from moe_det.routing.gates import Gate
 from moe_det.routing.router import Router
 from moe_det.routing.rows import rows_of
@@ -24,7 +26,7 @@ class Brightness(Gate):
         return torch.stack([-bright, bright, torch.full_like(bright, -9.0)], dim=1)
 
 
-def choices(top_k: int, *means: float) -> dict[str, Tensor]:
+def choices(top_k: int, *means: float) -> dict[str, np.ndarray]:
     model = nn.ModuleDict({'layer': Router(Brightness(), top_k=top_k)}).eval()
     rows, layout = rows_of([torch.stack([torch.full((1, 2, 2), mean) for mean in means])], 'level')
     with Choices(model) as found:
@@ -33,7 +35,7 @@ def choices(top_k: int, *means: float) -> dict[str, Tensor]:
 
 
 def agreement(top_k: int, before: tuple, after: tuple) -> dict[str, float]:
-    counted = Agreement()
+    counted = KeptChoices()
     counted.add(choices(top_k, *before), choices(top_k, *after))
     return counted.shares()
 
@@ -42,19 +44,24 @@ def test_one_of_four_rows_changes_its_expert():
     assert agreement(1, (0.0, 0.5, 2.0, 3.0), (0.2, 1.5, 2.0, 1.1)) == {'layer': 0.75}
 
 
-def test_the_set_of_experts_counts_and_not_their_order():
-    assert agreement(2, (0.0, 0.5, 2.0, 3.0), (0.2, 1.5, 2.0, 1.1)) == {'layer': 1.0}
-
-
-def test_where_all_experts_run_the_best_one_counts():
+def test_what_counts_is_the_best_expert_also_where_the_set_of_experts_stays():
+    assert agreement(2, (0.0, 0.5, 2.0, 3.0), (0.2, 1.5, 2.0, 1.1)) == {'layer': 0.75}
     assert agreement(3, (0.0, 0.5, 2.0, 3.0), (0.2, 1.5, 2.0, 1.1)) == {'layer': 0.75}
 
 
+def test_every_slot_has_a_choice_of_its_own():
+    probs = np.array([[0.6, 0.4, 0.3, 0.7], [0.6, 0.4, 0.3, 0.7]])
+    again = np.array([[0.6, 0.4, 0.7, 0.3], [0.4, 0.6, 0.3, 0.7]])
+    counted = KeptChoices()
+    counted.add({'layer': best_experts(probs, 2)}, {'layer': best_experts(again, 2)})
+    assert counted.shares() == {'layer': 0.5}
+
+
 def test_images_add_up_and_rows_without_a_partner_do_not_count():
-    counted = Agreement()
+    counted = KeptChoices()
     counted.add(choices(1, 0.0), choices(1, 2.0))
     counted.add(choices(1, 0.0, 0.0, 0.0), choices(1, 0.0, 0.0, 2.0))
     counted.add(choices(1, 0.0), choices(1, 0.0, 0.0))
     counted.add({}, {})
     assert counted.shares() == {'layer': pytest.approx(2 / 4)}
-    assert Agreement().shares() == {}
+    assert KeptChoices().shares() == {}

@@ -2,7 +2,7 @@
 
 A size is the annotation's ``area`` in original pixels (the mask's where the set has masks), read from the json: mmdet's
 data sets drop it. Crowds have no size. Everything that COCO defines is left to pycocotools, and to its compiled twin
-faster-coco-eval where the same evaluation is run under many routings.
+faster-coco-eval where the same evaluation is run under many routings; :mod:`.coco_matching` resamples images.
 
 Ids of images, annotations and categories may be anything that json can hold. Both libraries, and tables of floats,
 only handle small integers reliably, so everything here is counted by position and ids are kept separately.
@@ -15,7 +15,6 @@ import io
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCO as CompiledCOCO  # noqa: N811
@@ -26,11 +25,11 @@ from pycocotools.cocoeval import COCOeval
 from ..checks import is_number
 from ..errors import DataError
 from .coco_json import read_json, source_of
+from .coco_matching import MOST_DETECTIONS, Boxes
 from .sizes import size_bins
 
 COCO_LIMITS = (32.0, 96.0)  # sides in pixels
 WHOLE = 1e10  # COCO's upper bound of an area
-MOST_DETECTIONS = 100  # per image, COCO's standard
 
 
 @dataclass(frozen=True)
@@ -153,6 +152,24 @@ class GroundTruth:
         bounds = [0.0, *np.square(self.limits), WHOLE]
         return [[0.0, WHOLE], *([low, high] for low, high in zip(bounds, bounds[1:], strict=False))]
 
+    def boxes(self, within: np.ndarray) -> tuple[Boxes, np.ndarray]:
+        """Objects and, behind them, crowds; and (g,) which of them are crowds.
+
+        Args:
+            within: (V, objects) which objects belong to each view.
+        """
+        objects, crowds = self.objects, self._crowds
+        images = [self._position_of[crowd['image_id']] for crowd in crowds]
+        labels = [self._label_of[crowd['category_id']] for crowd in crowds]
+        boxes = np.array([crowd['bbox'] for crowd in crowds], dtype=np.float64).reshape(-1, 4)
+        found = Boxes(
+            np.concatenate([objects.image_ids, np.array(images, dtype=np.int64)]),
+            np.concatenate([objects.categories, np.array(labels, dtype=np.int64)]),
+            np.concatenate([objects.boxes, boxes]),
+            np.concatenate([within, np.zeros((len(within), len(crowds)), dtype=bool)], axis=1),
+        )
+        return found, np.arange(len(found.images)) >= len(objects.image_ids)
+
     # -- COCO's evaluation -------------------------------------------------------------------------------------
 
     def evaluate(
@@ -160,9 +177,7 @@ class GroundTruth:
         detections: np.ndarray,
         ranges: list[list[float]],
         compiled: bool = True,
-        areas: tuple[np.ndarray, np.ndarray] | None = None,
         thresholds: Sequence[float] | None = None,
-        **options: Any,
     ) -> COCOeval | COCOeval_faster:
         """COCO's evaluation of these images and categories, matched but not accumulated.
 
@@ -172,22 +187,21 @@ class GroundTruth:
             detections: as for :meth:`average_precision`.
             ranges: of areas, one or several.
             compiled: by faster-coco-eval instead of pycocotools.
-            areas: (g,) and (n,) to take instead of the areas of objects and of detections.
             thresholds: of IoU; None takes COCO's.
-            **options: of the evaluator.
         """
         objects = self.objects
-        of_objects, of_detections = (objects.areas, detections[:, 3] * detections[:, 4]) if areas is None else areas
-        columns = (objects.image_ids, objects.categories, objects.boxes, of_objects)
+        columns = (objects.image_ids, objects.categories, objects.boxes, objects.areas)
         truths = [_entry(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
         for crowd in self._crowds:  # never counted, so that the area does not matter
             places = self._position_of[crowd['image_id']], self._label_of[crowd['category_id']]
             truths.append({**_entry(*places, crowd['bbox'], 0.0), 'iscrowd': 1})
-        columns = (*detections[:, [0, 6]].astype(np.int64).T, detections[:, 1:5], of_detections, detections[:, 5])
-        found = [_entry(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
+        images, labels = detections[:, [0, 6]].astype(np.int64).T
+        area = detections[:, 3] * detections[:, 4]
+        columns_found = (images, labels, detections[:, 1:5], area, detections[:, 5])
+        found = [_entry(*values) for values in zip(*(column.tolist() for column in columns_found), strict=True)]
         library, evaluator = (CompiledCOCO, COCOeval_faster) if compiled else (COCO, COCOeval)
         with contextlib.redirect_stdout(io.StringIO()):
-            evaluation = evaluator(self._indexed(library, truths), self._indexed(library, found), 'bbox', **options)
+            evaluation = evaluator(self._indexed(library, truths), self._indexed(library, found), 'bbox')
             evaluation.params.imgIds = list(range(len(self.image_ids)))
             evaluation.params.catIds = list(range(len(self.category_ids)))
             evaluation.params.maxDets = [MOST_DETECTIONS]

@@ -15,6 +15,7 @@ from common import README, RECORDS, RESULTS
 from common.page import MEASURES, fill
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.utils import import_modules_from_strings
 from real import runs
 from real.backbones import BACKBONES, Pretrained
 from real.conclusion import conclusion
@@ -70,6 +71,7 @@ def test_experts_cost_what_dense_costs_but_in_the_published_recipe():
 @pytest.mark.parametrize('backbone', BACKBONES)
 def test_every_backbone_makes_a_detector(plan, backbone):
     cfg = dataclasses.replace(plan, backbone=backbone).config('soft')
+    import_modules_from_strings(**cfg.custom_imports)
     with mmdet_scope():
         model = MODELS.build(cfg.model)
         model.eval()

@@ -23,6 +23,6 @@ EXPECTED = [
     'Narrow experts start from scratch on a trained backbone, and 12 epochs are short for that: below dense by more '
     'than 1 point.',
     'Copies in the backbone gain nothing: its width is not what is short, and a copy sees few images per batch.',
-    'Seeds 3 and 4 of the control and of mixed kernels of 8 copies were added after the interval of the first three had '
-    'been seen to hold 0: +0.8 or more was expected of each alone, and of all five an interval above 0.',
+    'Seeds 3 and 4 of the control and of mixed kernels of 8 copies were added after the interval of the first three '
+    'had been seen to hold 0: +0.8 or more was expected of each alone, and of all five an interval above 0.',
 ]

@@ -41,7 +41,7 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
     parser.add_argument(
         '--no-forcing',
         action='store_true',
-        help='skip forced and knocked-out experts and other numbers of experts',
+        help='skip forced and knocked-out experts, routes that all images share, and other numbers of experts',
     )
     parser.add_argument(
         '--no-figures', action='store_true', help='the page and the numbers, but no PNG and SVG files of the figures'

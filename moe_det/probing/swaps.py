@@ -63,7 +63,9 @@ def _shapes(layers: Sequence[LayerFindings], images: int) -> np.ndarray:
     return np.unique(np.concatenate(columns, axis=1), axis=0, return_inverse=True)[1].reshape(-1)
 
 
-def swap_conditions(findings: Findings, infos: Sequence, donors: np.ndarray, seed: int) -> list[Condition]:
+def swap_conditions(
+    findings: Findings, infos: Sequence, donors: np.ndarray, seed: int, fixed: bool = True
+) -> list[Condition]:
     """Lists the conditions of the second pass.
 
     For each layer: ``<layer>/swap/<d>``, the decisions of the image's donor; ``<layer>/levels/<d>``, each level that of
@@ -80,6 +82,7 @@ def swap_conditions(findings: Findings, infos: Sequence, donors: np.ndarray, see
         infos: of the layers to change.
         donors: (D, N) from :func:`swap_donors`.
         seed: of the other draws.
+        fixed: with the routes that are the same for all images.
     """
     draws = len(donors)
     swaps: list[dict[str, Intervention]] = [{} for _ in range(draws)]
@@ -100,7 +103,7 @@ def swap_conditions(findings: Findings, infos: Sequence, donors: np.ndarray, see
                     rows = level_shifted_rows(*places, np.random.default_rng((seed, draw, 1 + number)))
                     routes = {info.name: Intervention(routes=own.taking(rows))}
                     found.append(Condition(levels_shifted(info.name, draw), routes))
-        for experts in expert_sets(info.num_experts, info.top_k, seed, info.slots):
+        for experts in expert_sets(info.num_experts, info.top_k, seed, info.slots) if fixed else ():
             route = {info.name: Intervention(forced=experts)}
             found.append(Condition(routed(info.name, experts), route, losses=True))
     together = [info.name for info in infos if info.unit not in (ROI, TOKEN)]

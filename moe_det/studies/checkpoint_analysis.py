@@ -59,7 +59,7 @@ class AnalysisOptions:
         device: ``'cpu'``, ``'cuda'`` or None for CUDA where there is one.
         groups: key of the json's images that says which of them belong together, such as ``'video_id'``; None takes
             images as independent.
-        force: evaluate forced, knocked out and other numbers of experts.
+        force: evaluate forced and knocked-out experts, routes that all images share, and other numbers of experts.
         layers: look at these layers only; None takes all.
         figures: also write the figures as files next to the page.
         launcher: ``'pytorch'`` when torchrun has started several processes that share the images; else ``'none'``.
@@ -121,7 +121,7 @@ def analyse_checkpoint(
     donors = swap_donors(findings, infos, counts, settings.swaps, settings.seed, groups)
     swapped = None
     if settings.swaps:
-        swaps = swap_conditions(findings, infos, donors, settings.seed)
+        swaps = swap_conditions(findings, infos, donors, settings.seed, fixed=options.force)
         question |= {'conditions': [condition.name for condition in swaps], 'draws': settings.swaps}
         question |= {'seed': settings.seed, 'groups': None if groups is None else [str(group) for group in groups]}
         second = Probe(model, swaps, grids, rows=False)

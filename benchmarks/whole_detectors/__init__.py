@@ -1,0 +1,1 @@
+"""What benchmarks/mixture_of_detectors.py trains and measures."""

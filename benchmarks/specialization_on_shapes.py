@@ -18,7 +18,7 @@ from pathlib import Path
 from common import RECORDS, RESULTS, ROOT
 from common.options import add_runs, parser_of
 from common.record import origin, read, write
-from common.runs import call, cost_over, curve_of, fingerprint, finished, report, threads_of, train
+from common.runs import call, cost_over, curve_of, fingerprint, finished, run_tool, threads_of, train
 from shapes.page import page
 
 RECORD = RECORDS / 'specialization_on_shapes.json'
@@ -128,8 +128,9 @@ def analyse(name: str, seeds: list[int], checkpoints: list[Path], args: argparse
     done = out_dir / 'seeds.json'
     if not analysed(out_dir, seeds):
         print(f'{name}: analysis of {len(checkpoints)} seeds', flush=True)
-        arguments = ['--data-root', args.data_root, '--no-forcing']
-        report(CONFIGS[kind], checkpoints, out_dir, arguments, options, args.threads)
+        arguments = [*checkpoints, '--out-dir', out_dir, '--no-figures', '--data-root', args.data_root, '--no-forcing']
+        log = out_dir.with_name(f'{out_dir.name}.log')
+        run_tool('analysis_tools/size_specialization.py', CONFIGS[kind], arguments, options, log, args.threads)
         done.write_text(json.dumps({'format': FORMAT, 'seeds': seeds}), encoding='utf-8')
     results = [out_dir if i == 0 else out_dir / f'seed_{i + 1}' for i in range(len(checkpoints))]
     return [json.loads((folder / 'size_specialization.json').read_text(encoding='utf-8')) for folder in results]

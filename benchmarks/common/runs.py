@@ -108,44 +108,45 @@ def train(
     return checkpoint
 
 
+def run_tool(
+    script: str,
+    config: Path,
+    arguments: Iterable[object],
+    options: dict[str, object],
+    log: Path,
+    threads: int | None = None,
+) -> None:
+    """Runs a script of tools/ on a config.
+
+    Args:
+        script: below tools/.
+        config: of the detector.
+        arguments: of the script, after the config.
+        options: changed keys of the config.
+        log: file of its output.
+        threads: of the command; None leaves it to the command.
+
+    Raises:
+        RunError: it ended with an error.
+    """
+    call([sys.executable, f'tools/{script}', str(config), *map(str, arguments), *as_options(options)], log, threads)
+
+
 def report(
     config: Path,
-    checkpoints: Iterable[Path],
+    checkpoint: Path,
     out_dir: Path,
-    arguments: list[str],
+    arguments: Iterable[object],
     options: dict[str, object],
     threads: int | None = None,
-) -> None:
-    """Writes a report on size specialisation, without figures, beside its log."""
-    command = [sys.executable, 'tools/analysis_tools/size_specialization.py', str(config), *map(str, checkpoints)]
-    command += ['--out-dir', str(out_dir), '--no-figures', *arguments]
-    call([*command, *as_options(options)], out_dir.with_name(f'{out_dir.name}.log'), threads)
-
-
-def cluster(
-    config: Path,
-    checkpoint: Path,
-    out: Path,
-    arguments: list[str],
-    options: dict[str, object],
-    threads: int | None = None,
-) -> None:
-    """Writes the clusters of the training images by a checkpoint's features, beside its log."""
-    command = [sys.executable, 'tools/misc/cluster_images.py', str(config), str(checkpoint), str(out), *arguments]
-    call([*command, *as_options(options)], out.with_suffix('.log'), threads)
-
-
-def attack(
-    config: Path,
-    checkpoint: Path,
-    out: Path,
-    arguments: list[str],
-    options: dict[str, object],
-    threads: int | None = None,
-) -> None:
-    """Writes what a checkpoint withstands as JSON, beside its log."""
-    command = [sys.executable, 'tools/analysis_tools/robustness.py', str(config), str(checkpoint), '--out', str(out)]
-    call([*command, *arguments, *as_options(options)], out.with_suffix('.log'), threads)
+) -> dict:
+    """The numbers of a report on size specialisation, which is written on first use, without figures."""
+    numbers = out_dir / 'size_specialization.json'
+    if not numbers.is_file():
+        arguments = [checkpoint, '--out-dir', out_dir, '--no-figures', *arguments]
+        log = out_dir.with_name(f'{out_dir.name}.log')
+        run_tool('analysis_tools/size_specialization.py', config, arguments, options, log, threads)
+    return json.loads(numbers.read_text(encoding='utf-8'))
 
 
 def curve_of(checkpoint: Path) -> dict[str, dict[str, float]]:

@@ -35,9 +35,10 @@ def withstood(table: Table, name: str, seed: int, checkpoint: Path, args: Namesp
     if not found.is_file():
         print(f'{name}, seed {seed}: attacks', flush=True)
         config, options = changes_of(table, name)
-        arguments = ['--attacks', *ATTACKS, '--eps', str(EPS), '--severities', str(SEVERITY), '--rows', 'own']
-        arguments += ['--limit', str(args.attacked), '--data-root', args.data_root]
-        runs.attack(config, checkpoint, found, arguments, options, args.threads)
+        asked = f'--attacks {" ".join(ATTACKS)} --eps {EPS} --severities {SEVERITY} --rows own --limit {args.attacked}'
+        arguments = [checkpoint, '--out', found, *asked.split(), '--data-root', args.data_root]
+        log = found.with_suffix('.log')
+        runs.run_tool('analysis_tools/robustness.py', config, arguments, options, log, args.threads)
     return {'withstands': summary(json.loads(found.read_text(encoding='utf-8')))}
 
 

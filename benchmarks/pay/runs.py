@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Mapping
 from functools import cache
@@ -95,7 +94,8 @@ def clusters_of(table: Table, name: str, seed: int, args: Namespace) -> dict[str
     if not found.is_file():
         print(f'{row.start}, seed {seed}: clusters', flush=True)
         config, options = changes_of(table, row.start)
-        runs.cluster(config, checkpoint, found, ['--data-root', args.data_root], options, args.threads)
+        arguments = [checkpoint, found, '--data-root', args.data_root]
+        runs.run_tool('misc/cluster_images.py', config, arguments, options, found.with_suffix('.log'), args.threads)
     return {row.clusters: found}
 
 
@@ -105,14 +105,12 @@ def swap_of(table: Table, name: str, seed: int, checkpoint: Path, args: Namespac
     Of rows with ``forced`` also the average precisions with each expert forced (with shards, each copy in its shard).
     """
     out_dir = checkpoint.parent / 'analysis'
-    results = out_dir / 'size_specialization.json'
-    if not results.is_file():
+    if not (out_dir / 'size_specialization.json').is_file():
         print(f'{name}, seed {seed}: swap test', flush=True)
-        config, options = changes_of(table, name)
-        arguments = ['--data-root', args.data_root, *([] if table.rows[name].forced else ['--no-forcing'])]
-        runs.report(config, [checkpoint], out_dir, arguments, options, args.threads)
+    config, options = changes_of(table, name)
+    arguments = ['--data-root', args.data_root, *([] if table.rows[name].forced else ['--no-forcing'])]
+    content = runs.report(config, checkpoint, out_dir, arguments, options, args.threads)
     found = {}
-    content = json.loads(results.read_text(encoding='utf-8'))
     for layer in content['layers']:
         kept = {key: layer[key] for key in ('verdict', 'swap', 'relative_size', 'mi_given_level_bits')}
         used = layer['utilisation']

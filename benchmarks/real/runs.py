@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from common import runs
 from common.page import MEASURES
-from common.runs import call, cost_over, curve_of, fingerprint
+from common.runs import cost_over, curve_of, fingerprint, run_tool
 
 from .backbones import Pretrained, config_of
 from .folder import Folder
@@ -139,9 +138,8 @@ def precision_of(setting: str, seed: int, checkpoint: Path, plan: Plan) -> dict:
         return json.loads(kept.read_text(encoding='utf-8'))
     print(f'{plan.folder.name}, {setting}, seed {seed}: test', flush=True)
     found = checkpoint.parent / 'detections.pkl'
-    command = [sys.executable, 'tools/test.py', str(plan.config_file(setting)), str(checkpoint)]
-    command += ['--work-dir', str(checkpoint.parent / 'test'), '--out', str(found)]
-    call(command, checkpoint.parent / 'test.log', plan.threads)
+    arguments = [checkpoint, '--work-dir', checkpoint.parent / 'test', '--out', found]
+    run_tool('test.py', plan.config_file(setting), arguments, {}, checkpoint.parent / 'test.log', plan.threads)
     result = resampled(found, plan.folder)
     kept.write_text(json.dumps(result), encoding='utf-8')
     found.unlink()
@@ -180,12 +178,10 @@ def resampled(detections: Path, folder: Folder) -> dict:
 def experts_of(setting: str, seed: int, checkpoint: Path, plan: Plan) -> dict:
     """What the size report says of a run: use, verdicts, both units, the swap test, single experts and other k."""
     out_dir = checkpoint.parent / 'report'
-    results = out_dir / 'size_specialization.json'
-    if not results.is_file():
+    if not (out_dir / 'size_specialization.json').is_file():
         print(f'{plan.folder.name}, {setting}, seed {seed}: report', flush=True)
-        arguments = [] if SETTINGS[setting].forced else ['--no-forcing']
-        runs.report(plan.config_file(setting), [checkpoint], out_dir, arguments, {}, plan.threads)
-    return summary_of(json.loads(results.read_text(encoding='utf-8')))
+    arguments = [] if SETTINGS[setting].forced else ['--no-forcing']
+    return summary_of(runs.report(plan.config_file(setting), checkpoint, out_dir, arguments, {}, plan.threads))
 
 
 def summary_of(report: dict) -> dict:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from argparse import Namespace
 from functools import cache
 from pathlib import Path
 
 from common import runs
-from common.runs import OF_EPOCH, RunError, as_options, call, cost_over, fingerprint
+from common.runs import OF_EPOCH, RunError, cost_over, fingerprint, run_tool
 
 from .settings import DATA, DENSE, GATE, GATE_EPOCHS, IMAGE, MIXTURE, ROWS
 
@@ -55,18 +54,20 @@ def measure(seed: int, args: Namespace) -> dict[str, dict]:
             checkpoint = folder / f'epoch_{row.epochs if row.scenes else GATE_EPOCHS}.pth'
             runs.train(name, config, seed, checkpoint, arguments, options, args.threads)
         checkpoints[name] = checkpoint
-        found[name] = tested(config, checkpoint, folder, [*shared, *as_options(options)], args.threads)
+        found[name] = tested(config, checkpoint, folder, shared, options, args.threads)
         if name == GATE:
-            found[name] |= reported(config, checkpoint, folder, shared, options, args.threads)
+            found[name] |= reported(config, checkpoint, folder / 'report', shared, options, args.threads)
     return found
 
 
-def tested(config: Path, checkpoint: Path, folder: Path, arguments: list[str], threads: int | None) -> dict[str, float]:
+def tested(
+    config: Path, checkpoint: Path, folder: Path, arguments: list[str], options: dict, threads: int | None
+) -> dict[str, float]:
     """Average precisions on all scenes; kept in the folder."""
     kept = folder / 'precision.json'
     if not kept.is_file():
-        command = [sys.executable, 'tools/test.py', str(config), str(checkpoint), '--work-dir', str(folder / 'test')]
-        call([*command, *arguments], folder / 'test.log', threads)
+        arguments = [str(checkpoint), '--work-dir', str(folder / 'test'), *arguments]
+        run_tool('test.py', config, arguments, options, folder / 'test.log', threads)
         written = max((folder / 'test').glob('*/*.json'), key=lambda path: path.stat().st_mtime)
         metrics = json.loads(written.read_text(encoding='utf-8').splitlines()[-1])
         if OF_EPOCH['AP'] not in {key.partition('/')[2] for key in metrics}:
@@ -76,16 +77,13 @@ def tested(config: Path, checkpoint: Path, folder: Path, arguments: list[str], t
 
 
 def reported(
-    config: Path, checkpoint: Path, folder: Path, arguments: list[str], options: dict, threads: int | None
+    config: Path, checkpoint: Path, out_dir: Path, arguments: list[str], options: dict, threads: int | None
 ) -> dict:
     """What the size report says of a gate: swap test, verdict and use of the detectors."""
-    results = folder / 'report' / 'size_specialization.json'
-    if not results.is_file():
-        runs.report(config, [checkpoint], results.parent, [*arguments, '--no-forcing'], options, threads)
-    content = json.loads(results.read_text(encoding='utf-8'))
+    content = runs.report(config, checkpoint, out_dir, [*arguments, '--no-forcing'], options, threads)
     (layer,) = content['layers']
     return {
-        'swap': content['swap'],
+        'swap': content['swap'] or layer['swap'],
         'verdict': layer['verdict'],
         'importance_share': layer['utilisation']['importance_share'],
         'gate_entropy_bits': layer['utilisation']['row_entropy'],

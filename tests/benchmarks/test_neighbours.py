@@ -241,13 +241,14 @@ def test_clusters_are_made_once_from_the_start_and_named_in_the_training(tmp_pat
         calls.append((name, options))
         return checkpoint
 
-    def cluster(config, checkpoint, out, arguments, options, threads):
-        assert checkpoint.is_file() and config == TABLE['dense'].config
+    def cluster(script, config, arguments, options, log, threads):
+        checkpoint, out, *_ = arguments
+        assert script == 'misc/cluster_images.py' and checkpoint.is_file() and config == TABLE['dense'].config
         out.touch()
         calls.append(('cluster', out))
 
     monkeypatch.setattr(runs.runs, 'train', train)
-    monkeypatch.setattr(runs.runs, 'cluster', cluster)
+    monkeypatch.setattr(runs.runs, 'run_tool', cluster)
     args = Namespace(work_dir=str(tmp_path), data_root='data', threads=1, attacked=0)
     runs.train(TABLE, 'clusters', 0, args)
     assert [name for name, _ in calls] == ['dense', 'cluster', 'clusters']

@@ -70,9 +70,11 @@ def _near_files(file: Path) -> str:
     if folder.is_dir():
         names = sorted(item.name for item in folder.iterdir() if item.suffix in _SUFFIXES)
         similar = near(file.name, names) or near(f'{file.name}.py', names)
-        if own and not similar:
-            return own
-        return (similar or _listing(' The folder holds', names)) + (f' ({folder})' if names else '')
+        if similar or own:
+            return f'{similar} ({folder.absolute()})' if similar else own
+        if folder == Path('.'):  # whatever else lies there
+            return " 'python -m moe_det configs list' shows those of the package."
+        return _listing(f' {folder} holds', names)
     if own and not Path(file.parts[0]).exists():
         return own
     while not folder.is_dir():

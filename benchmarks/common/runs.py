@@ -168,17 +168,30 @@ def cost_over(model: dict, dense: dict, image: tuple[int, int]) -> dict[str, flo
         dense: the config of the other one.
         image: height and width of the network's input.
     """
-    from mmengine.registry import init_default_scope
+    from moe_det.cost.part_costs import WHOLE
 
-    from moe_det.cost.part_costs import WHOLE, model_cost
-
-    init_default_scope('mmdet')
-    own, other = (model_cost(cfg, image).parts for cfg in (model, dense))
+    own, other = (_costs(cfg, image) for cfg in (model, dense))
     return {
         'multiply_adds_over_dense': own[WHOLE].active_macs / other[WHOLE].active_macs,
         'head_over_dense': own['bbox_head'].active_macs / other['bbox_head'].active_macs,
         'parameters_over_dense': own[WHOLE].params / other[WHOLE].params,
     }
+
+
+def _costs(model: dict, image: tuple[int, int]) -> dict:
+    """Costs of a detector's parts; one with which many are compared is looked at once."""
+    from mmengine.registry import init_default_scope
+
+    from moe_det.cost.part_costs import model_cost
+
+    init_default_scope('mmdet')
+    key = repr(model), image
+    if key not in _KNOWN_COSTS:
+        _KNOWN_COSTS[key] = model_cost(model, image).parts
+    return _KNOWN_COSTS[key]
+
+
+_KNOWN_COSTS: dict[tuple, dict] = {}
 
 
 def finished(function: Callable, tasks: Iterable[tuple], jobs: int) -> Iterator[tuple[tuple, object]]:

@@ -4,7 +4,8 @@
 #   moe-det make-shapes data/scenes_near --scene-scale 1 --scenes near
 #   moe-det train shapes/retinanet_dense --data-root data/scenes_far --work-dir work_dirs/far
 #   moe-det train shapes/retinanet_dense --data-root data/scenes_near --work-dir work_dirs/near
-# The gate alone is trained, on all scenes. docs/neighbours.md compares it with one detector and with the ensemble.
+# The gate alone is trained, on all scenes. docs/results/mixture_of_detectors.md compares it
+# with one detector and with the ensemble.
 _base_ = './retinanet_dense.py'
 
 model = dict(

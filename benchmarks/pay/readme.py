@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from common.page import MISSING, difference, points, table
+from common.page import MISSING, difference, points, swap_cell, table
 
-from .conclusion import conclusion, swap_losses
+from .conclusion import conclusion
 from .settings import TWICE
 from .statistics import against
 from .table import BASELINE
@@ -28,8 +28,7 @@ def results(record: dict) -> str:
             continue
         row = rows[name]
         versus = MISSING if name == BASELINE or baseline is None else difference(against(row, baseline, 'AP'))
-        losses = [loss['AP'] for loss in swap_losses(row)]
-        swap = f'{-sum(losses) / len(losses):+.1f}' if losses else MISSING
+        swap = swap_cell([(run.get('swap') or {}).get('whole') for run in row['seeds']], 'AP')
         cost = f'{row["multiply_adds_over_dense"]:.3f}'
         lines.append([words, cost, str(len(row['seeds'])), points([run['AP'] for run in row['seeds']]), versus, swap])
     heads = ['detector', 'multiply-adds', 'seeds', 'AP', 'AP more than without experts', 'AP when images swap routes']

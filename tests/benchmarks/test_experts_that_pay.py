@@ -140,7 +140,7 @@ def test_readme_has_the_rows_that_are_finished():
     lines = results({'rows': rows}).splitlines()
     assert lines[2:4] == [
         '| without experts | 1.000 | 3 | 71.0 ± 1.0 | - | - |',
-        '| shards, 2 of 4 copies | 1.000 | 3 | 72.0 ± 1.0 | +1.0 [+1.0, +1.0] | -2.0 |',
+        '| shards, 2 of 4 copies | 1.000 | 3 | 72.0 ± 1.0 | +1.0 [+1.0, +1.0] | -2.0 (3 of 3) |',
     ]
     said_so = 'Experts pay here, by the bar of 1 point and two standard errors: '
     assert lines[4] == '' and lines[5].startswith(f'{said_so}"shards, image" has +1.0 AP')

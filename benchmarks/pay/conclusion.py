@@ -21,7 +21,7 @@ def conclusion(rows: dict[str, dict]) -> list[str]:
     if baseline is None:
         return [f'"{BASELINE}" is not finished: nothing can be compared yet.']
     found = [_capacity(rows, baseline), _pays(rows, baseline), _differs(rows, baseline)]
-    return [*found, *_ended(rows, baseline)]
+    return [*found, *_not_enough(rows, baseline), *_ended(rows, baseline)]
 
 
 def _capacity(rows: dict[str, dict], baseline: dict) -> str:
@@ -91,6 +91,23 @@ def _differs(rows: dict[str, dict], baseline: dict) -> str:
     return (
         f'Both AP and experts that differ: "{name}" gains {gain:+.1f} AP and loses {loss:.1f} when images swap routes.'
     )
+
+
+def _not_enough(rows: dict[str, dict], baseline: dict) -> list[str]:
+    """The mixture whose experts differ most among those that are not shown to be better than the control."""
+    apart = []
+    for row, one in _mixtures(rows, baseline):
+        losses = [loss['AP'] for loss in swap_losses(row)]
+        if not one.above and losses and min(losses) >= SWAP:
+            apart.append((fmean(losses), len(losses), row['name'], one.mean))
+    if not apart:
+        return []
+    loss, seeds, name, gain = max(apart)
+    tested = 'one seed' if seeds == 1 else f'{seeds} seeds'
+    return [
+        f'Experts that differ are not enough: "{name}" loses {loss:.1f} when images swap routes ({tested}) and has '
+        f'{gain:+.1f} AP.'
+    ]
 
 
 def _ended(rows: dict[str, dict], baseline: dict) -> list[str]:

@@ -86,6 +86,20 @@ def test_experts_differ_when_every_seed_loses_under_the_swap(swap, differ):
     assert ('Both AP and experts that differ' in text) is differ
 
 
+@pytest.mark.parametrize(
+    ('mixture', 'swap', 'said_so'),
+    [
+        ([0.71, 0.70, 0.73], -0.05, True),
+        ([0.71, 0.72, 0.73], -0.05, False),  # these are better
+        ([0.71, 0.70, 0.73], -0.005, False),  # these do not differ
+    ],
+)
+def test_experts_that_differ_without_being_better_are_named(mixture, swap, said_so):
+    text = said(row(BASELINE, BASE), row(MIXTURE, mixture, swap=swap))
+    words = f'not enough: "{MIXTURE}" loses {-100 * swap:.1f} when images swap routes (3 seeds) and has +0.3 AP.'
+    assert (words in text) is said_so and ('not enough' in text) is said_so
+
+
 def test_capacity_binds_when_twice_the_width_is_better():
     assert 'Capacity binds' in said(row(BASELINE, BASE), row(TWICE, [0.72, 0.735, 0.74]))
     assert 'not shown to bind' in said(row(BASELINE, BASE), row(TWICE, [0.705, 0.715, 0.725]))

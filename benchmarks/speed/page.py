@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common import README, ROOT
-from common.page import fill, titled
+from common.page import MISSING, fill, titled
 from common.record import write as write_file
 
 from .cost_table import cost_table
@@ -169,15 +169,15 @@ def _separate(entries: dict) -> str:
 
 def _profile(entries: dict) -> str:
     done, rows = list(_done(entries)), []
-    profiled = [name for name in PROFILED if all(name in results['by_kind'] for _, results in done)]
+    profiled = [name for name in PROFILED if any(name in results['by_kind'] for _, results in done)]
     for settings, results in done:
         first, found = [_case(settings)], results['by_kind']
         for phase, kinds in found[DENSE].items():
             for kind, dense_ms in kinds.items():
-                more = [found[name][phase][kind] - dense_ms for name in profiled]
-                if max(dense_ms, *map(abs, more)) >= WORTH_A_ROW:
+                more = {name: found[name][phase][kind] - dense_ms for name in profiled if name in found}
+                if max(dense_ms, *map(abs, more.values())) >= WORTH_A_ROW:
                     label = phase if settings['phase'] == phase else f'training, {phase}'
-                    cells = [f'{ms:+.1f}' for ms in more]
+                    cells = [f'{more[name]:+.1f}' if name in more else MISSING for name in profiled]
                     rows.append([*first, label, kind, f'{dense_ms:.1f}', *cells, str(settings['rounds'])])
     title = '**Where the time goes**: milliseconds of plain RetinaNet, and how many more (or less) with experts.'
     heads = ['images', 'step', 'spent in', 'dense', *profiled, 'n']

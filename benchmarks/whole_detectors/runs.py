@@ -19,7 +19,7 @@ def changes_of(name: str) -> tuple[Path, dict[str, object]]:
     """Config and changed keys of a row."""
     row = ROWS[name]
     if not row.scenes:
-        return MIXTURE, row.options | ({'model.forced': list(row.forced)} if row.forced else {})
+        return MIXTURE, {**row.options, **row.in_test}
     epochs = row.epochs
     return DENSE, {
         'train_cfg.max_epochs': epochs,
@@ -47,7 +47,7 @@ def measure(seed: int, args: Namespace) -> dict[str, dict]:
         config, options = changes_of(name)
         if not row.scenes:
             options |= {f'model.detectors.{number}.checkpoint': checkpoints[one] for number, one in enumerate(EXPERTS)}
-        if row.forced:
+        if row.in_test:
             checkpoint = checkpoints[GATE]  # which holds the detectors
         else:
             arguments = ['--data-root', str(Path(args.data_root) / (row.scenes or 'all'))]
@@ -96,6 +96,8 @@ def cost_of(name: str) -> dict[str, float]:
 
     def model(row: str) -> dict:
         config, options = changes_of(row)
+        if 'model.test_top_k' in options:  # costs are those of a test
+            options['model.top_k'] = options.pop('model.test_top_k')
         return load_config(str(config), [f'{key}={value}' for key, value in options.items()]).model
 
     return cost_over(model(name), model(EXPERTS[0]), IMAGE)

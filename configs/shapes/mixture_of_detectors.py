@@ -15,7 +15,7 @@ model = dict(
         dict(config='moe_det::shapes/retinanet_dense.py', checkpoint='work_dirs/far/epoch_4.pth'),
         dict(config='moe_det::shapes/retinanet_dense.py', checkpoint='work_dirs/near/epoch_4.pth'),
     ],
-    top_k=None,  # all of them; 1: the gate chooses one
+    top_k=None,  # all of them; 1: the gate chooses one. With test_top_k=1 it learns to mix and chooses in evaluation
     classwise=False,  # one gate; True: one for each class and one for the boxes
     gate=dict(type='GAPLinearGate'),  # or MLPGate
     forced=None,  # in evaluation: 0 or 1, one detector alone; [0, 1], the ensemble

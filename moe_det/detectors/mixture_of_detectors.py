@@ -39,7 +39,10 @@ class MixtureOfDetectors(SingleStageDetector):
     Args:
         detectors: at least two dicts with ``checkpoint`` and ``config`` (a file, or the name of a config of this
             package or of mmdet) or ``model`` (the dict itself).
-        top_k: detectors that an image runs; None: all of them. With 1 the weight is 1, straight through.
+        top_k: detectors that an image runs; None: all of them. With 1 the weight is 1, straight through: such a gate
+            hears of one detector per image only, and may settle on one for all images.
+        test_top_k: detectors that an image runs in evaluation, where it is not ``top_k``: a gate that is trained to mix
+            all detectors can choose one.
         classwise: whether each class has a gate of its own, and the boxes another; every detector then runs.
         gate: as in :class:`~moe_det.layers.settings.MoESettings`; it is given a map of one pixel.
         gate_sees: numbers of the detectors whose backbones the gate sees; None: all. The backbones that it does not see
@@ -65,6 +68,7 @@ class MixtureOfDetectors(SingleStageDetector):
         self,
         detectors: Sequence[dict],
         top_k: int | None = None,
+        test_top_k: int | None = None,
         classwise: bool = False,
         gate: dict | None = None,
         gate_sees: Sequence[int] | None = None,
@@ -115,10 +119,22 @@ class MixtureOfDetectors(SingleStageDetector):
         if test_cfg is not None:
             self.bbox_head.test_cfg = test_cfg
         self.train_cfg, self.test_cfg = self.bbox_head.train_cfg, self.bbox_head.test_cfg
+        intervention = None
         if forced is not None:
-            share = _numbers('forced', [forced] if isinstance(forced, int) else forced, count)
-            for router in self.bbox_head.routers.values():
-                router.intervention = Intervention(forced=share)
+            intervention = Intervention(
+                forced=_numbers('forced', [forced] if isinstance(forced, int) else forced, count)
+            )
+        if test_top_k is not None:
+            if classwise or forced is not None:
+                other = 'classwise=True' if classwise else f'forced={forced!r}'
+                raise MoEConfigError(
+                    f'model.test_top_k={test_top_k!r}: does not go with {other}, which names those run'
+                )
+            if not is_integer(test_top_k, 1) or test_top_k > count:
+                raise MoEConfigError(f'model.test_top_k={test_top_k!r}: expected from 1 to {count}')
+            intervention = Intervention(top_k=test_top_k)
+        for router in self.bbox_head.routers.values():
+            router.intervention = intervention
 
     @property
     def experts(self) -> list[DetectorExpert]:

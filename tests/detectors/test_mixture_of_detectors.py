@@ -168,6 +168,24 @@ def assert_equal(ours: list[list[Tensor]], theirs: list[list[Tensor]]) -> None:
         assert torch.equal(mine, other)
 
 
+def test_a_gate_that_was_trained_to_mix_can_choose(trained):
+    entries, detectors = trained
+    x = images().float()
+    mixed, chosen = mixture(entries), mixture(entries, test_top_k=1)
+    for model in (mixed, chosen):
+        gate = find_routers(model)['bbox_head.image'].gate
+        plant(gate, detectors, x, torch.tensor([[1.0, -1.0], [-1.0, 1.0], [1.0, -1.0]]))
+    assert {name: value.shape for name, value in mixed.state_dict().items()} == {
+        name: value.shape for name, value in chosen.state_dict().items()
+    }
+    found = outputs(chosen, x)
+    for image, expert in enumerate((0, 1, 0)):
+        alone = outputs(detectors[expert], x)
+        for ours, theirs in zip(sum(found, []), sum(alone, []), strict=True):
+            torch.testing.assert_close(ours[image], theirs[image], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(outputs(mixed, x)[0][0], found[0][0], atol=1e-4)
+
+
 @pytest.mark.parametrize('keys', [{}, dict(classwise=True), dict(top_k=1)])
 def test_a_forced_detector_gives_exactly_what_it_gives_alone(trained, keys):
     entries, detectors = trained
@@ -338,6 +356,9 @@ def test_detectors_of_another_geometry_are_refused(trained, model, message):
         (dict(forced=2), r'model\.forced=\[2\]: expected different numbers of detectors, from 0 to 1'),
         (dict(gate_sees=[0, 0]), r'model\.gate_sees=\[0, 0\]'),
         (dict(top_k=3), r'model\.top_k=3: expected at most'),
+        (dict(test_top_k=3), r'model\.test_top_k=3: expected from 1 to 2'),
+        (dict(test_top_k=1, forced=0), r'model\.test_top_k=1: does not go with forced=0'),
+        (dict(test_top_k=1, classwise=True), r'model\.test_top_k=1: does not go with classwise=True'),
         (dict(classwise=1), 'model.classwise=1: expected True or False'),
         (dict(weighting='full_softmax'), "model.weighting='full_softmax'.*shrink boxes"),
         (dict(gate=dict(type='AttentiveGate')), 'model.gate: AttentiveGate needs the features of experts'),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from common import RECORDS, RESULTS
 from whole_detectors import runs
 from whole_detectors.page import conclusion, page
 from whole_detectors.settings import DATA, ENSEMBLE, EXPECTED, GATE, ONE, ROWS
@@ -48,6 +51,12 @@ def test_the_page_has_all_rows_and_what_the_gate_does():
     assert '| -10.0 (2 of 2) | - | - | - | 0.25 | not specialised (2) |' in text
     assert all(f'- {name}: ' in text for name in ROWS)
     assert 'Nothing is finished.' in page({**record, 'rows': []})
+
+
+def test_the_page_is_that_of_the_record():
+    record = json.loads((RECORDS / 'mixture_of_detectors.json').read_text(encoding='utf-8'))
+    assert (RESULTS / 'mixture_of_detectors.md').read_text(encoding='utf-8') == page(record)
+    assert all(row['fingerprint'] == runs.fingerprint_of(row['name']) for row in record['rows'])
 
 
 def test_mixtures_are_told_apart_by_their_detectors(monkeypatch):

@@ -34,11 +34,6 @@ class Paired:
         """Whether it is more than two standard errors above zero, of three pairs or more."""
         return self.pairs >= 3 and self.mean > 2 * self.error
 
-    @property
-    def below(self) -> bool:
-        """Whether it is more than two standard errors below zero, of three pairs or more."""
-        return self.pairs >= 3 and self.mean < -2 * self.error
-
 
 def paired(first: Sequence[float], second: Sequence[float], level: float = 0.95) -> Paired | None:
     """Mean of ``first - second`` with Student's interval; None without pairs.

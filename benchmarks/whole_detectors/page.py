@@ -62,9 +62,9 @@ def conclusion(rows: dict[str, dict]) -> list[str]:
         if found is None:
             continue
         seeds = f'{found.pairs} seed' + ('s' if found.pairs > 1 else '')
-        said = 'is not told apart, by two standard errors of three seeds, from'
-        if found.above or found.below:
-            said = 'is better than' if found.above else 'is worse than'
+        said = 'is not told apart from'
+        if found.pairs >= 3 and found.low * found.high > 0:  # the interval of three seeds leaves 0 out
+            said = 'is better than' if found.mean > 0 else 'is worse than'
         sentences.append(f'The gate over two detectors {said} {words}: {difference(found)} AP, {seeds}.')
     return sentences or ['Nothing is finished.']
 

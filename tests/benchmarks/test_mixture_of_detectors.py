@@ -24,7 +24,7 @@ def rows(*found: dict) -> dict[str, dict]:
     return {one['name']: one for one in found}
 
 
-def test_a_gate_that_is_better_by_two_standard_errors_is_called_so():
+def test_a_gate_whose_interval_lies_above_zero_is_called_better():
     # differences of 3, 4 and 5 points: mean 4, standard error 1/sqrt(3), Student's factor 4.303
     (sentence,) = conclusion(rows(row(GATE, 0.43, 0.44, 0.45), row(ENSEMBLE, 0.40, 0.40, 0.40)))
     assert sentence == (

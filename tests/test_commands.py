@@ -190,3 +190,17 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, '')
+
+
+def test_a_missing_config_names_its_neighbours_or_the_command_that_lists_configs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('setup.py').touch()  # whatever lies there is no config
+    with pytest.raises(MoEConfigError, match=r"zzzzzz\.py does not exist .* configs list' shows") as error:
+        find_config('zzzzzz.py')
+    assert 'setup.py' not in str(error.value)
+    Path('mine').mkdir()
+    Path('mine/detector.py').touch()
+    with pytest.raises(MoEConfigError, match=r' mine holds: detector\.py\.'):
+        find_config('mine/zzzzzz.py')
+    with pytest.raises(MoEConfigError, match=r"Did you mean 'detector\.py'\?"):
+        find_config('mine/detectr.py')

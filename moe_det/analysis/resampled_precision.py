@@ -17,7 +17,7 @@ from .ground_truth import GroundTruth
 SIZE_MEASURES = ('AP', 'AP_S', 'AP_M', 'AP_L')
 THIRD_MEASURES = ('AP_lower', 'AP_middle', 'AP_upper')
 ROUNDING = 1e-9  # of average precisions
-OUTSIDE = -1.0  # as the area of what belongs to no third
+OUTSIDE = -1.0  # the third of detections that belong to none
 
 
 @dataclass(frozen=True)

@@ -226,6 +226,7 @@ def test_seeds_are_compared(analyse):
         assert all(sorted(order) == [0, 1, 2] for order in layer['alignment'])
     assert (Path('report/seed_2/report.html')).is_file() and Path('report/seed_3/size_specialization.json').is_file()
     assert all(layer['forced'] == [] for layer in results['layers'])
+    assert all((layer['routes'] or {}).get('fixed') is None for layer in results['layers'])
 
 
 def test_equal_weights_are_not_several_seeds(analyse, tmp_path, monkeypatch):

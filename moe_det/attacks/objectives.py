@@ -7,11 +7,13 @@ what form a loss wants their outputs; only these few modules are told so while a
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from mmengine.logging import MessageHub
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
@@ -113,12 +115,41 @@ def _loss_mode(model: BaseDetector) -> Iterator[None]:
     for part in parts:
         part.training = True
     try:
-        yield
+        with _buffers_kept(parts[1:]), _late_epoch():
+            yield
     finally:
         for part, was in zip(parts, before, strict=True):
             part.training = was
         if masks is not None:
             regions.mask_head = masks
+
+
+@contextmanager
+def _buffers_kept(heads: Sequence[nn.Module]) -> Iterator[None]:
+    """Some losses (GHM) keep statistics of what they have seen; they get copies to write to."""
+    owners = [module for head in heads for module in head.modules() if module._buffers]
+    before = [dict(module._buffers) for module in owners]
+    for module, buffers in zip(owners, before, strict=True):
+        module._buffers.update({name: value if value is None else value.clone() for name, value in buffers.items()})
+    try:
+        yield
+    finally:
+        for module, buffers in zip(owners, before, strict=True):
+            module._buffers.update(buffers)
+
+
+@contextmanager
+def _late_epoch() -> Iterator[None]:
+    """Where no training runs, TOOD's loss still asks for the epoch: one after those with another assigner."""
+    hub = MessageHub.get_current_instance()
+    if hub.get_info('epoch') is not None:
+        yield
+        return
+    hub.update_info('epoch', sys.maxsize)
+    try:
+        yield
+    finally:
+        hub.runtime_info.pop('epoch')
 
 
 # -- gates ---------------------------------------------------------------------------------------------------------

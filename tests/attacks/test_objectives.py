@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from small_files import plant_logits
 from small_models import batch, build, detector, family, initialise, losses_of, spread_weights
 from torch import nn
@@ -25,6 +26,7 @@ FAMILIES = {
     'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py': ('neck.fpn_convs.*', 'MoEConv2d'),
     'detr/detr_r50_8xb2-150e_coco.py': ('decoder.layers.*.ffn', 'MoEFFN'),
     'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py': ('bbox_head.cls_convs.*', 'MoEConv2d'),
+    'ghm/retinanet_r50_fpn_ghm-1x_coco.py': ('bbox_head.cls_convs.*', 'MoEConv2d'),  # its losses count images
 }
 
 
@@ -41,11 +43,12 @@ def scene(scale: float = 1.0) -> tuple[torch.Tensor, object, Truth]:
 
 
 FCOS = 'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'
+TOOD = 'tood/tood_r50_fpn_1x_coco.py'
 
 
 def small(name: str) -> Config:
     cfg = family(name).model
-    if name == FCOS:
+    if name in (FCOS, TOOD):
         cfg.bbox_head.norm_cfg = {'type': 'GN', 'num_groups': 4}  # torch refuses groups of a single number
     return cfg
 
@@ -115,6 +118,20 @@ def test_an_attack_raises_the_loss_and_leaves_the_detector_as_it_was(name):
     ):
         moved = pgd(images, gates, Ball(8.0), 2, 4.0, generator=torch.Generator().manual_seed(0))
         assert gates(moved).item() > gates(images).item()
+
+
+def test_a_loss_that_asks_for_the_epoch_is_that_of_a_late_one():
+    model = initialise(build(small(TOOD))).eval()
+    images, sample, truth = scene()
+    epochs = MessageHub.get_current_instance().runtime_info
+    found = {}
+    for epoch in (None, 0, 100):
+        epochs.pop('epoch', None)
+        if epoch is not None:
+            epochs['epoch'] = epoch
+        found[epoch] = detection_loss(model, sample, truth)(images).item()
+        assert epochs.get('epoch') == epoch
+    assert found[None] == found[100] != found[0]
 
 
 def test_a_part_of_the_loss_that_is_not_there_is_an_error():

@@ -423,3 +423,12 @@ def assert_same_outputs(ours: nn.Module, theirs: nn.Module) -> None:
     assert max(x.std().item() for x in expected) > 0.1  # not two networks that compute nothing
     for one, other in zip(outputs_of(ours), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * max(1.0, other.abs().max().item()))
+
+
+# -- pages ------------------------------------------------------------------------------------------------------------
+
+
+def table_cells(text: str, start: str = '') -> list[list[str]]:
+    """The cells of all lines of Markdown's tables, or of those that start so."""
+    lines = [line for line in text.splitlines() if line.startswith(f'| {start}' if start else '|')]
+    return [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]

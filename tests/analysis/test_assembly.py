@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from small_files import coco_content
 
 from moe_det.analysis.assembly import conclude, layer_results
 from moe_det.analysis.ground_truth import GroundTruth
@@ -27,17 +28,11 @@ def world(tmp_path):
     level = rng.integers(LEVELS, size=len(image))
     relative = rng.normal(size=(IMAGES, LEVELS))[image, level] + 0.5 * rng.normal(size=len(image))
     side = 20 * 2.5**level * np.exp(0.15 * relative)
-    content = {
-        'images': [{'id': f'image {i}', 'width': 640, 'height': 480} for i in range(IMAGES)],
-        'categories': [{'id': 1, 'name': 'thing'}],
-        'annotations': [
-            {'id': n, 'image_id': f'image {i}', 'category_id': 1, 'bbox': [0, 0, s, s], 'area': s * s, 'iscrowd': 0}
-            for n, (i, s) in enumerate(zip(image.tolist(), side.tolist(), strict=True))
-        ],
-    }
+    names = [f'image {i}' for i in range(IMAGES)]
+    objects = [(names[i], 1, [0, 0, s, s]) for i, s in zip(image.tolist(), side.tolist(), strict=True)]
     path = tmp_path / 'annotations.json'
-    path.write_text(json.dumps(content))
-    truth = GroundTruth(path, [f'image {i}' for i in range(IMAGES)])
+    path.write_text(json.dumps(coco_content(objects, names, {1: 'thing'}, (640, 480))))
+    truth = GroundTruth(path, names)
     sums = np.zeros((IMAGES, LEVELS))
     np.add.at(sums, (image, level), relative)
     return truth, image, level, (sums > 0).astype(int), rng

@@ -7,6 +7,7 @@ import json
 import statistics
 
 import pytest
+from small_files import table_cells
 
 from moe_det.analysis.comparison import RunResult, Spread, compare, comparison_dict, comparison_markdown
 from moe_det.errors import DataError
@@ -32,11 +33,6 @@ def result(name: str, ap: float, weights: str, large: float | None = 0.7, **chan
     return RunResult(**{**values, **changes})
 
 
-def cells(markdown: str) -> list[list[str]]:
-    lines = [line for line in markdown.splitlines() if line.startswith('|')]
-    return [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
-
-
 def test_table_has_one_line_per_name_and_a_spread_only_over_seeds():
     soft = dict(experts='soft, 2 of 4 per level', params=50_000_000, active_params=40_000_000, macs=None)
     rows = compare(
@@ -44,7 +40,7 @@ def test_table_has_one_line_per_name_and_a_spread_only_over_seeds():
         + [result('soft', 0.87, 'd', **soft)]
     )
     text = comparison_markdown(rows)
-    head, rule, dense, experts = cells(text)
+    head, rule, dense, experts = table_cells(text)
     assert len(head) == len(rule) == len(dense) == len(experts)
     assert dense == ['dense', 'dense', '1', '84.9', '30.0', '50.0', '70.0', '36.33 M', '36.33 M', '2.50']
     # mean 0.83, deviations -3, -1, 4 points: sqrt((9 + 1 + 16) / 2) = 3.606
@@ -61,7 +57,7 @@ def test_no_seed_is_left_out_of_a_mean_unseen():
     assert Spread.of([]).points() == '–'
     assert Spread.of([0.5]).points() == '50.0'
     rows = compare([result('a', 0.5, 'x', large=None)])
-    assert cells(comparison_markdown(rows))[2][6] == '–'
+    assert table_cells(comparison_markdown(rows))[2][6] == '–'
 
 
 def test_a_comparison_without_single_seeds_says_so():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from small_files import coco_content
 
 from moe_det.analysis.ground_truth import GroundTruth
 from moe_det.errors import DataError
@@ -18,12 +19,8 @@ REAL = 'coco-small/annotations/instances_val2017.json'
 
 
 def write(path, annotations, images=1):
-    content = dict(
-        images=[dict(id=i, file_name=f'{i}.jpg', width=500, height=500) for i in range(1, images + 1)],
-        categories=[dict(id=3, name='a'), dict(id=8, name='b')],
-        annotations=annotations,
-    )
-    path.write_text(json.dumps(content))
+    content = coco_content((), range(1, images + 1), {3: 'a', 8: 'b'}, (500, 500), 'jpg')
+    path.write_text(json.dumps(content | {'annotations': annotations}))
     return path
 
 

@@ -181,26 +181,13 @@ def test_more_images_than_16_bits_count():
     assert cells.std() > spread / 2
 
 
-def test_chance_level_of_independent_objects_is_bergsmas():
-    # one object per row: the mean of phi^2 under permutation is (A - 1)(B - 1) / (n - 1), exactly
+@pytest.mark.parametrize(('objects', 'make'), [(1, permuted_tables), (1, shuffled_tables), (10, permuted_tables)])
+def test_chance_level_of_rows_is_bergsmas(objects, make):
+    # the mean of phi^2 under permutation is (A - 1)(B - 1) / (n - 1), exactly: ten like objects of a row count as one
+    image = np.repeat(np.arange(60), objects)
     experts, sizes = rng(1).integers(4, size=60), rng(2).integers(3, size=60)
-    rows = gather_rows(np.arange(60), [0] * 60, experts, sizes, num_experts=4, num_sizes=3)
-    for make in (permuted_tables, shuffled_tables):
-        assert mean_square_contingency(make(rows, 4000, rng())).mean() == pytest.approx(6 / 59, rel=0.03)
-
-
-def test_chance_level_of_clustered_objects_is_higher():
-    # ten like objects per row carry the information of one
-    image = np.repeat(np.arange(60), 10)
-    rows = gather_rows(
-        image,
-        0 * image,
-        rng(1).integers(4, size=60)[image],
-        rng(2).integers(3, size=60)[image],
-        num_experts=4,
-        num_sizes=3,
-    )
-    assert mean_square_contingency(permuted_tables(rows, 4000, rng())).mean() == pytest.approx(6 / 59, rel=0.03)
+    rows = gather_rows(image, 0 * image, experts[image], sizes[image], num_experts=4, num_sizes=3)
+    assert mean_square_contingency(make(rows, 4000, rng())).mean() == pytest.approx(6 / 59, rel=0.03)
 
 
 def test_free_exchange_crosses_levels():

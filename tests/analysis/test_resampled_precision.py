@@ -11,6 +11,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from scipy.stats import t as student
+from small_files import coco_content
 
 from moe_det.analysis.ground_truth import GroundTruth
 from moe_det.analysis.resampled_precision import PrecisionSamples, ResampledPrecision, Thirds, difference
@@ -43,12 +44,8 @@ def scene(seed=0):
 
 
 def write(path, annotations, images=IMAGES):
-    content = dict(
-        images=[dict(id=i, file_name=f'{i}.jpg', width=500, height=500) for i in range(images)],
-        categories=[dict(id=c, name=str(c)) for c in range(CATEGORIES)],
-        annotations=annotations,
-    )
-    path.write_text(json.dumps(content))
+    content = coco_content((), range(images), {c: str(c) for c in range(CATEGORIES)}, (500, 500), 'jpg')
+    path.write_text(json.dumps(content | {'annotations': annotations}))
     return path
 
 
@@ -129,7 +126,7 @@ def doubled(annotations, detections, drawn):
 
 
 @pytest.mark.parametrize('grouped', [False, True])
-def test_a_resample_is_pycocotools_on_repeated_images(case, grouped):
+def test_a_resample_is_pycocotools_on_repeated_images(case, tmp_path, grouped):
     annotations, detections, truth = case
     groups = [f'video {i // 5}' for i in range(IMAGES)] if grouped else None
     thirds = thirds_of(annotations)
@@ -140,7 +137,7 @@ def test_a_resample_is_pycocotools_on_repeated_images(case, grouped):
         more, table = doubled(annotations, detections, drawn)
         expected = plain(more, with_areas(table), len(drawn), truth.area_ranges())
         assert found.samples[draw, :4].tolist() == pytest.approx(expected, abs=1e-12)
-        again = GroundTruth(write_again(truth, more, len(drawn)), range(len(drawn)))
+        again = GroundTruth(write(tmp_path / 'again.json', more, len(drawn)), range(len(drawn)))
         whole = ResampledPrecision(again, 0, 0, thirds=thirds_of_repeated(thirds, truth, drawn)).of(table)
         for column, name in enumerate(found.names):
             assert found.samples[draw, column] == pytest.approx(whole.point[name], abs=1e-12)
@@ -148,12 +145,6 @@ def test_a_resample_is_pycocotools_on_repeated_images(case, grouped):
         for drawn in measure.draws:
             counts = np.bincount(drawn, minlength=IMAGES)
             assert all(len(set(counts[first : first + 5])) == 1 for first in range(0, IMAGES, 5))
-
-
-def write_again(truth, annotations, images):
-    from pathlib import Path
-
-    return write(Path(truth.path).with_name('again.json'), annotations, images)
 
 
 def thirds_of_repeated(thirds, truth, drawn):
@@ -181,10 +172,7 @@ def test_a_third_is_pycocotools_without_the_others(case):
 
 def test_a_third_by_hand(tmp_path):
     """One object of each third and none of the upper: a detection of another third neither helps nor harms."""
-    annotations = [
-        dict(id=n + 1, image_id=n, category_id=0, bbox=[0, 0, s, s], area=s * s, iscrowd=0)
-        for n, s in enumerate((10, 20))
-    ]
+    annotations = [truth_of(number + 1, number, side) for number, side in enumerate((10, 20))]
     truth = GroundTruth(write(tmp_path / 'a.json', annotations), range(IMAGES), [0])
     measure = ResampledPrecision(truth, 0, 0, thirds=Thirds(np.array([0, 1]), {0: (100.0, 400.0)}))
     hit, other = [0, 0, 0, 10, 10, 0.5, 0, 0], [1, 0, 0, 20, 20, 0.5, 0, 0]

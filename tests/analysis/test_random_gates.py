@@ -47,16 +47,8 @@ def world(seed: int, images: int = 150):
 
 
 def measured(features, top, level, rows, sizes, **options) -> RandomGates:
-    return random_gates(
-        features,
-        top,
-        level,
-        rows=rows,
-        sizes=sizes,
-        entry_levels=level[rows],
-        weights=np.ones(len(rows)),
-        **{'num_experts': 4, 'count': 60, **options},
-    )
+    given = {'entry_levels': level[rows], 'weights': np.ones(len(rows)), 'num_experts': 4, 'count': 60, **options}
+    return random_gates(features, top, level, rows=rows, sizes=sizes, **given)
 
 
 def test_a_random_gate_is_one_of_them():
@@ -101,25 +93,11 @@ def test_one_decision_for_all_levels():
     rng = np.random.default_rng(0)
     features, rows = rng.normal(size=(100, 5)), np.repeat(np.arange(100), 4)
     levels, sizes = np.tile([0, 1, 0, 1], 100), rng.integers(3, size=400)
-    found = random_gates(
-        features,
-        rng.integers(3, size=100),
-        np.zeros(100, int),
-        num_experts=3,
-        rows=rows,
-        sizes=sizes,
-        entry_levels=levels,
-        weights=np.full(400, 0.5),
-        count=30,
-    )
-    assert not found.beyond or found.quantile > 0.95
-    same = [
-        random_gates(
-            features, np.zeros(100, int), np.zeros(100, int), num_experts=3, rows=rows, sizes=sizes,
-            entry_levels=levels, weights=np.ones(400), count=5,
-        )
-        for _ in range(2)
-    ]  # fmt: skip
+    once, of_levels = np.zeros(100, int), dict(num_experts=3, entry_levels=levels)
+    top = rng.integers(3, size=100)
+    found = measured(features, top, once, rows, sizes, **of_levels, weights=np.full(400, 0.5), count=30)
+    assert not found.beyond and len(found.values) == 30
+    same = [measured(features, once, once, rows, sizes, **of_levels, count=5) for _ in range(2)]
     assert same[0].bits == pytest.approx(0, abs=1e-12)
     assert same[0].values.tolist() == same[1].values.tolist()
     assert same[0].values == pytest.approx(0, abs=1e-12)  # matched in use: a single expert

@@ -38,6 +38,10 @@ def majority_rows(image, level, size):
     return counts.argmax(2)[image, level]
 
 
+IMAGE, LEVEL, SIZE = scenes()
+RANDOM, BY_SIZE = random_rows(IMAGE, LEVEL), majority_rows(IMAGE, LEVEL, SIZE)
+
+
 def measure(image, level, experts, size, **options):
     return measure_specialization(
         image, level, experts, size, **{'num_experts': 4, 'permutations': 499, 'bootstrap': 200, **options}
@@ -45,8 +49,7 @@ def measure(image, level, experts, size, **options):
 
 
 def test_a_random_router():
-    image, level, size = scenes()
-    result = measure(image, level, random_rows(image, level), size)
+    result = measure(IMAGE, LEVEL, RANDOM, SIZE)
     assert result.verdict == 'not specialised'
     assert result.p_value > 0.05
     assert result.mi_given_level_bits < result.null_99
@@ -58,16 +61,14 @@ def test_a_random_router():
     assert result.raw['cramers_v_given_level'] > 0.07 > result.cramers_v_given_level + 0.02
     assert result.raw['level_mi_bits'] - result.level_mi_bits > 0.003
     # beyond the same null, drawn apart
-    experts = random_rows(image, level)
-    rows = gather_rows(image, level, experts, size, num_experts=4, num_sizes=3)
+    rows = gather_rows(IMAGE, LEVEL, RANDOM, SIZE, num_experts=4, num_sizes=3)
     null = conditional_mutual_information(permuted_tables(rows, 4000, np.random.default_rng(9)))
     assert result.raw['mi_given_level_bits'] - result.mi_given_level_bits == pytest.approx(null.mean(), rel=0.1)
     assert result.null_99 == pytest.approx(np.quantile(null, 0.99) - null.mean(), rel=0.25)
 
 
 def test_a_level_map_is_not_a_size_specialist():
-    image, level, size = scenes()
-    result = measure(image, level, level, size)
+    result = measure(IMAGE, LEVEL, LEVEL, SIZE)
     assert result.verdict == 'level-specialised'
     assert result.p_value == 1
     assert result.mi_bits > 0.3  # taken at face value it specialises in size
@@ -80,16 +81,14 @@ def test_a_level_map_is_not_a_size_specialist():
 
 
 def test_a_noisy_level_map():
-    image, level, size = scenes()
-    noisy = np.where(random_rows(image, level, 4, seed=5) == 3, random_rows(image, level), level)
-    result = measure(image, level, noisy, size)
+    noisy = np.where(random_rows(IMAGE, LEVEL, 4, seed=5) == 3, RANDOM, LEVEL)
+    result = measure(IMAGE, LEVEL, noisy, SIZE)
     assert result.verdict == 'level-specialised'
     assert result.p_value > 0.01
 
 
 def test_a_size_router():
-    image, level, size = scenes()
-    result = measure(image, level, majority_rows(image, level, size), size)
+    result = measure(IMAGE, LEVEL, BY_SIZE, SIZE)
     assert result.sorts is True and result.verdict == 'size-sorted'  # whether it matters only a detector can show
     assert result.p_value == 1 / 500
     assert result.cramers_v_given_level > 0.3
@@ -100,14 +99,13 @@ def test_a_size_router():
 
 
 def test_one_decision_per_image():
-    image, level, size = scenes()
-    experts = np.random.default_rng(2).integers(4, size=NUM_IMAGES)[image]
-    result = measure(image, level, experts, size)
+    experts = np.random.default_rng(2).integers(4, size=NUM_IMAGES)[IMAGE]
+    result = measure(IMAGE, LEVEL, experts, SIZE)
     assert result.verdict == 'not specialised'
     assert result.level_p_value is None  # the choice cannot follow the level
     assert result.mi_p_value > 0.01 and abs(result.mi_bits) < 0.02
     # at a single level both questions are one
-    flat = measure(image, 0 * level, experts, size)
+    flat = measure(IMAGE, 0 * LEVEL, experts, SIZE)
     assert flat.raw['mi_given_level_bits'] == pytest.approx(flat.raw['mi_bits'])
     assert flat.mi_given_level_bits == pytest.approx(flat.mi_bits, abs=0.005)
     assert flat.level_mi_bits == 0
@@ -234,23 +232,17 @@ def numbers(result) -> dict:
 
 
 def test_one_hot_masses_are_top_experts():
-    image, level, size = scenes()
-    experts = majority_rows(image, level, size)
-    assert numbers(measure(image, level, np.eye(4)[experts], size)) == numbers(measure(image, level, experts, size))
+    assert numbers(measure(IMAGE, LEVEL, np.eye(4)[BY_SIZE], SIZE)) == numbers(measure(IMAGE, LEVEL, BY_SIZE, SIZE))
 
 
 def test_names_of_images_and_order_of_sizes_do_not_matter():
-    image, level, size = scenes()
-    experts = random_rows(image, level)
-    named = np.array([f'{i:05d}.jpg' for i in image])
-    assert numbers(measure(named, level, experts, size)) == numbers(measure(image, level, experts, size))
+    named = np.array([f'{i:05d}.jpg' for i in IMAGE])
+    assert numbers(measure(named, LEVEL, RANDOM, SIZE)) == numbers(measure(IMAGE, LEVEL, RANDOM, SIZE))
 
 
 def test_names_of_experts_matter_to_noise_only():
-    image, level, size = scenes()
-    experts = majority_rows(image, level, size)
-    first = measure(image, level, experts, size, permutations=4000)
-    second = measure(image, level, np.array([2, 0, 3])[experts], size, permutations=4000)
+    first = measure(IMAGE, LEVEL, BY_SIZE, SIZE, permutations=4000)
+    second = measure(IMAGE, LEVEL, np.array([2, 0, 3])[BY_SIZE], SIZE, permutations=4000)
     np.testing.assert_array_equal(second.expert_by_size[[2, 0, 3]], first.expert_by_size[:3])
     assert second.raw == pytest.approx(first.raw)
     assert second.mi_given_level_bits == pytest.approx(first.mi_given_level_bits, abs=0.001)
@@ -258,11 +250,9 @@ def test_names_of_experts_matter_to_noise_only():
 
 
 def test_an_object_over_several_entries():
-    image, level, size = scenes()
-    experts = random_rows(image, level)
-    twice = [np.repeat(values, 2) for values in (image, level, experts, size)]
-    whole = measure(image, level, experts, size)
-    halves = measure(*twice, weights=np.full(2 * len(image), 0.5))
+    twice = [np.repeat(values, 2) for values in (IMAGE, LEVEL, RANDOM, SIZE)]
+    whole = measure(IMAGE, LEVEL, RANDOM, SIZE)
+    halves = measure(*twice, weights=np.full(2 * len(IMAGE), 0.5))
     assert halves.num_objects == 2 * whole.num_objects
     assert halves.p_value == whole.p_value
     assert halves.mi_given_level_bits == pytest.approx(whole.mi_given_level_bits)
@@ -270,11 +260,10 @@ def test_an_object_over_several_entries():
 
 
 def test_soft_masses_that_tell_the_size():
-    image, level, size = scenes()
-    sharp = np.eye(4)[majority_rows(image, level, size)]
-    result = measure(image, level, 0.6 * sharp + 0.1, size)
+    sharp = np.eye(4)[BY_SIZE]
+    result = measure(IMAGE, LEVEL, 0.6 * sharp + 0.1, SIZE)
     assert result.verdict == 'size-sorted'
-    assert result.raw['mi_given_level_bits'] < measure(image, level, sharp, size).raw['mi_given_level_bits']
+    assert result.raw['mi_given_level_bits'] < measure(IMAGE, LEVEL, sharp, SIZE).raw['mi_given_level_bits']
 
 
 def test_a_patch_position_is_no_size():
@@ -298,14 +287,12 @@ def test_a_patch_position_is_no_size():
 
 
 def test_equal_seeds_give_equal_results():
-    image, level, size = scenes()
-    experts = random_rows(image, level)
-    first, again, other = (measure(image, level, experts, size, seed=seed) for seed in (3, 3, 4))
+    first, again, other = (measure(IMAGE, LEVEL, RANDOM, SIZE, seed=seed) for seed in (3, 3, 4))
     assert str(first) == str(again)
     assert numbers(first) == numbers(again)
     assert first.mi_given_level_ci != other.mi_given_level_ci
     assert first.null_99 != other.null_99
-    without = measure(image, level, experts, size, seed=3, bootstrap=0)
+    without = measure(IMAGE, LEVEL, RANDOM, SIZE, seed=3, bootstrap=0)
     assert without.mi_given_level_ci is None
     assert without.p_value == first.p_value
 
@@ -326,10 +313,9 @@ def test_too_few_images():
 
 def test_nine_objects_tell_nothing():
     # also where nothing could be found: one expert, or a p-value of 1
-    image, level, size = scenes()
     few = slice(0, 9)
-    for experts in (random_rows(image, level), 0 * level):
-        result = measure(image[few], level[few], experts[few], np.arange(9) % 3)
+    for experts in (RANDOM, 0 * LEVEL):
+        result = measure(IMAGE[few], LEVEL[few], experts[few], np.arange(9) % 3)
         assert result.verdict == 'undetermined'
         assert result.reason == '9 objects; at least 30 are needed to tell anything'
     halves = measure(np.arange(50), [0] * 50, np.arange(50) % 2, np.arange(50) // 2 % 2, weights=[0.5] * 50)
@@ -367,29 +353,25 @@ def test_a_level_test_that_cannot_be_made():
 
 
 def test_sizes_that_are_levels():
-    image, level, _ = scenes()
-    result = measure(image, level, random_rows(image, level), level)
+    result = measure(IMAGE, LEVEL, RANDOM, LEVEL)
     assert result.p_value is None
     assert 'cannot be told apart' in result.reason
     assert result.verdict == 'undetermined'
 
 
 def test_a_single_expert():
-    image, level, size = scenes()
-    result = measure(image, level, 0 * level + 2, size)
+    result = measure(IMAGE, LEVEL, 0 * LEVEL + 2, SIZE)
     assert result.p_value == 1
     assert (result.mi_bits, result.mi_given_level_bits) == pytest.approx((0, 0), abs=1e-12)
     assert result.cramers_v_given_level == 0
     assert result.verdict == 'not specialised'
     assert 'only expert 2 was used' in result.notes
-    assert measure(image, level, 0 * level, size, num_experts=1).verdict == 'not specialised'
-    assert measure(image, level, 0 * level, level).p_value == 1
+    assert measure(IMAGE, LEVEL, 0 * LEVEL, SIZE, num_experts=1).verdict == 'not specialised'
+    assert measure(IMAGE, LEVEL, 0 * LEVEL, LEVEL).p_value == 1
 
 
 def test_an_empty_size():
-    image, level, size = scenes()
-    size = np.where(size == 1, 2, size)
-    result = measure(image, level, random_rows(image, level), size)
+    result = measure(IMAGE, LEVEL, RANDOM, np.where(SIZE == 1, 2, SIZE))
     assert result.notes == ('no object is medium: nothing is said about that size',)
     assert result.p_value is not None
     with pytest.raises(DataError, match='all 5 objects are of size 2'):
@@ -413,11 +395,10 @@ def test_a_balanced_table_has_no_nan():
 
 
 def test_settings_that_cannot_work():
-    image, level, size = scenes()
     with pytest.raises(ValueError, match='at least 99 for p <= 0.01, got 98'):
-        measure(image, level, level, size, permutations=98)
+        measure(IMAGE, LEVEL, LEVEL, SIZE, permutations=98)
     with pytest.raises(ValueError, match='bootstrap must be 0'):
-        measure(image, level, level, size, bootstrap=-1)
+        measure(IMAGE, LEVEL, LEVEL, SIZE, bootstrap=-1)
 
 
 # -- interval, bins, meter, output ------------------------------------------------------------------------------
@@ -486,17 +467,15 @@ def test_size_bins():
 
 
 def test_meter():
-    image, level, size = scenes()
-    experts = random_rows(image, level)
     meter = SpecializationMeter(4, permutations=99, bootstrap=50, seed=1)
     with pytest.raises(DataError, match='no objects to measure'):
         meter.compute()
-    reused = np.empty(len(image), dtype=int)
-    for part in np.array_split(np.arange(len(image)), 7):
-        reused[: len(part)] = size[part]
-        meter.update(image[part], level[part], experts[part], reused[: len(part)])
+    reused = np.empty(len(IMAGE), dtype=int)
+    for part in np.array_split(np.arange(len(IMAGE)), 7):
+        reused[: len(part)] = SIZE[part]
+        meter.update(IMAGE[part], LEVEL[part], RANDOM[part], reused[: len(part)])
     meter.update([], [], [], [])
-    expected = measure(image, level, experts, size, permutations=99, bootstrap=50, seed=1)
+    expected = measure(IMAGE, LEVEL, RANDOM, SIZE, permutations=99, bootstrap=50, seed=1)
     assert numbers(meter.compute()) == numbers(expected)
     with pytest.raises(ValueError, match='patches'):
         meter.update([1], [0], [0], [0], patches=[0])
@@ -508,8 +487,7 @@ def test_meter():
 
 
 def test_output():
-    image, level, size = scenes()
-    result = measure(image, level, majority_rows(image, level, size), size)
+    result = measure(IMAGE, LEVEL, BY_SIZE, SIZE)
     values = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert values['verdict'] == 'size-sorted'
     assert values['mi_given_level_ci'] == list(result.mi_given_level_ci)

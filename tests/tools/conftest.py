@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,35 @@ def tool():
         return module
 
     return load
+
+
+@pytest.fixture
+def fails(tool, capsys):
+    """``fails('train.py', ...)`` is the one message of a script that ends with status 2."""
+
+    def run(script: str, *arguments: object) -> str:
+        capsys.readouterr()
+        assert tool(script).main([str(item) for item in arguments]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith('error: ') and err.count('error: ') == 1 and 'Traceback' not in err
+        return err
+
+    return run
+
+
+@pytest.fixture
+def size_report(tool, tmp_path):
+    """``size_report(config, weights, small, large, ...)`` is what a short run of the size report finds."""
+
+    def run(config: Path, weights: Path, *limits: int, options: tuple[str, ...] = ()) -> dict:
+        few = ['--permutations', '500', '--bootstrap', '100', '--swaps', '2', '--resamples', '50', '--no-figures']
+        where = ['--out-dir', str(tmp_path), '--device', 'cpu', '--area-ranges', *map(str, limits)]
+        assert (
+            tool('analysis_tools/size_specialization.py').main([str(config), str(weights), *where, *few, *options]) == 0
+        )
+        return json.loads((tmp_path / 'size_specialization.json').read_text())
+
+    return run
 
 
 @pytest.fixture

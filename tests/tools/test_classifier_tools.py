@@ -25,6 +25,7 @@ pytestmark = pytest.mark.usefixtures('in_tmp_path')  # runs write into the curre
 SWEEP = 'analysis_tools/sweep_top_k.py'
 ALLOCATION = 'analysis_tools/class_allocation.py'
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'classification'
+DENSE = CONFIGS / 'resnet18_dense_cifar10.py'
 SMALL = ['model.backbone.base_channels=8']
 LAYER = 'backbone.layer4'
 CIFAR100_NAMES = sorted(name for members in CIFAR100_GROUPS.values() for name in members)
@@ -144,18 +145,15 @@ def test_chosen_k_and_two_layers_of_different_size(tool, cifar, capsys):
     assert 'I_EY/backbone.layer1' in capsys.readouterr().out
 
 
-def test_wrong_sweeps_are_named(tool, cifar, capsys):
+def test_wrong_sweeps_are_named(fails, cifar):
     checkpoint = save(model_of(config(), SMALL, cifar), Path('m.pth'))
-    root = ['--data-root', str(cifar)]
-    assert run(tool, SWEEP, config(), checkpoint, *root, '--top-k', '5', options=SMALL) == 2
-    assert 'the layers of' in (message := capsys.readouterr().err) and 'expected 1 to 4' in message
-    dense = str(CONFIGS / 'resnet18_dense_cifar10.py')
-    assert run(tool, SWEEP, dense, checkpoint, *root, options=SMALL) == 2
-    assert 'builds no MoE layer' in capsys.readouterr().err
-    assert run(tool, SWEEP, config(), checkpoint, *root, options=['model.backbone.base_channels=16']) == 2
-    assert 'does not match the config' in capsys.readouterr().err
-    assert run(tool, SWEEP, config(), checkpoint, '--data-root', 'nowhere', options=SMALL) == 2
-    assert 'nowhere' in capsys.readouterr().err
+    root = ['--data-root', cifar]
+    text = fails(SWEEP, config(), checkpoint, *root, '--top-k', '5', '--cfg-options', *SMALL)
+    assert 'the layers of' in text and 'expected 1 to 4' in text
+    assert 'builds no MoE layer' in fails(SWEEP, DENSE, checkpoint, *root, '--cfg-options', *SMALL)
+    wide = ['--cfg-options', 'model.backbone.base_channels=16']
+    assert 'does not match the config' in fails(SWEEP, config(), checkpoint, *root, *wide)
+    assert 'nowhere' in fails(SWEEP, config(), checkpoint, '--data-root', 'nowhere', '--cfg-options', *SMALL)
 
 
 STEM = [*SMALL, 'model.backbone.moe.stages=[]', 'model.backbone.moe.convs=[stem]', 'model.backbone.moe.num_experts=4']
@@ -228,16 +226,15 @@ def test_allocation_of_cifar100_has_superclasses(tool, cifar, capsys):
     }
 
 
-def test_wrong_allocations_are_named(tool, cifar, capsys, tiny_config):
+def test_wrong_allocations_are_named(fails, cifar, tiny_config):
     checkpoint = save(plant_colours(STEM, config()), Path('m.pth'))
-    root = ['--data-root', str(cifar)]
-    dense = str(CONFIGS / 'resnet18_dense_cifar10.py')
-    assert run(tool, ALLOCATION, dense, checkpoint, *root, options=SMALL) == 2
-    assert 'builds no MoE layer' in capsys.readouterr().err
+    root = ['--data-root', cifar]
+    assert 'builds no MoE layer' in fails(ALLOCATION, DENSE, checkpoint, *root, '--cfg-options', *SMALL)
     detector_config = moe_config(tiny_config)
     weights = planted_checkpoint(detector_config, Path('detector.pth'))
-    assert tool(ALLOCATION).main([str(detector_config), str(weights), *root]) == 2
-    assert 'the model is a RetinaNet, expected an image classifier' in capsys.readouterr().err
+    text = fails(ALLOCATION, detector_config, weights, *root)
+    assert 'the model is a RetinaNet, expected an image classifier' in text
     patches = [*STEM, 'model.backbone.moe.unit=patch', 'model.backbone.moe.grid=2']
-    assert run(tool, ALLOCATION, config(), checkpoint, *root, options=patches) == 2
-    assert 'a patch has no class of its own' in capsys.readouterr().err
+    assert 'a patch has no class of its own' in fails(
+        ALLOCATION, config(), checkpoint, *root, '--cfg-options', *patches
+    )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from running.detector_runs import free_port
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 
@@ -105,13 +105,10 @@ def test_one_of_several_processes_ends_without_finalisation(rank, last):
 
 
 def test_two_processes_train_one_model(tiny_config, tiny_coco, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = str(probe.getsockname()[1])
     options = ['--cfg-options', 'env_cfg.dist_cfg.backend=gloo', 'train_dataloader.batch_size=1']
     arguments = ['--data-root', tiny_coco, '--work-dir', tmp_path / 'run', *options]
     # without a GPU, also where one is
-    done = run('dist_train.sh', tiny_config, 2, *arguments, PORT=port, CUDA_VISIBLE_DEVICES='')
+    done = run('dist_train.sh', tiny_config, 2, *arguments, PORT=free_port(), CUDA_VISIBLE_DEVICES='')
     assert done.returncode == 0, done.stderr[-6000:]
     log = next((tmp_path / 'run').glob('*/*.log')).read_text()
     assert 'Epoch(train) [1][2/2]' in log  # four images, one for each of two processes: two steps

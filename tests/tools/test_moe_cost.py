@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from small_files import moe_config
+from small_files import moe_config, table_cells
 
 from moe_det.cost.moe_cost import cost_markdown
 from moe_det.cost.part_costs import ModelCost, PartCost
@@ -24,8 +24,7 @@ def test_table_and_json(tool, capsys, tiny_config, tmp_path):
     # half the channels: two active experts of one convolution and a predictor cost one dense branch
     assert whole['active_macs'] == pytest.approx(dense['macs'], rel=0.03)
     assert whole['macs'] > whole['active_macs'] and whole['params'] > whole['active_params']
-    (line,) = [line for line in out.splitlines() if line.startswith('| whole model')]
-    cells = [cell.strip() for cell in line.strip('|').split('|')]
+    (cells,) = table_cells(out, 'whole model')
     assert cells[1] == f'{whole["params"] / 1e3:.2f}' and cells[-1] == f'{whole["active_macs"] / dense["macs"]:.3f}'
 
 
@@ -59,23 +58,13 @@ def test_units_suit_the_model_and_unknown_numbers_are_dashes():
         (['{config}', '--shape', '64', '64', '--json', '{config}/x.json'], '/x.json: cannot be written'),
     ],
 )
-def test_mistakes_are_one_line_and_status_2(tool, capsys, tiny_config, arguments, words):
-    config = str(moe_config(tiny_config))
-    assert tool(TOOL).main([argument.format(config=config) for argument in arguments]) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith('error: ') and words in error
+def test_mistakes_are_one_line_and_status_2(fails, tiny_config, arguments, words):
+    config = moe_config(tiny_config)
+    error = fails(TOOL, *[argument.format(config=config) for argument in arguments])
+    assert words in error and error.count('\n') == 1
 
 
-@pytest.mark.parametrize(
-    'arguments', [[], ['x.py', '--shape', '64'], ['x.py', '--shape', '4', '64'], ['x.py', '--json', 'x']]
-)
-def test_wrong_arguments_are_status_2(tool, capsys, arguments):
-    with pytest.raises(SystemExit) as end:
-        tool(TOOL).main(arguments)
-    assert end.value.code == 2
-
-
-def test_an_image_that_the_model_cannot_take(tool, capsys, tmp_path):
+def test_an_image_that_the_model_cannot_take(tool, fails, capsys, tmp_path):
     config = tmp_path / 'mixture.py'
     config.write_text(
         "custom_imports = dict(imports=['moe_det'], allow_failed_imports=False)\n"
@@ -85,5 +74,4 @@ def test_an_image_that_the_model_cannot_take(tool, capsys, tmp_path):
     )
     assert tool(TOOL).main([str(config)]) == 0  # 12 x 12, as its networks say
     assert 'network input 12x12' in capsys.readouterr().out
-    assert tool(TOOL).main([str(config), '--shape', '40', '40']) == 2
-    assert '--shape 40 40: the model of' in capsys.readouterr().err
+    assert '--shape 40 40: the model of' in fails(TOOL, config, '--shape', 40, 40)

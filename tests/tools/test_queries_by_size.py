@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from small_models import LAYER, detr_config, planted_detr
 
 from moe_det.routing.gates import GAPLinearGate
 
-TOOL = 'analysis_tools/size_specialization.py'
 IMAGES = 60
 
 
@@ -26,15 +24,8 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-def report(tool, place: Path, out: Path, *options: str) -> dict:
-    few = ['--permutations', '500', '--bootstrap', '100', '--swaps', '2', '--resamples', '50', '--no-figures']
-    where = ['--out-dir', str(out), '--device', 'cpu', '--area-ranges', '10', '14']
-    assert tool(TOOL).main([str(place / 'detr.py'), str(place / 'planted.pth'), *where, *few, *options]) == 0
-    return json.loads((out / 'size_specialization.json').read_text())
-
-
-def test_the_planted_gate_is_found(tool, place, tmp_path):
-    results = report(tool, place, tmp_path)
+def test_the_planted_gate_is_found(size_report, place, tmp_path):
+    results = size_report(place / 'detr.py', place / 'planted.pth', 10, 14)
     (layer,) = results['layers']
     assert (layer['name'], layer['unit'], layer['main_unit']) == (LAYER, 'query', 'detection')
     assert layer['units']['detection']['sorts'] is layer['units']['training']['sorts'] is True
@@ -60,10 +51,10 @@ def test_the_planted_gate_is_found(tool, place, tmp_path):
     assert all(line[LAYER] == '1' for line in lines if float(line['area']) > 196)
 
 
-def test_a_gate_that_chooses_at_random_is_not(tool, place, tmp_path, monkeypatch):
+def test_a_gate_that_chooses_at_random_is_not(size_report, place, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     monkeypatch.setattr(GAPLinearGate, 'logits', lambda self, x: torch.randn(len(x), 2, generator=generator))
-    (layer,) = report(tool, place, tmp_path, '--no-forcing')['layers']
+    (layer,) = size_report(place / 'detr.py', place / 'planted.pth', 10, 14, options=('--no-forcing',))['layers']
     assert layer['units']['detection']['sorts'] is layer['units']['training']['sorts'] is False
     assert layer['verdict'] == 'not specialised' and layer['relative_size']['p_value'] > 0.01
     assert layer['plain'] == 'No: nothing shows that its experts differ by size.'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 from small_files import write_own_boxes
 from small_regions import FINEST, LAYER, boxes_are_regions, faster_config, gates_told, level_alone, within_level
 
-TOOL = 'analysis_tools/size_specialization.py'
 IMAGES = 40
 
 
@@ -23,16 +21,9 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-def report(tool, place: Path, out: Path, *options: str) -> dict:
-    few = ['--permutations', '500', '--bootstrap', '100', '--swaps', '2', '--resamples', '50', '--no-figures']
-    where = ['--out-dir', str(out), '--device', 'cpu', '--area-ranges', '16', '32']
-    assert tool(TOOL).main([str(place / 'faster.py'), str(place / 'planted.pth'), *where, *few, *options]) == 0
-    return json.loads((out / 'size_specialization.json').read_text())
-
-
-def test_a_gate_that_sorts_within_the_level_is_found(tool, place, tmp_path, monkeypatch):
+def test_a_gate_that_sorts_within_the_level_is_found(size_report, place, tmp_path, monkeypatch):
     with gates_told(within_level, monkeypatch):
-        results = report(tool, place, tmp_path)
+        results = size_report(place / 'faster.py', place / 'planted.pth', 16, 32)
     (layer,) = results['layers']
     assert (layer['name'], layer['unit'], layer['main_unit']) == (LAYER, 'roi', 'detection')
     assert layer['units']['detection']['sorts'] is layer['units']['training']['sorts'] is True
@@ -49,9 +40,9 @@ def test_a_gate_that_sorts_within_the_level_is_found(tool, place, tmp_path, monk
     np.testing.assert_array_equal(expert[clear], above[clear] > 0)
 
 
-def test_a_gate_that_sees_the_level_alone_is_not_said_to_sort(tool, place, tmp_path, monkeypatch):
+def test_a_gate_that_sees_the_level_alone_is_not_said_to_sort(size_report, place, monkeypatch):
     with gates_told(level_alone, monkeypatch):
-        (layer,) = report(tool, place, tmp_path, '--no-forcing')['layers']
+        (layer,) = size_report(place / 'faster.py', place / 'planted.pth', 16, 32, options=('--no-forcing',))['layers']
     assert layer['units']['detection']['sorts'] is layer['units']['training']['sorts'] is False
     assert layer['verdict'] not in ('size-specialised', 'size-sorted')
     assert layer['level_mi_bits'] > 0.3 and layer['level_p_value'] < 0.01

@@ -59,19 +59,8 @@ def attack(tool, place, tmp_path, capsys):
 
 def test_attacks_lower_ap_and_rows_are_compared(attack, place):
     dense = ['--also', str(place / 'dense/dense.py'), str(place / 'dense/planted.pth')]
-    few = [
-        '--corruptions',
-        'none',
-        '--eps',
-        '8',
-        '--universal-images',
-        '1',
-        '--universal-passes',
-        '1',
-        '--rows',
-        'own',
-        'forced',
-    ]
+    few = ['--corruptions', 'none', '--eps', '8', '--rows', 'own', 'forced']
+    few += ['--universal-images', '1', '--universal-passes', '1']
     names = ['noise', 'fgsm', 'pgd-10', 'universal', 'gate-entropy', 'worst-expert']
     status, found, text = attack(*dense, *few, '--attacks', *names)
     assert status == 0, text
@@ -105,19 +94,8 @@ def test_attacks_lower_ap_and_rows_are_compared(attack, place):
 
 def test_corruptions_by_severity(attack):
     pytest.importorskip('imagecorruptions', reason='pip install imagecorruptions-imaug')
-    options = [
-        '--attacks',
-        'none',
-        '--corruptions',
-        'contrast',
-        '--severities',
-        '1',
-        '5',
-        '--rows',
-        'own',
-        '--limit',
-        '2',
-    ]
+    contrast = ['--corruptions', 'contrast', '--severities', '1', '5']
+    options = ['--attacks', 'none', *contrast, '--rows', 'own', '--limit', '2']
     status, found, text = attack(*options)
     assert status == 0 and found['images'] == 2 and found['attacks'] == []
     low, high = found['corruptions']

@@ -72,13 +72,11 @@ def test_training_images_are_clustered_by_the_backbones_features(tool, tiny_conf
         (['--cfg-options', 'train_dataloader=None'], 'clusters need the images of train_dataloader'),
     ],
 )
-def test_too_few_images_are_one_message(tool, tiny_config, tiny_coco, tmp_path, capsys, arguments, message):
+def test_too_few_images_are_one_message(fails, tiny_config, tiny_coco, tmp_path, arguments, message):
     weights = checkpoint(tiny_config, tmp_path / 'dense.pth')
-    options = ['--data-root', str(tiny_coco), '--device', 'cpu', *arguments]
-    assert tool(CLUSTER).main([str(tiny_config), str(weights), 'clusters.json', *options]) == 2
-    assert message in capsys.readouterr().err
+    options = ['--data-root', tiny_coco, '--device', 'cpu', *arguments]
+    assert message in fails(CLUSTER, tiny_config, weights, 'clusters.json', *options)
 
 
-def test_an_unknown_change_is_one_message(tool, tiny_config, tmp_path, capsys):
-    assert tool(AGREEMENT).main([str(tiny_config), 'none.pth', '--changes', 'blur:2']) == 2
-    assert "--changes: unknown change 'blur'" in capsys.readouterr().err
+def test_an_unknown_change_is_one_message(fails, tiny_config):
+    assert "--changes: unknown change 'blur'" in fails(AGREEMENT, tiny_config, 'none.pth', '--changes', 'blur:2')

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_files import DETR_NAMES, use_noise_images, write_noise
+from small_files import DETR_NAMES, coco_content, use_noise_images, write_noise
 from small_models import build, family, initialise, spread_weights
 
 from moe_det.routing.gates import GAPLinearGate
 
-TOOL = 'analysis_tools/size_specialization.py'
 LAYER = 'encoder.layers.1.ffn'
 IMAGES = 60
 SIDES = (8, 4, 2, 1)  # of the maps, for images of 64 pixels
@@ -39,7 +38,7 @@ def place(tmp_path_factory) -> Path:
     cfg = family('deformable_detr/deformable-detr_r50_16xb2-50e_coco.py')
     experts = [{'modules': LAYER, 'type': 'MoEFFN', 'num_experts': 2, 'top_k': 1}]
     cfg.model = {**cfg.model, 'type': 'WithExperts', 'detector': cfg.model['type'], 'experts': experts}
-    paths = write_noise(folder / 'images', IMAGES)
+    write_noise(folder / 'images', IMAGES)
     use_noise_images(cfg, folder)
     cfg.dump(folder / 'deformable.py')
     torch.manual_seed(0)
@@ -55,25 +54,11 @@ def place(tmp_path_factory) -> Path:
         model.reference_points_fc.bias.zero_()
     meta = {'dataset_meta': {'classes': DETR_NAMES}}
     torch.save({'state_dict': model.state_dict(), 'meta': meta}, folder / 'planted.pth')
-    annotations = []
-    for image in range(IMAGES):
-        for box in boxes_of(image):
-            entry = {'id': len(annotations), 'image_id': image, 'category_id': 1, 'bbox': box, 'iscrowd': 0}
-            annotations.append({**entry, 'area': box[2] * box[3]})
-    images = [{'id': i, 'file_name': path.name, 'width': 64, 'height': 64} for i, path in enumerate(paths)]
-    categories = [{'id': i + 1, 'name': name} for i, name in enumerate(DETR_NAMES)]
-    content = {'images': images, 'annotations': annotations, 'categories': categories}
+    objects = [(image, 1, box) for image in range(IMAGES) for box in boxes_of(image)]
+    content = coco_content(objects, range(IMAGES), dict(enumerate(DETR_NAMES, start=1)), (64, 64))
     (folder / 'annotations').mkdir()
     (folder / 'annotations' / 'truth.json').write_text(json.dumps(content))
     return folder
-
-
-def layer_of(tool, place: Path, out: Path) -> dict:
-    few = ['--permutations', '500', '--bootstrap', '100', '--swaps', '1', '--resamples', '50', '--no-figures']
-    where = ['--out-dir', str(out), '--device', 'cpu', '--area-ranges', '30', '50', '--no-forcing']
-    assert tool(TOOL).main([str(place / 'deformable.py'), str(place / 'planted.pth'), *where, *few]) == 0
-    (layer,) = json.loads((out / 'size_specialization.json').read_text())['layers']
-    return layer
 
 
 def plant(monkeypatch, expert_of) -> None:
@@ -83,15 +68,11 @@ def plant(monkeypatch, expert_of) -> None:
     monkeypatch.setattr(GAPLinearGate, 'logits', lambda self, x: logits.repeat(len(x) // TOKENS, 1))
 
 
-def test_a_gate_that_sorts_within_the_map(tool, place, tmp_path, monkeypatch):
+def test_a_gate_that_sorts_within_the_map(size_report, place, tmp_path, monkeypatch):
     plant(monkeypatch, lambda level, column: int(column >= SIDES[level] / 2))
-    layer = layer_of(tool, place, tmp_path)
-    assert (layer['name'], layer['unit'], layer['main_unit'], layer['levels']) == (
-        LAYER,
-        'token',
-        'training',
-        [1, 2],
-    )
+    (layer,) = size_report(place / 'deformable.py', place / 'planted.pth', 30, 50, options=('--no-forcing',))['layers']
+    assert (layer['name'], layer['unit'], layer['main_unit']) == (LAYER, 'token', 'training')
+    assert layer['levels'] == [1, 2]
     training = layer['units']['training']
     assert training['n_objects'] == 4 * IMAGES and training['sorts'] is True
     assert layer['units']['detection']['unavailable'] == 'no detection is made by a token of the encoder'
@@ -100,8 +81,8 @@ def test_a_gate_that_sorts_within_the_map(tool, place, tmp_path, monkeypatch):
     assert 'Encoder layers are asked given the level' in (tmp_path / 'report.html').read_text().replace('&#39;', "'")
 
 
-def test_a_gate_that_knows_the_map_alone(tool, place, tmp_path, monkeypatch):
+def test_a_gate_that_knows_the_map_alone(size_report, place, monkeypatch):
     plant(monkeypatch, lambda level, column: int(level > 0))
-    layer = layer_of(tool, place, tmp_path)
+    (layer,) = size_report(place / 'deformable.py', place / 'planted.pth', 30, 50, options=('--no-forcing',))['layers']
     assert layer['units']['training']['sorts'] is False and layer['verdict'] == 'level-specialised'
     assert layer['level_mi_bits'] > 0.9

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from small_files import checkpoint, moe_config
 
 from moe_det.running import launch
 
@@ -17,50 +19,16 @@ pytestmark = pytest.mark.usefixtures('in_tmp_path')  # runs write into the curre
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 
 
-def run(script: str, *arguments: str, **settings) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(TOOLS / script), *arguments], capture_output=True, text=True, timeout=120, **settings
-    )
-
-
-@pytest.mark.parametrize(
-    ('script', 'arguments'),
-    [
-        ('train.py', []),
-        ('train.py', ['a.py', '--sede', '3', '--no-such-flag']),
-        ('test.py', ['a.py']),
-        ('test.py', ['a.py', 'b.pth', '--out', 'predictions.json']),
-    ],
-)
-def test_wrong_arguments_end_with_usage_and_status_2(tool, capsys, script, arguments):
-    with pytest.raises(SystemExit) as end:
-        tool(script).main(arguments)
-    assert end.value.code == 2
-    assert 'usage' in capsys.readouterr().err
-
-
-def error_of(tool, capsys, script: str, *arguments: object) -> str:
-    """Returns the one message of a run that fails with status 2."""
-    capsys.readouterr()
-    assert tool(script).main([str(item) for item in arguments]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith('error: ') and 'Traceback' not in err
-    return err
-
-
-def test_mistakes_of_the_user_are_one_message_each(tool, capsys, tiny_config, tiny_coco):
-    def fails(*arguments: object, script: str = 'train.py') -> str:
-        return error_of(tool, capsys, script, *arguments)
-
-    assert 'tiny_retinanet.py' in fails('tiny_retinnet.py')
-    text = fails(tiny_config)
+def test_mistakes_of_the_user_are_one_message_each(fails, tiny_config, tiny_coco):
+    assert 'tiny_retinanet.py' in fails('train.py', 'tiny_retinnet.py')
+    text = fails('train.py', tiny_config)
     assert str(Path('data/tiny').absolute()) in text and 'make_shapes.py' in text
-    assert 'bad' in fails(tiny_config, '--cfg-options', 'bad')
-    assert 'absent.pth' in fails(tiny_config, '--data-root', tiny_coco, '--resume', 'absent.pth')
-    assert 'torchrun' in fails(tiny_config, '--data-root', tiny_coco, '--launcher', 'pytorch')
-    assert 'base_batch_size' in fails(tiny_config, '--auto-scale-lr')
-    assert 'absent.pth' in fails(tiny_config, 'absent.pth', '--data-root', tiny_coco, script='test.py')
-    assert '.ini' in fails(tiny_config, '--save-path', 'x.ini', script='misc/print_config.py')
+    assert 'bad' in fails('train.py', tiny_config, '--cfg-options', 'bad')
+    assert 'absent.pth' in fails('train.py', tiny_config, '--data-root', tiny_coco, '--resume', 'absent.pth')
+    assert 'torchrun' in fails('train.py', tiny_config, '--data-root', tiny_coco, '--launcher', 'pytorch')
+    assert 'base_batch_size' in fails('train.py', tiny_config, '--auto-scale-lr')
+    assert 'absent.pth' in fails('test.py', tiny_config, 'absent.pth', '--data-root', tiny_coco)
+    assert '.ini' in fails('misc/print_config.py', tiny_config, '--save-path', 'x.ini')
 
 
 def test_print_config_is_a_config_again(tool, capsys, tiny_config, tmp_path):
@@ -76,7 +44,8 @@ def test_print_config_is_a_config_again(tool, capsys, tiny_config, tmp_path):
 
 def test_train_resume_and_test(tool, capsys, tiny_config, tiny_coco, tmp_path):
     # a process of its own, from another folder, for the first training: the whole way a user goes
-    done = run('train.py', str(tiny_config), '--data-root', str(tiny_coco), '--resume', '--seed', '5', cwd=tmp_path)
+    first = [sys.executable, TOOLS / 'train.py', tiny_config, '--data-root', tiny_coco, '--resume', '--seed', '5']
+    done = subprocess.run([*map(str, first)], capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     work_dir = tmp_path / 'work_dirs' / 'tiny_retinanet'
     assert 'training starts from scratch' in done.stdout
@@ -105,7 +74,6 @@ def test_train_resume_and_test(tool, capsys, tiny_config, tiny_coco, tmp_path):
 
 def test_test_time_augmentation_scores_both_views(tool, tiny_config, tiny_coco):
     """Boxes found in the mirror image come back mirrored: on a model that sees the right half only, both halves."""
-    import torch
     from mmdet.registry import MODELS
     from mmengine.model import BaseModel
     from mmengine.structures import InstanceData
@@ -133,28 +101,23 @@ def test_test_time_augmentation_scores_both_views(tool, tiny_config, tiny_coco):
 
 
 @pytest.mark.parametrize('tta', [[], ['--tta']])
-def test_a_checkpoint_that_does_not_fit_is_no_test(tool, capsys, tiny_config, tiny_coco, tta):
+def test_a_checkpoint_that_does_not_fit_is_no_test(fails, tiny_config, tiny_coco, tta):
     """mmengine would leave random weights in place, and report their AP."""
-    import torch
-    from small_files import checkpoint, moe_config
-
     dense = checkpoint(tiny_config, Path('dense.pth').absolute())
     moe = moe_config(tiny_config)
     experts = checkpoint(moe, Path('moe.pth').absolute())
     state = torch.load(dense, weights_only=True)['state_dict']
     torch.save(dict(state_dict={k: v for k, v in state.items() if 'retina_reg' not in k}), 'half.pth')
 
-    def fails(config: object, name: str, *options: str) -> str:
-        return error_of(tool, capsys, 'test.py', config, name, '--data-root', tiny_coco, *tta, *options)
-
-    text = fails(tiny_config, 'dense.pth', '--cfg-options', 'model.bbox_head.feat_channels=24')
+    shared = ['--data-root', tiny_coco, *tta]
+    text = fails('test.py', tiny_config, 'dense.pth', *shared, '--cfg-options', 'model.bbox_head.feat_channels=24')
     assert 'dense.pth does not match' in text and 'size mismatch for bbox_head.cls_convs.0' in text
-    text = fails(tiny_config, 'half.pth')
+    text = fails('test.py', tiny_config, 'half.pth', *shared)
     assert 'lacks 2 tensors of the model (bbox_head.retina_reg.weight, bbox_head.retina_reg.bias)' in text
-    assert 'moe.pth does not match' in fails(tiny_config, experts)
-    assert 'dense.pth has no MoE layer' in fails(moe, 'dense.pth')
+    assert 'moe.pth does not match' in fails('test.py', tiny_config, experts, *shared)
+    assert 'dense.pth has no MoE layer' in fails('test.py', moe, 'dense.pth', *shared)
     for number in ('num_experts=6', 'top_k=1'):
-        assert number in fails(moe, experts, '--cfg-options', f'model.bbox_head.moe.{number}')
+        assert number in fails('test.py', moe, experts, *shared, '--cfg-options', f'model.bbox_head.moe.{number}')
 
 
 def test_ctrl_c_says_how_to_continue(tool, capsys, monkeypatch, tiny_config, tiny_coco, tmp_path):
@@ -177,8 +140,6 @@ def test_ctrl_c_says_how_to_continue(tool, capsys, monkeypatch, tiny_config, tin
 def test_resume_keeps_the_weights_to_start_from_when_there_is_nothing_to_resume(
     tool, capsys, monkeypatch, tiny_config, tiny_coco
 ):
-    import torch
-
     seen = {}
 
     class Recorder:

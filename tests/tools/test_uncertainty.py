@@ -44,10 +44,3 @@ def test_each_detection_has_its_doubts(tool, tmp_path, capsys):
     assert weighted == pytest.approx(sum(scores) / len(scores), abs=1e-3)
     assert sum(b['detections'] * b['precision'] for b in clean['calibration']['bins']) == pytest.approx(precision * 40)
     assert (tmp_path / 'out/reliability.png').is_file() and 'PAvPU' in capsys.readouterr().out
-
-
-@pytest.mark.parametrize('pair', [('mist', '3'), ('fog', '6')])
-def test_a_corruption_that_is_not_there_is_one_message(tool, capsys, pair):
-    with pytest.raises(SystemExit) as end:
-        tool(TOOL).main(['a.py', 'a.pth', '--corruption', *pair])
-    assert end.value.code == 2 and f'--corruption {pair[0]} {pair[1]}: expected one of' in capsys.readouterr().err

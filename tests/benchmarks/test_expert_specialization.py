@@ -17,7 +17,7 @@ from mixtures import runs as trainings
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
-from small_files import write_mnist
+from small_files import table_cells, write_mnist
 
 from moe_det.routing.router import Router
 from moe_det.running.launch import load_config
@@ -46,9 +46,8 @@ RUNS = [
 
 
 def cells(page: str, start: str) -> list[str]:
-    """The first line of the page that starts so, as cells."""
-    line = next(line for line in page.splitlines() if line.startswith(f'| {start} |'))
-    return [cell.strip() for cell in line.strip('|').split('|')]
+    """The first line of the page that starts with this cell."""
+    return table_cells(page, f'{start} |')[0]
 
 
 def test_page_sets_means_beside_those_of_the_authors_and_leaves_rows_empty():

@@ -8,7 +8,7 @@ import experts_and_data as benchmark
 import pytest
 from experts_data.page import best_by_active, page
 from experts_data.runs import Setting
-from small_files import write_mnist
+from small_files import table_cells, write_mnist
 
 
 def run_of(experts: int, share: float, error: float, active: float, seed: int = 0) -> dict:
@@ -29,7 +29,7 @@ RUNS = [
 
 def test_page_has_a_row_for_each_share_and_the_best_number_in_use():
     assert best_by_active(RUNS[:3]) == (3, 22.5) and best_by_active(RUNS[:4]) == (4, 22.4)
-    lines = [[cell.strip() for cell in line.strip('|').split('|')] for line in page(RUNS).splitlines() if '|' in line]
+    lines = table_cells(page(RUNS))
     assert lines[0] == ['training images', 'E = 1', 'E = 5', 'E = 10', 'best number in use']
     assert lines[2] == ['5 %', '24.00 (1.0)', '22.50 ± 0.71 (3.0)', '22.40 (4.0)', '4 (22.40)']
     assert lines[3] == ['100 %', '-', '-', '16.00 (8.0)', '8 (16.00)']

@@ -19,6 +19,7 @@ from pay import runs
 from pay.conclusion import MOST_COST
 from pay.settings import TABLE as PAY
 from pay.table import BASELINE
+from small_files import table_cells
 from small_models import build
 
 from moe_det.layers.multilinear import TRExperts
@@ -76,13 +77,6 @@ def said(*rows: dict) -> str:
     return ' '.join(conclusion({one['name']: one for one in rows}))
 
 
-def cells(text: str, name: str) -> list[list[str]]:
-    """The cells of every table row of a name."""
-    return [
-        [c.strip() for c in line.strip('|').split('|')] for line in text.splitlines() if line.startswith(f'| {name} ')
-    ]
-
-
 def test_the_page_is_that_of_the_record():
     record = json.loads((RECORDS / 'neighbours.json').read_text(encoding='utf-8'))
     assert (RESULTS / 'neighbours.md').read_text(encoding='utf-8') == page(record)
@@ -102,14 +96,15 @@ def test_tables_of_a_made_up_record():
     mixture = row(MIXTURE, [0.71, 0.72, 0.73], swap=-0.02, under={'AP': 0.35, 'agreement': 0.5})
     dear = row(MUTUAL[0.0], [0.72], cost=1.056, swap=-0.03, alone=(0.2, 0.4))
     text = page(record_of(control, mixture, dear))
-    precision, swap, withstands = cells(text, MIXTURE)
+    precision, swap, withstands = table_cells(text, f'{MIXTURE} ')
     assert precision[1:4] == ['3', '1.000', '1.000'] and precision[6:8] == ['72.0 ± 1.0', '+1.0 [+1.0, +1.0]']
     assert swap[1] == '-2.0 (3 of 3)' and swap[-1] == '0.062' and swap[5] == '4 to 4'
     assert withstands[1:7] == ['3', '100', '72.0 ± 1.0', '35.0 ± 0.0', '+5.0 [+5.0, +5.0]', '51 %']
     assert withstands[-4:] == ['50 %', '50 %', '50 %', 'a sign (3)']
-    assert cells(text, MUTUAL[0.0])[0][2] == '1.056 (more)'
-    assert cells(text, MUTUAL[0.0])[2] == [MUTUAL[0.0], '1', '72.0', '30.0 ± 14.1', '20.0', '40.0', '-3.0 (1 of 1)']
-    assert cells(text, f'**{BASELINE}**')[1][3:7] == ['71.0 ± 1.0', '30.0 ± 0.0', '', '58 %']
+    of_dear = table_cells(text, f'{MUTUAL[0.0]} ')
+    assert of_dear[0][2] == '1.056 (more)'
+    assert of_dear[2] == [MUTUAL[0.0], '1', '72.0', '30.0 ± 14.1', '20.0', '40.0', '-3.0 (1 of 1)']
+    assert table_cells(text, f'**{BASELINE}** ')[1][3:7] == ['71.0 ± 1.0', '30.0 ± 0.0', '', '58 %']
 
 
 @pytest.mark.parametrize(

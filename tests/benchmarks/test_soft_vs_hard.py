@@ -6,6 +6,7 @@ import json
 
 import pytest
 import reproduce_soft_vs_hard as benchmark
+from small_files import table_cells
 
 from moe_det.running.launch import load_config
 
@@ -34,9 +35,8 @@ RUNS = [
 
 
 def cells(page: str, start: str) -> list[str]:
-    """The first line of the page that starts so, as cells."""
-    line = next(line for line in page.splitlines() if line.startswith(f'| {start}'))
-    return [cell.strip() for cell in line.strip('|').split('|')]
+    """The first line of the page that starts so."""
+    return table_cells(page, start)[0]
 
 
 def test_page_has_means_gaps_and_empty_rows():

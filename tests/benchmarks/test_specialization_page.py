@@ -6,6 +6,7 @@ import pytest
 from common.welch import welch
 from scipy.stats import ttest_ind
 from shapes.page import page
+from small_files import table_cells
 
 CLS, REG = 'bbox_head.cls', 'bbox_head.reg'
 
@@ -51,10 +52,8 @@ def text_of(settings: dict, **record) -> str:
 
 
 def cells(text: str, heading: str, start: str) -> list[str]:
-    """The first line below a heading that starts so, as cells."""
-    lines = text.split(heading, 1)[1].splitlines()
-    line = next(line for line in lines if line.startswith(f'| {start}'))
-    return [cell.strip() for cell in line.strip('|').split('|')]
+    """The first line below a heading that starts so."""
+    return table_cells(text.split(heading, 1)[1], start)[0]
 
 
 def test_the_tables():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from common import ROOT
 from common.page import fill
+from small_files import table_cells
 from speed import detectors, page, plot, record
 from speed.clock import interleave, ratio, summary
 from speed.cost_table import cost_table
@@ -215,24 +216,22 @@ def test_tables_hold_the_records_numbers(measured):
     text = page.tables(measured)
     found = measured['patterns']['training E=8 k=2 fp32']['results']['ratios']['boolean masks / sorted slices']
     low, high = found['ci95']
-    (row,) = [line for line in text.splitlines() if line.startswith('| training | 8 | 2 |')]
-    assert row.split('|')[6].strip() == f'{found["median"]:.3f} ({low:.3f} to {high:.3f})'
+    (row,) = table_cells(text, 'training | 8 | 2 |')
+    assert row[5] == f'{found["median"]:.3f} ({low:.3f} to {high:.3f})'
     shards = measured['whole']['inference B=1 96x64 fp32']['results']['ratios']['shards E=16 / dense']
-    lines = text.split('**At the cost of the dense head**')[1].splitlines()
-    (row,) = [line for line in lines if line.startswith('| B=1, 96x64, fp32 | inference |')]
-    assert row.split('|')[4].strip().startswith(f'{shards["median"]:.3f} (')
+    (row,) = table_cells(text.split('**At the cost of the dense head**')[1], 'B=1, 96x64, fp32 | inference |')
+    assert row[3].startswith(f'{shards["median"]:.3f} (')
     kept = {name: measured['memory'][f'detector {name} fp32']['results']['kept'] for name in ('mmdet RetinaNet', 'k=1')}
     dense, one = (found['saved_bytes'] for found in kept.values())
-    (row,) = [line for line in text.splitlines() if line.startswith('| k=1 | fp32 | 1 |')]
-    assert row.split('|')[5].strip() == f'{one / dense:.3f}'
+    (row,) = table_cells(text, 'k=1 | fp32 | 1 |')
+    assert row[4] == f'{one / dense:.3f}'
     assert text.count('| dense expert |') == 1 and '| k=2, E=32 | fp32 | 1 |' in text
-    (row,) = [line for line in text.split('**Tokens** (40 tokens')[1].splitlines() if line.startswith('| inference |')]
+    (row,) = table_cells(text.split('**Tokens** (40 tokens')[1], 'inference |')
     over = measured['tokens']['inference fp32']['results']['ratios'][OVER_IDEAL]
-    assert row.split('|')[5].strip().startswith(f'{over["median"]:.3f} (')
+    assert row[4].startswith(f'{over["median"]:.3f} (')
     fused = measured['optimizer']['k=2, E=32']['results']['ratios']['fused / one by one']
-    lines = text.split('**The optimizer alone**')[1].splitlines()
-    (row,) = [line for line in lines if line.startswith('| k=2, E=32 |')]
-    assert row.split('|')[5].strip().startswith(f'{fused["median"]:.3f} (')
+    (row,) = table_cells(text.split('**The optimizer alone**')[1], 'k=2, E=32 |')
+    assert row[4].startswith(f'{fused["median"]:.3f} (')
     differences = text.split('**Where the time goes**')[1].splitlines()
     (row,) = [line for line in differences if 'training, backward | between operators' in line]
     kinds = measured['profile']['training B=1 64x64 fp32']['results']['by_kind']
@@ -255,8 +254,7 @@ def test_tables_hold_the_records_numbers(measured):
 def test_costs_are_set_against_the_plain_detector(measured):
     assert cost_table({'cpu': {}, 'cuda': {}}) == 'Not measured yet.'
     text = cost_table({'cpu': measured, 'cuda': {}})
-    rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in text.splitlines()[:8]]
-    cells = {row[0]: row[1:] for row in rows}
+    cells = {name: numbers for name, *numbers in table_cells(text)}
     found = measured['whole']['inference B=1 96x64 fp32']['results']['ratios']['k=2 / dense']['median']
     assert cells['`retinanet_moe_soft.py`: E=4, k=2'][-1] == f'{found:.2f}'
     assert cells['`retinanet_moe_top1.py`: E=4, k=1'][0] == '1.00'
@@ -314,17 +312,9 @@ def test_a_busy_machine_is_refused(monkeypatch, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'arguments',
-    [
-        ['--only', 'nothing'],
-        ['--batch', '0'],
-        ['--experts', '1'],
-        ['--rounds', '0'],
-        ['--precision', 'tf32'],
-        ['--out', 'x.txt'],
-    ],
+    'words', ['--only nothing', '--batch 0', '--experts 1', '--rounds 0', '--precision tf32', '--out x.txt']
 )
-def test_wrong_arguments_are_refused(capsys, arguments):
+def test_wrong_arguments_are_refused(capsys, words):
     with pytest.raises(SystemExit) as end:
-        moe_speed.main(arguments)
+        moe_speed.main(words.split())
     assert end.value.code == 2

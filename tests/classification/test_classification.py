@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import tarfile
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_files import CIFAR100_NAMES, write_cifar100, write_folder, write_mnist
+from small_files import CIFAR10_NAMES, CIFAR100_NAMES, write_cifar100, write_folder, write_mnist
 
 from moe_det.classification import image_folder
 from moe_det.classification.dataset import ClassificationDataset, whole_batch
@@ -108,25 +109,23 @@ def test_images_are_decoded_once(tmp_path, monkeypatch):
 
 def test_image_size_and_grayscale(tmp_path):
     write_folder(tmp_path / 'pets')
-    options = dict(cache_dir=None, device='cpu')
-    assert ClassificationDataset(None, str(tmp_path), 'train', 'pets', image_size=4, **options).images.shape[1:] == (
-        3,
-        4,
-        4,
-    )
-    gray = ClassificationDataset(None, str(tmp_path), 'train', 'pets', grayscale=True, **options)
-    assert gray.images.shape[1:] == (1, 8, 8)
+
+    def shape(**options) -> tuple[int, ...]:
+        data = ClassificationDataset(None, str(tmp_path), 'train', 'pets', cache_dir=None, device='cpu', **options)
+        return tuple(data.images.shape[1:])
+
+    assert shape(image_size=4) == (3, 4, 4)
+    assert shape(grayscale=True) == (1, 8, 8)
     Image.fromarray(np.zeros((9, 8, 3), np.uint8)).save(tmp_path / 'pets' / 'train' / 'cat' / '000.png')
     with pytest.raises(DataError, match='cat/000.png has 9 x 8 pixels, .* 8 x 8; set image_size'):
-        ClassificationDataset(None, str(tmp_path), 'train', 'pets', **options)
+        shape()
 
 
 def test_cifar10_as_image_folder_where_the_original_is_missing(tmp_path):
-    names = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
-    written = write_folder(tmp_path / 'images', names, train=1, test=2, size=32)
+    written = write_folder(tmp_path / 'images', CIFAR10_NAMES, train=1, test=2, size=32)
     options = dict(name='CIFAR10', data_root=str(tmp_path), split='test', cache_dir=None, device='cpu')
     data = ClassificationDataset(image_folder='images', **options)
-    assert data.labels.tolist() == [i // 2 for i in range(20)] and data.classes == names
+    assert data.labels.tolist() == [i // 2 for i in range(20)] and data.classes == CIFAR10_NAMES
     assert np.array_equal(data.images[18].permute(1, 2, 0).numpy(), written['test']['truck'][0])
     write_folder(tmp_path / 'two')
     with pytest.raises(DataError, match='two has 2 classes, CIFAR10 has 10'):
@@ -225,21 +224,15 @@ def test_labels_that_do_not_fit(tmp_path):
     ],
 )
 def test_folders_that_do_not_fit(tmp_path, change, message):
-    write_folder(tmp_path / 'pets')
-    part = 'test' if change in ('missing', 'no test') else 'train'
-    folder = tmp_path / 'pets' / part / 'ant'
-    if change == 'damaged':
-        (folder / '001.png').write_bytes(b'no image')
+    pets = tmp_path / 'pets'
+    write_folder(pets)
+    if change == 'empty':
+        for file in (pets / 'train' / 'ant').iterdir():
+            file.unlink()
+    elif change == 'damaged':
+        (pets / 'train' / 'ant' / '001.png').write_bytes(b'no image')
     else:
-        for file in folder.iterdir():
-            file.unlink()
-        if change != 'empty':
-            folder.rmdir()
-    if change == 'no test':
-        for file in (tmp_path / 'pets' / 'test' / 'cat').iterdir():
-            file.unlink()
-        (tmp_path / 'pets' / 'test' / 'cat').rmdir()
-        (tmp_path / 'pets' / 'test').rmdir()
+        shutil.rmtree(pets / 'test' / 'ant' if change == 'missing' else pets / 'test')
     with pytest.raises(DataError, match=message):
         ClassificationDataset(None, str(tmp_path), 'train', 'pets', cache_dir=None)
 

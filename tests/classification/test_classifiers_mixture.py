@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 
 import pytest
 import torch
@@ -41,6 +42,9 @@ def batch(number: int = 12, seed: int = 1):
     return torch.randn(number, 1, 10, 10, generator=generator), torch.arange(number) % 5
 
 
+INPUTS, LABELS = batch()
+
+
 def by_hand(model: MixtureClassifier, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Gate probabilities (N, E) and class probabilities of the experts (N, E, K), expert by expert."""
     found = [expert(inputs, with_features=True) for expert in model.expert_group.experts]
@@ -53,14 +57,17 @@ def by_hand(model: MixtureClassifier, inputs: torch.Tensor) -> tuple[torch.Tenso
     return gate.net(inputs).softmax(1), o
 
 
+def cross_entropy(y: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean over the images of class probabilities y (N, K)."""
+    return -(y[torch.arange(len(y)), labels] + 1e-7).log().mean()
+
+
 @pytest.mark.parametrize('expert', [SMALL, DEEP])
 @pytest.mark.parametrize('training', [True, False])
 def test_side_by_side_equals_one_by_one(expert, training):
     nets = [SmallConvNet(num_outputs=5, **expert).double().train(training) for _ in range(3)]
     inputs = batch()[0].double()
-    copies = [SmallConvNet(num_outputs=5, **expert).double().train(training) for _ in nets]
-    for copy, net in zip(copies, nets, strict=True):
-        copy.load_state_dict(net.state_dict())
+    copies = deepcopy(nets)
     outputs, features = run_side_by_side(nets, inputs)
     loss = (outputs.sin() * torch.arange(1.0, 4.0).view(1, 3, 1)).sum() + features.square().sum()
     expected = [copy(inputs, with_features=True) for copy in copies]
@@ -108,46 +115,33 @@ def test_published_sizes(network, sizes):
         assert sum(p.numel() for p in net.parameters()) == sizes[1]
 
 
-@pytest.mark.parametrize('gate', [PLAIN, ATTENTIVE])
-def test_loss_of_the_output_mixture(gate):
-    model = model_of(gate, constraint=dict(type='ImportanceConstraint', weight=0.4, dense=True))
-    inputs, labels = batch()
-    losses = model(inputs, labels, mode='loss')
-    p, o = by_hand(model, inputs)
-    y = (p[:, :, None] * o).sum(1)
-    expected = -(y[torch.arange(12), labels] + 1e-7).log().mean()
-    assert torch.allclose(losses['loss_cls'], expected, atol=1e-6)
-    importance = p.sum(0)
+@pytest.mark.parametrize(
+    ('gate', 'top_k', 'dense'), [(PLAIN, None, True), (ATTENTIVE, None, True), (PLAIN, 2, True), (PLAIN, 2, False)]
+)
+def test_loss_of_the_output_mixture(gate, top_k, dense):
+    """The importance is that of all experts or, with ``dense=False``, of those that are mixed."""
+    constraint = dict(type='ImportanceConstraint', weight=0.4, dense=dense)
+    model = model_of(gate, top_k=top_k, constraint=constraint)
+    losses = model(INPUTS, LABELS, mode='loss')
+    p, o = by_hand(model, INPUTS)
+    kept, chosen = p.topk(top_k or 3)
+    mixed = torch.zeros_like(p).scatter(1, chosen, kept / kept.sum(1, keepdim=True))
+    assert torch.allclose(losses['loss_cls'], cross_entropy((mixed[:, :, None] * o).sum(1), LABELS), atol=1e-6)
+    importance = (p if dense else mixed).sum(0)
     assert torch.allclose(losses['loss_moe_importance'], 0.4 * (importance.std() / importance.mean()) ** 2, atol=1e-6)
-
-
-def test_importance_is_that_of_all_experts_in_a_top_k_mixture():
-    inputs, labels = batch()
-    for dense in (True, False):
-        model = model_of(top_k=2, constraint=dict(type='ImportanceConstraint', weight=1.0, dense=dense))
-        p, o = by_hand(model, inputs)
-        kept, chosen = p.topk(2)
-        sparse = torch.zeros_like(p).scatter(1, chosen, kept / kept.sum(1, keepdim=True))
-        losses = model(inputs, labels, mode='loss')
-        importance = (p if dense else sparse).sum(0)
-        assert torch.allclose(losses['loss_moe_importance'], (importance.std() / importance.mean()) ** 2, atol=1e-5)
-        y = (sparse[:, :, None] * o).sum(1)
-        expected = -(y[torch.arange(12), labels] + 1e-7).log().mean()
-        assert torch.allclose(losses['loss_cls'], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize('gate', [PLAIN, ATTENTIVE])
 def test_stochastic_mixture(gate):
     model = model_of(gate, mixture='stochastic')
-    inputs, labels = batch()
-    p, o = by_hand(model, inputs)
+    p, o = by_hand(model, INPUTS)
     # Jacobs: -mean log sum_e p(e|x) exp(-CE_e / 2), exp(-CE / 2) is the root of the label's probability
-    expected = -(p * o[torch.arange(12), :, labels].sqrt()).sum(1).log().mean()
-    assert torch.allclose(model(inputs, labels, mode='loss')['loss_cls'], expected, atol=1e-6)
+    expected = -(p * o[torch.arange(12), :, LABELS].sqrt()).sum(1).log().mean()
+    assert torch.allclose(model(INPUTS, LABELS, mode='loss')['loss_cls'], expected, atol=1e-6)
     model.eval()
     with torch.no_grad():
-        p, o = by_hand(model, inputs)
-        (found,) = model(inputs.repeat(500, 1, 1, 1), labels.repeat(500), mode='predict')
+        p, o = by_hand(model, INPUTS)
+        (found,) = model(INPUTS.repeat(500, 1, 1, 1), LABELS.repeat(500), mode='predict')
     distance = (found['probs'].view(500, 12, 1, 5) - o).abs().amax(3)
     assert (distance.amin(2) < 1e-5).all()  # one expert's answer as it is
     counts = nn.functional.one_hot(distance.argmin(2), 3).float().mean(0)
@@ -158,13 +152,12 @@ def test_stochastic_mixture(gate):
 
 def test_similarity_of_pixels():
     betas = dict(beta_s=0.3, beta_d=0.7)
-    inputs, labels = batch()
     for normalisation in ('pairs', 'published'):
         constraint = dict(type='SampleSimilarityConstraint', distance='inputs', normalisation=normalisation, **betas)
         model = model_of(ATTENTIVE, constraint=constraint)
-        p = by_hand(model, inputs)[0].double()
+        p = by_hand(model, INPUTS)[0].double()
         distance = torch.cdist(
-            inputs.flatten(1).double(), inputs.flatten(1).double(), compute_mode='donot_use_mm_for_euclid_dist'
+            INPUTS.flatten(1).double(), INPUTS.flatten(1).double(), compute_mode='donot_use_mm_for_euclid_dist'
         )
         distance = distance / distance.max()
         same = different = 0.0
@@ -176,7 +169,7 @@ def test_similarity_of_pixels():
                         same, different = (same + term, different) if e == f else (same, different + term)
         scale = 144 if normalisation == 'pairs' else 1
         expected = 0.3 * same / 3 / scale - 0.7 * different / 6 / 144
-        found = model(inputs, labels, mode='loss')['loss_moe_similarity']
+        found = model(INPUTS, LABELS, mode='loss')['loss_moe_similarity']
         assert found.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
@@ -202,17 +195,15 @@ def test_gradient_reaches_experts_through_outputs_and_keys(blocked, monkeypatch)
 
 
 def test_dual_temperature():
-    inputs, labels = batch()
     for gate in (PLAIN, ATTENTIVE):
         model = model_of(gate, temperature=4.0)
-        losses = model(inputs, labels, mode='loss')
+        losses = model(INPUTS, LABELS, mode='loss')
         assert {key for key in losses if 'loss' in key} == {'loss_experts', 'loss_gate'}
-        p, o = by_hand(model, inputs)
+        p, o = by_hand(model, INPUTS)
         soft = (p.log() / 4).softmax(1)
-        rows = torch.arange(12)
         for key, weights in (('loss_experts', soft), ('loss_gate', p)):
             y = (weights[:, :, None] * o).sum(1)
-            assert torch.allclose(losses[key], -(y[rows, labels] + 1e-7).log().mean(), atol=1e-6)
+            assert torch.allclose(losses[key], cross_entropy(y, LABELS), atol=1e-6)
         experts, gates = list(model.expert_group.parameters()), list(model.router.gate.parameters())
         for key, learning, still in (('loss_experts', experts, gates), ('loss_gate', gates, experts)):
             model.zero_grad()
@@ -231,11 +222,10 @@ def test_temperature_falls_by_epochs():
 
 def test_single_classifier_has_no_gate():
     model = model_of(experts=1, top_k=1)
-    inputs, labels = batch()
-    losses = model(inputs, labels, mode='loss')
-    expected = nn.functional.cross_entropy(model.expert_group.experts[0](inputs), labels)
+    losses = model(INPUTS, LABELS, mode='loss')
+    expected = nn.functional.cross_entropy(model.expert_group.experts[0](INPUTS), LABELS)
     assert set(losses) == {'loss_cls', 'error'} and torch.allclose(losses['loss_cls'], expected)
-    (found,) = model.eval()(inputs, labels, mode='predict')
+    (found,) = model.eval()(INPUTS, LABELS, mode='predict')
     assert found['gates'] == {} and found['expert_classes'] == {}
 
 
@@ -282,12 +272,11 @@ def test_class_of_the_favourite_expert_in_a_sparse_mixture():
 
 def test_published_top_1():
     model = model_of(mixture='top1_published', top_k=1)
-    inputs, labels = batch()
-    p, o = by_hand(model, inputs)
+    p, o = by_hand(model, INPUTS)
     best = p.argmax(1)
     y = (p.amax(1, keepdim=True) * o[torch.arange(12), best]).softmax(1)
-    losses = model(inputs, labels, mode='loss')
-    assert torch.allclose(losses['loss_cls'], -(y[torch.arange(12), labels] + 1e-7).log().mean(), atol=1e-6)
+    losses = model(INPUTS, LABELS, mode='loss')
+    assert torch.allclose(losses['loss_cls'], cross_entropy(y, LABELS), atol=1e-6)
     losses['loss_cls'].backward()
     assert model.router.gate.net.fcs[0].weight.grad.abs().sum() > 0
 
@@ -303,8 +292,7 @@ def distilled(kl_weight: float, **kwargs) -> MixtureClassifier:
 @pytest.mark.parametrize('kl_weight', [0.0, 1.0])
 def test_distillation_trains_the_gate_alone(kl_weight):
     source = model_of(ATTENTIVE, expert=DEEP)
-    inputs, labels = batch()
-    source(inputs, labels, mode='loss')  # moves the running statistics
+    source(INPUTS, LABELS, mode='loss')  # moves the running statistics
     model = distilled(kl_weight, expert=DEEP)
     model.load_state_dict(source.state_dict(), strict=True)
     query, student = source.router.gate.query.net, model.router.gate.student.net
@@ -314,7 +302,7 @@ def test_distillation_trains_the_gate_alone(kl_weight):
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(3):
         optimizer.zero_grad()
-        losses = model(inputs, labels, mode='loss')
+        losses = model(INPUTS, LABELS, mode='loss')
         assert ('loss_moe_distillation' in losses) == (kl_weight > 0)
         sum(value for key, value in losses.items() if 'loss' in key).backward()
         optimizer.step()
@@ -322,10 +310,10 @@ def test_distillation_trains_the_gate_alone(kl_weight):
     assert changed and all(key.startswith('router.gate.student.') for key in changed), changed
     if kl_weight:
         source.eval()
-        teacher = by_hand(source, inputs)[0]
-        student = model.router.gate.student(inputs).log_softmax(1)
+        teacher = by_hand(source, INPUTS)[0]
+        student = model.router.gate.student(INPUTS).log_softmax(1)
         expected = (teacher * (teacher.log() - student)).sum(1).mean()
-        assert torch.allclose(model(inputs, labels, mode='loss')['loss_moe_distillation'], expected, atol=1e-5)
+        assert torch.allclose(model(INPUTS, LABELS, mode='loss')['loss_moe_distillation'], expected, atol=1e-5)
 
 
 def test_sparse_inference_after_distillation():

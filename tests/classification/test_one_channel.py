@@ -31,13 +31,9 @@ def test_outputs_and_gradients_are_those_of_conv_and_pooling(channels, height, w
     ours, theirs = conv_pool(x, weight, bias, padding), reference(x, weight, bias, padding)
     torch.testing.assert_close(ours, theirs)
     outer = torch.randn_like(theirs)
-    for a, b in zip(
-        torch.autograd.grad(ours, (weight, bias), outer),
-        torch.autograd.grad(theirs, (weight, bias), outer),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b)
-        assert b.abs().max() > 0
+    gradients = torch.autograd.grad(theirs, (weight, bias), outer)
+    torch.testing.assert_close(torch.autograd.grad(ours, (weight, bias), outer), gradients)
+    assert all(gradient.abs().max() > 0 for gradient in gradients)
 
 
 def test_equal_values_pass_the_gradient_to_the_first():
@@ -62,12 +58,8 @@ def test_a_norm_sees_every_pixel():
     torch.testing.assert_close(norms[0].running_mean, norms[1].running_mean)
     torch.testing.assert_close(norms[0].running_var, norms[1].running_var)
     assert int(norms[0].num_batches_tracked) == 1
-    for a, b in zip(
-        torch.autograd.grad((ours**2).sum(), (weight, norms[0].weight)),
-        torch.autograd.grad((theirs**2).sum(), (weight, norms[1].weight)),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b)
+    found = torch.autograd.grad((ours**2).sum(), (weight, norms[0].weight))
+    torch.testing.assert_close(found, torch.autograd.grad((theirs**2).sum(), (weight, norms[1].weight)))
 
 
 def test_a_norm_in_evaluation_takes_its_running_statistics():

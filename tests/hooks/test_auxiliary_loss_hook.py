@@ -26,24 +26,22 @@ def trained(folder, constraint: object, *hooks: Hook | dict, epochs: int = 3, lo
     return losses.steps, model
 
 
-def test_losses_are_dropped_after_the_given_epochs(tmp_path):
-    steps, model = trained(tmp_path / 'run', KL, dict(type='AuxiliaryLossHook', epochs=2))
+@pytest.mark.parametrize(
+    ('limit', 'loop', 'kept'),
+    [
+        (dict(epochs=0), None, 0),
+        (dict(epochs=2), None, 4),
+        (dict(epochs=9), None, 6),
+        (dict(iterations=3), None, 3),
+        (dict(iterations=3), dict(by_epoch=False, max_iters=6), 3),
+    ],
+)
+def test_losses_are_dropped_after_so_many_epochs_or_iterations(tmp_path, limit, loop, kept):
+    steps, _ = trained(tmp_path / 'run', KL, dict(type='AuxiliaryLossHook', **limit), loop=loop)
     balance = [step['loss_moe_kl_cls'] for step in steps]
-    assert len(balance) == 6 and all(value > 0 for value in balance[:4]) and balance[4:] == [0, 0]
+    assert len(balance) == 6 and all(value > 0 for value in balance[:kept]) and balance[kept:] == [0] * (6 - kept)
     parts = [sum(value for key, value in step.items() if 'loss' in key and key != 'loss') for step in steps]
     assert [step['loss'] for step in steps] == pytest.approx(parts)
-
-
-@pytest.mark.parametrize('epochs, kept', [(0, 0), (9, 4)])
-def test_epochs_are_counted_from_the_first(tmp_path, epochs, kept):
-    steps, _ = trained(tmp_path / 'run', KL, dict(type='AuxiliaryLossHook', epochs=epochs), epochs=2)
-    assert [step['loss_moe_kl_cls'] > 0 for step in steps] == [True] * kept + [False] * (4 - kept)
-
-
-@pytest.mark.parametrize('loop', [None, dict(by_epoch=False, max_iters=6)])
-def test_iterations_are_counted_in_every_loop(tmp_path, loop):
-    steps, _ = trained(tmp_path / 'run', KL, dict(type='AuxiliaryLossHook', iterations=3), loop=loop)
-    assert [step['loss_moe_kl_cls'] > 0 for step in steps] == [True] * 3 + [False] * 3
 
 
 def test_a_training_without_epochs_takes_none(tmp_path):

@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel
-from small_models import batch, detector, predictions_of
-from small_runs import Collect, hooks_of, make_runner, scalars_of
+from small_files import coco_content
+from small_models import batch, detector, log_lines, predictions_of
+from small_runs import hooks_of, make_runner, scalars_of
 
 from moe_det.errors import DataError, MoEConfigError
 from moe_det.hooks.expert_size_hook import ExpertSizeHook
@@ -31,15 +32,11 @@ FOUR = dict(num_experts=4, top_k=2)
 SAME = dict(rtol=1e-5, atol=1e-6)
 
 
-def write_coco(path: Path, objects=OBJECTS) -> str:
+def write_coco(path: Path) -> str:
     """Annotations whose areas are given; boxes are small and say nothing about them. One more is a crowd."""
-    annotations = [
-        dict(id=i, image_id=image, category_id=1, bbox=[4, 4, 2, 2], area=side**2, iscrowd=0)
-        for i, (image, side, _) in enumerate(objects)
-    ]
-    annotations.append(dict(id=99, image_id=0, category_id=1, bbox=[0, 0, 60, 60], area=3600, iscrowd=1))
-    images = [dict(id=i, file_name=f'{i}.png', width=64, height=64) for i in range(4)]
-    content = dict(images=images, annotations=annotations, categories=[dict(id=1, name='thing')])
+    objects = [(image, 1, [4, 4, 2, 2], side**2) for image, side, _ in OBJECTS]
+    content = coco_content(objects, range(4), {1: 'thing'}, (64, 64))
+    content['annotations'].append(dict(id=99, image_id=0, category_id=1, bbox=[0, 0, 60, 60], area=3600, iscrowd=1))
     path.write_text(json.dumps(content))
     return str(path)
 
@@ -73,10 +70,9 @@ def both_hooks(tmp_path):
     model = spread_gates(detector(FOUR, backbone=dict(type='MoEResNet', moe=dict(stages=(4,), **FOUR))))
     hooks = [dict(type='MoEHook'), dict(type='ExpertSizeHook', ann_file=write_coco(tmp_path / 'val.json'))]
     runner = make_runner(model, tmp_path / 'run', *hooks)
-    log = Collect()
-    runner.logger.addHandler(log)
-    runner.val()
-    return runner, tmp_path, [record.getMessage() for record in log.records]
+    with log_lines() as records:
+        runner.val()
+    return runner, tmp_path, [record.getMessage() for record in records]
 
 
 def test_every_object_adds_the_weights_of_its_row(both_hooks):
@@ -122,16 +118,15 @@ def test_every_shard_has_all_objects(tmp_path):
     shards = dict(placement='shards', shards=2, copies=2, constraint=kl, noise=False)
     hook = ExpertSizeHook(write_coco(tmp_path / 'val.json'))
     runner = make_runner(spread_gates(detector(shards)), tmp_path / 'run', hook)
-    log = Collect()
-    runner.logger.addHandler(log)
-    runner.val()
+    with log_lines() as records:
+        runner.val()
     for layer in ('bbox_head.cls', 'bbox_head.reg'):
         np.testing.assert_allclose(hook.mass[layer], expected_mass(runner.model, layer), **SAME)
         assert hook.mass[layer].reshape(2, 2, 3).sum(1).tolist() == [[2, 4, 3]] * 2  # the objects of each size
         shares = hook.mass[layer] / hook.mass[layer].sum(0)
         gaps = np.abs(shares[:, 0] - shares[:, 2]).reshape(2, 2).sum(1)  # of a shard, whose shares sum to a half
         assert size_gap(hook.mass[layer]) == pytest.approx(gaps.mean())
-    (text,) = [r.getMessage() for r in log.records if r.getMessage().startswith('Experts by object size')]
+    (text,) = [r.getMessage() for r in records if r.getMessage().startswith('Experts by object size')]
     assert [line.split('  ')[0].strip() for line in text.splitlines() if 'shard' in line] == [
         f'shard {shard}, copy {copy}' for _ in range(2) for shard in range(2) for copy in range(2)
     ]
@@ -198,11 +193,10 @@ def test_only_categories_of_the_data_set_count(tmp_path):
     hook = ExpertSizeHook(write_coco(tmp_path / 'val.json'))
     runner = make_runner(detector(FOUR), tmp_path / 'run', hook)
     runner.val_dataloader.dataset.metainfo = dict(classes=('something else',))
-    log = Collect()
-    runner.logger.addHandler(log)
-    runner.val()
+    with log_lines() as records:
+        runner.val()
     assert hook.counts.sum() == 0 and hook.mass['bbox_head.cls'].sum() == 0
-    assert any('no image of the validation has a ground truth' in record.getMessage() for record in log.records)
+    assert any('no image of the validation has a ground truth' in record.getMessage() for record in records)
     runner.val_dataloader.dataset.metainfo = dict(classes=('thing',))
     runner.val()
     assert hook.counts.sum() == len(OBJECTS)

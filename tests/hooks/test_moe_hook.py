@@ -14,6 +14,7 @@ from mmengine.logging import MessageHub
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope
+from small_files import plant_logits
 from small_models import batch, detector, losses_of, predictions_of
 from small_runs import IMAGES, Collect, Losses, hooks_of, make_runner, scalars_of
 from torch import nn
@@ -33,11 +34,15 @@ def backbone_moe(**moe) -> nn.Module:
     return detector(backbone=dict(type='MoEResNet', moe=settings))
 
 
-def collapse(router: nn.Module) -> None:
-    """Makes a gate choose experts 0 and 1 for every row, half and half."""
-    with torch.no_grad():
-        router.gate.fc.weight.zero_()
-        router.gate.fc.bias.copy_(torch.tensor([50.0, 50.0, 0.0, 0.0]))
+COLLAPSED = (50.0, 50.0, 0.0, 0.0)  # logits: every row chooses experts 0 and 1, half and half
+
+
+def collapses(runner) -> list[logging.LogRecord]:
+    """What a training writes to the log about a collapse."""
+    log = Collect()
+    runner.logger.addHandler(log)
+    runner.train()
+    return [record for record in log.records if 'collapsed' in record.getMessage()]
 
 
 @pytest.fixture(scope='module')
@@ -189,14 +194,11 @@ def test_hook_loss_is_the_constraint_of_the_recorded_rows():
 
 def test_planted_collapse_is_warned_of_once(tmp_path):
     model = detector(dict(**FOUR, branches='reg'))
-    collapse(model.bbox_head.routers['reg'])
+    plant_logits(model, *COLLAPSED)
     runner = make_runner(model, tmp_path / 'run', dict(type='MoEHook', interval=2), epochs=3)
-    log = Collect()
-    runner.logger.addHandler(log)
-    runner.train()
-    warnings = [r for r in log.records if 'collapsed' in r.getMessage()]
-    assert len(warnings) == 1 and warnings[0].levelname == 'WARNING'
-    text = warnings[0].getMessage()
+    (warning,) = collapses(runner)
+    text = warning.getMessage()
+    assert warning.levelname == 'WARNING'
     assert text.startswith('bbox_head.reg: routing has collapsed: 2 of 4 experts') and '2.00, 2.00, 0.00, 0.00' in text
     for line in scalars_of(tmp_path):
         if 'moe_load_ratio_max/bbox_head.reg' in line:
@@ -212,15 +214,9 @@ def test_planted_collapse_is_warned_of_once(tmp_path):
 def test_a_soft_gate_that_is_saturated_has_collapsed(tmp_path, strength, warned):
     # every row has all four experts, and the check of a checkpoint calls a single living one a collapse
     model = detector(dict(num_experts=4, top_k=4, soft_mixture=True, branches='cls', noise=False))
-    gate = model.bbox_head.routers['cls'].gate.fc
-    with torch.no_grad():
-        gate.weight.zero_()
-        gate.bias.copy_(torch.tensor([strength, 0, 0, 0]))
+    plant_logits(model, strength, 0, 0, 0)
     runner = make_runner(model, tmp_path / 'run', dict(type='MoEHook', interval=2))
-    log = Collect()
-    runner.logger.addHandler(log)
-    runner.train()
-    texts = [r.getMessage().split(' hold')[0] for r in log.records if 'collapsed' in r.getMessage()]
+    texts = [record.getMessage().split(' hold')[0] for record in collapses(runner)]
     assert texts == ['bbox_head.cls: routing has collapsed: 1 of 4 experts'] * warned
 
 
@@ -233,10 +229,7 @@ def test_a_shard_with_one_living_copy_is_warned_of(tmp_path):
         gate.weight[3:] = 0
         gate.bias.copy_(torch.tensor([0.0, 0, 0, 0, 0, 50]))
     runner = make_runner(model, tmp_path / 'run', dict(type='MoEHook', interval=2))
-    log = Collect()
-    runner.logger.addHandler(log)
-    runner.train()
-    (text,) = [r.getMessage() for r in log.records if 'collapsed' in r.getMessage()]
+    (text,) = [record.getMessage() for record in collapses(runner)]
     assert text.startswith('bbox_head.cls: routing has collapsed: 1 of 3 copies of shard 1 hold more than 1 %')
     used = hooks_of(runner, MoEHook).utilisation['bbox_head.cls']
     first, second = used.importance_share[:3], used.importance_share[3:]
@@ -254,18 +247,15 @@ def test_healthy_gate_is_not_warned_of(finished):
 
 def test_a_few_rows_are_not_called_a_collapse(tmp_path):
     model = backbone_moe(constraint=None)
-    collapse(model.backbone.layer4.router)
+    plant_logits(model, *COLLAPSED)
     runner = make_runner(model, tmp_path / 'run', dict(type='MoEHook', interval=1), epochs=1)
-    log = Collect()
-    runner.logger.addHandler(log)
-    runner.train()  # two images an iteration: two rows
-    assert not any('collapsed' in record.getMessage() for record in log.records)
+    assert not collapses(runner)  # two images an iteration: two rows
 
 
 def test_many_layers_are_summed_up(tmp_path):
     settings = dict(stages=(1, 2, 3, 4), **FOUR)
     model = detector(dict(**FOUR), backbone=dict(type='MoEResNet', moe=settings, frozen_stages=-1))
-    collapse(model.backbone.layer2.router)
+    plant_logits(model.backbone.layer2, *COLLAPSED)
     runner = make_runner(model, tmp_path / 'run', dict(type='MoEHook', interval=1), epochs=1)
     runner.train()
     line = [line for line in scalars_of(tmp_path) if 'loss' in line][0]
@@ -314,8 +304,7 @@ def test_data_parallel_without_unused_parameters(one_process_group, constraint):
         dict(**FOUR, constraint=constraint),
         backbone=dict(type='MoEResNet', moe=dict(stages=(4,), **FOUR, constraint=constraint)),
     )
-    for router in find_routers(model).values():
-        collapse(router)  # experts 2 and 3 are idle, later steps of the hard constraint mask others
+    plant_logits(model, *COLLAPSED)  # experts 2 and 3 are idle, later steps of the hard constraint mask others
     wrapped = MMDistributedDataParallel(model, find_unused_parameters=False)
     hook = MoEHook(interval=1)
     runner = types.SimpleNamespace(model=wrapped)

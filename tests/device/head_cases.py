@@ -88,19 +88,24 @@ def losses_of_head(model: nn.Module, device: str) -> dict[str, torch.Tensor]:
     return {key: sum(value) if isinstance(value, list) else value for key, value in losses.items()}
 
 
+def train(model: nn.Module, losses: Callable[[], dict[str, torch.Tensor]], watch: Watch, rate: float) -> None:
+    """Two steps of SGD; the second is counted."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=rate, momentum=0.9)
+    for step in range(2):
+        with watch.counted('step'):
+            found = losses()
+            optimizer.zero_grad()
+            sum(value for key, value in found.items() if 'loss' in key).backward()
+            optimizer.step()
+        watch.keep(f'step {step}', found)
+    watch.keep('end', model.state_dict())
+
+
 def run_head(name: str, watch: Watch) -> None:
     """Trains a head for two steps, the second of which is counted, and predicts."""
     model = make_head(name, watch.device)
     watch.keep('start', dict(model.named_parameters()))
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
-    for step in range(2):
-        with watch.counted('step'):
-            losses = losses_of_head(model, watch.device)
-            optimizer.zero_grad()
-            sum(losses.values()).backward()
-            optimizer.step()
-        watch.keep(f'step {step}', losses)
-    watch.keep('end', model.state_dict())
+    train(model, lambda: losses_of_head(model, watch.device), watch, rate=0.1)
     maps = [level.to(watch.device) for level in pyramid(IMAGES)]
     model.eval()
     with watch.counted('predict'):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from device.head_cases import FOUR, vary_gates
+from device.head_cases import FOUR, train, vary_gates
 from device.watch import Watch
 from small_models import batch, build, detector, losses_of, predictions_of
 from torch import Tensor, nn
@@ -55,24 +55,11 @@ def run_detector(name: str, watch: Watch) -> None:
     model = vary_gates(detector(**DETECTORS[name])).to(watch.device)
     attach_collection(model)
     watch.keep('start', dict(model.named_parameters()))
-    train(model, lambda: losses_of(model, batch()), watch)
+    train(model, lambda: losses_of(model, batch()), watch, rate=0.01)
     with watch.counted('predict'):
         found = predictions_of(model, batch())
     for image, one in enumerate(found):
         watch.keep(f'image {image}', dict(boxes=one.bboxes, scores=one.scores, labels=one.labels))
-
-
-def train(model: nn.Module, losses: Callable[[], dict[str, Tensor]], watch: Watch) -> None:
-    """Two steps of SGD; the second is counted."""
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01, momentum=0.9)
-    for step in range(2):
-        with watch.counted('step'):
-            found = losses()
-            optimizer.zero_grad()
-            sum(value for key, value in found.items() if 'loss' in key).backward()
-            optimizer.step()
-        watch.keep(f'step {step}', found)
-    watch.keep('end', model.state_dict())
 
 
 def run_mixture(name: str, watch: Watch) -> None:
@@ -97,7 +84,7 @@ def run_classifier(model: nn.Module, images: Tensor, watch: Watch) -> None:
     labels = torch.arange(len(images), device=watch.device) % 5
     images = images.to(watch.device)
     watch.keep('start', dict(model.named_parameters()))
-    train(model, lambda: model(images, labels, mode='loss'), watch)
+    train(model, lambda: model(images, labels, mode='loss'), watch, rate=0.01)
     model.eval()
     with watch.counted('predict'), torch.no_grad():
         (found,) = model(images, labels, mode='predict')

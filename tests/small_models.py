@@ -23,6 +23,8 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from moe_det.probing.places import Truth
+
 torch.set_num_threads(1)  # these models are so small that waking a second thread costs more than it computes
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -108,6 +110,13 @@ def objects(image: int, size: int | tuple[int, int] = 64, count: int = 3) -> Ins
     extent = 0.2 + torch.rand(count, 2, generator=generator) * 0.3
     boxes = torch.cat([corner, corner + extent], dim=1) * torch.tensor([width, height] * 2)
     return InstanceData(bboxes=boxes, labels=torch.arange(count) % CLASSES)
+
+
+def as_truth(found: InstanceData, first: int = 0, scale: float = 1.0) -> Truth:
+    """Objects as ground truths numbered from ``first``, in pixels of the image before ``scale`` resized it."""
+    boxes = found.bboxes.double().numpy() / scale
+    boxes[:, 2:] -= boxes[:, :2]
+    return Truth(np.arange(len(boxes)) + first, boxes, found.labels.numpy())
 
 
 def head_losses(head: nn.Module, maps: Sequence[Tensor], count: int = 3) -> dict[str, Tensor]:
@@ -211,6 +220,11 @@ def batch(sizes: Sequence[tuple[int, int]] = ((64, 64), (64, 64)), counts: Seque
         sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
         samples.append(sample)
     return dict(inputs=inputs, data_samples=samples)
+
+
+def with_experts(cfg: Config, experts: object) -> dict:
+    """The config of a detector with experts in its modules, as an overlay makes it."""
+    return {**cfg, 'type': 'WithExperts', 'detector': cfg['type'], 'experts': experts}
 
 
 def losses_of(model: nn.Module, data: dict) -> dict[str, Tensor]:
@@ -374,7 +388,7 @@ def detr_config(top_k: int = 1) -> Config:
     """DETR of an eighth of its channels with two experts for the queries of its last decoder layer."""
     cfg = family('detr/detr_r50_8xb2-150e_coco.py')
     experts = [{'modules': LAYER, 'type': 'MoEFFN', 'num_experts': 2, 'top_k': top_k}]
-    cfg.model = {**cfg.model, 'type': 'WithExperts', 'detector': 'DETR', 'experts': experts}
+    cfg.model = with_experts(cfg.model, experts)
     return cfg
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmengine.config import Config
-from small_models import build, family, initialise, spread_weights
+from small_models import build, family, initialise, spread_weights, with_experts
 from torch import Tensor, nn
 
 from moe_det.routing.gates import GAPLinearGate
@@ -22,7 +22,7 @@ def faster_config(modules: str = LAYER, **moe) -> Config:
     """Faster R-CNN of an eighth of its channels with two experts for regions, of which each image has few."""
     cfg = family(FASTER)
     experts = [{'modules': modules, 'type': 'MoELinear', 'num_experts': 2, 'top_k': 1, **moe}]
-    cfg.model = {**cfg.model, 'type': 'WithExperts', 'detector': 'FasterRCNN', 'experts': experts}
+    cfg.model = with_experts(cfg.model, experts)
     cfg.model.roi_head.bbox_roi_extractor.finest_scale = FINEST
     cfg.model.test_cfg.rpn.max_per_img = 60
     cfg.model.test_cfg.rcnn.max_per_img = 20

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.logging import MessageHub
 from small_files import plant_logits
-from small_models import batch, build, detector, family, initialise, losses_of, spread_weights
+from small_models import as_truth, batch, build, detector, family, initialise, losses_of, spread_weights, with_experts
 from torch import nn
 
 from moe_det.attacks.objectives import detection_loss, expert_probability, gate_entropy, predict
@@ -34,12 +33,10 @@ def scene(scale: float = 1.0) -> tuple[torch.Tensor, object, Truth]:
     """An image of noise, its sample and its ground truths in original pixels, of which the image is ``scale``."""
     data = batch([(64, 64)])
     sample = data['data_samples'][0]
-    found = sample.gt_instances
+    truth = as_truth(sample.gt_instances, scale=scale)
     del sample.gt_instances, sample.ignored_instances
-    boxes = found.bboxes.numpy().astype(np.float64) / scale
     sample.set_metainfo({'scale_factor': (scale, scale), 'ori_shape': (int(64 / scale),) * 2})
-    corners = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-    return data['inputs'][0].float()[None], sample, Truth(np.arange(2), corners, found.labels.numpy())
+    return data['inputs'][0].float()[None], sample, truth
 
 
 FCOS = 'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'
@@ -53,12 +50,11 @@ def small(name: str) -> Config:
     return cfg
 
 
-def with_experts(name: str) -> nn.Module:
+def of_family(name: str) -> nn.Module:
     modules, kind = FAMILIES[name]
     experts = [{'modules': modules, 'type': kind, 'num_experts': 2, 'top_k': 1}]
-    cfg = small(name)
     torch.manual_seed(0)
-    return initialise(build({**cfg, 'type': 'WithExperts', 'detector': cfg['type'], 'experts': experts})).eval()
+    return initialise(build(with_experts(small(name), experts))).eval()
 
 
 def retinanet(**moe) -> nn.Module:
@@ -98,7 +94,7 @@ def test_heads_that_ask_whether_they_train_give_the_loss_what_it_expects():
 
 @pytest.mark.parametrize('name', ['retinanet', *FAMILIES])
 def test_an_attack_raises_the_loss_and_leaves_the_detector_as_it_was(name):
-    model = retinanet() if name == 'retinanet' else with_experts(name)
+    model = retinanet() if name == 'retinanet' else of_family(name)
     images, sample, truth = scene()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     objective = detection_loss(model, sample, truth)

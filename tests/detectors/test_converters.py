@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from small_files import IMPORTS, model_of
-from small_models import batch, family, predictions_of, spread_weights
+from small_models import batch, family, predictions_of, spread_weights, with_experts
 from small_regions import FASTER
 
 from moe_det.converters.densify import densify
@@ -31,7 +31,7 @@ def write_config(path: Path, experts: list[dict] | None, name: str = DETR) -> Pa
     """The small detector as a config file, with experts where some are given."""
     cfg = family(name)
     if experts is not None:
-        cfg.model = {**cfg.model, 'type': 'WithExperts', 'detector': cfg.model['type'], 'experts': experts}
+        cfg.model = with_experts(cfg.model, experts)
         cfg.custom_imports, cfg.custom_hooks = IMPORTS, [dict(type='MoEHook')]
     path.write_text(config_text(cfg))
     return path

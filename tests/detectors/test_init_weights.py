@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from small_models import build, family, initialise
+from small_models import build, family, initialise, with_experts
 from torch import Tensor, nn
 
 from moe_det.layers import MoEConv2d, MoEFFN
@@ -30,9 +30,7 @@ DETRS = [
 def detector(name: str, *experts: dict, **changes) -> nn.Module:
     cfg = family(name)
     cfg.merge_from_dict({f'model.{key}': value for key, value in changes.items()})
-    if not experts:
-        return build(cfg.model)
-    return build({**cfg.model, 'type': 'WithExperts', 'detector': cfg.model['type'], 'experts': list(experts)})
+    return build(with_experts(cfg.model, list(experts)) if experts else cfg.model)
 
 
 def weights_of_routers(model: nn.Module) -> dict[str, Tensor]:

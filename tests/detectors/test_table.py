@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from small_models import REPOSITORY, batch_for, build, family, initialise, losses_of, predictions_of
+from small_models import REPOSITORY, batch_for, build, family, initialise, losses_of, predictions_of, with_experts
 from torch import Tensor, nn
 
 from moe_det.detectors.patterns import path_matches
@@ -51,11 +51,9 @@ def test_the_page_has_the_families_that_people_train():
 
 @pytest.mark.parametrize('config', ROWS)
 def test_detector(config):
-    cfg = family(config).model
-    dense = initialise(build(cfg))
+    dense = initialise(build(family(config).model))
     experts = [{'modules': modules, 'type': kind, **MOE} for modules, kind, _ in ROWS[config]]
-    cfg = family(config).model
-    model = initialise(build({**cfg, 'type': 'WithExperts', 'detector': cfg['type'], 'experts': experts}))
+    model = initialise(build(with_experts(family(config).model, experts)))
     assert type(model) is type(dense)
     missing, unexpected = model.load_state_dict(dense.state_dict(), strict=False)
     assert not unexpected

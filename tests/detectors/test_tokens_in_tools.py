@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from small_models import build, family
+from small_models import build, family, with_experts
 from torch import nn
 
 from moe_det.errors import MoEConfigError
@@ -20,8 +20,7 @@ TOWER = {'modules': 'bbox_head.cls_convs.0', 'type': 'MoEConv2d', 'num_levels': 
 
 
 def detector(name: str, experts: list[dict]) -> nn.Module:
-    cfg = family(name).model
-    return build({**cfg, 'type': 'WithExperts', 'detector': cfg['type'], 'experts': experts})
+    return build(with_experts(family(name).model, experts))
 
 
 @pytest.mark.parametrize('unit', ['token', 'window'])

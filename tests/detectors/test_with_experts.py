@@ -17,6 +17,7 @@ from small_models import (
     losses_of,
     predictions_of,
     spread_weights,
+    with_experts,
 )
 from torch import nn
 
@@ -34,19 +35,13 @@ FFNS = {'modules': 'decoder.layers.*.ffn', 'type': 'MoEFFN', 'num_experts': 3, '
 TOWER = {'modules': 'bbox_head.cls_convs.*', 'type': 'MoEConv2d', 'num_experts': 3, 'top_k': 2, 'copy_noise': 0.0}
 
 
-def model_cfg(name: str = DETR) -> dict:
-    """The small model's config."""
-    return family(name).model
-
-
-def with_experts(experts: object, name: str = DETR) -> nn.Module:
-    """The small detector with experts, as an overlay makes it."""
-    cfg = model_cfg(name)
-    return build({**cfg, 'type': 'WithExperts', 'detector': cfg['type'], 'experts': experts})
+def built(experts: object, name: str = DETR, **changes) -> nn.Module:
+    """The small detector with experts."""
+    return build({**with_experts(family(name).model, experts), **changes})
 
 
 def test_the_detector_itself_is_built_and_trains():
-    model = initialise(with_experts([{**FFNS, 'constraint': {'type': 'KLConstraint'}}]))
+    model = initialise(built([{**FFNS, 'constraint': {'type': 'KLConstraint'}}]))
     assert type(model).__name__ == 'DETR'
     assert list(find_routers(model)) == ['decoder.layers.0.ffn', 'decoder.layers.1.ffn']
     attach_collection(model)
@@ -73,11 +68,11 @@ def test_the_detector_itself_is_built_and_trains():
     ids=['copies of FFNs', 'shards of FFNs', 'tower', 'block after a stage', 'two patterns'],
 )
 def test_a_dense_checkpoint_fills_the_experts_and_nothing_changes(tmp_path, name, experts):
-    dense = spread_weights(build(model_cfg(name)))  # scores differ
+    dense = spread_weights(build(family(name).model))  # scores differ
     torch.save({'state_dict': dense.state_dict()}, tmp_path / 'dense.pth')
-    model = initialise(with_experts(experts, name))
+    model = initialise(built(experts, name))
     load_checkpoint(model, str(tmp_path / 'dense.pth'), map_location='cpu')
-    missing, unexpected = with_experts(experts, name).load_state_dict(dense.state_dict(), strict=False)
+    missing, unexpected = built(experts, name).load_state_dict(dense.state_dict(), strict=False)
     assert not unexpected
     assert all('.router.' in key or '.moe_block.' in key for key in missing)
     ours, theirs = predictions_of(model, batch()), predictions_of(dense, batch())
@@ -86,8 +81,8 @@ def test_a_dense_checkpoint_fills_the_experts_and_nothing_changes(tmp_path, name
 
 
 def test_what_was_copied_is_said():
-    dense = build(model_cfg())
-    model = with_experts(FFNS)
+    dense = build(family(DETR).model)
+    model = built(FFNS)
     with log_lines() as lines:
         model.load_state_dict(dense.state_dict(), strict=False)
     words = '4 of 4 dense tensors copied into 3 experts with relative noise 0.02'
@@ -95,8 +90,8 @@ def test_what_was_copied_is_said():
 
 
 def test_its_own_checkpoint_and_a_copy_compute_the_same():
-    model = initialise(with_experts(FFNS))
-    other = with_experts(FFNS)
+    model = initialise(built(FFNS))
+    other = built(FFNS)
     other.load_state_dict(model.state_dict())
     expected = predictions_of(model, batch())[0]
     for again in (other, copy.deepcopy(model)):
@@ -104,10 +99,9 @@ def test_its_own_checkpoint_and_a_copy_compute_the_same():
 
 
 def test_the_dense_counterpart_is_the_detector():
-    cfg = {**model_cfg(), 'type': 'WithExperts', 'detector': 'DETR', 'experts': [FFNS]}
-    plain, changes = dense_counterpart(cfg)
+    plain, changes = dense_counterpart(with_experts(family(DETR).model, [FFNS]))
     assert changes == ['model: DETR without experts']
-    assert plain == model_cfg()
+    assert plain == family(DETR).model
 
 
 class SharedConvs(nn.Module):
@@ -199,7 +193,7 @@ REFUSED = [
 @pytest.mark.parametrize(('experts', 'message'), REFUSED, ids=[str(i) for i in range(len(REFUSED))])
 def test_what_cannot_be_built_is_one_message(experts, message):
     with pytest.raises(MoEConfigError) as error:
-        with_experts(experts)
+        built(experts)
     assert message in str(error.value)
 
 
@@ -207,7 +201,7 @@ def test_a_detector_without_the_kind_is_told_what_it_has():
     with pytest.raises(
         MoEConfigError, match=r'this detector has no FFNs that can be replaced, but convolutions \(MoEC'
     ):
-        with_experts(FFNS, RETINANET)
+        built(FFNS, RETINANET)
 
 
 LEVELS = {**TOWER, 'balance_over': 'level', 'constraint': {'type': 'KLConstraint'}}
@@ -225,7 +219,7 @@ LEVELS = {**TOWER, 'balance_over': 'level', 'constraint': {'type': 'KLConstraint
 )
 def test_a_wrong_number_of_levels_names_the_convolution(given, message):
     with pytest.raises(MoEConfigError, match=message):
-        model = initialise(with_experts({**LEVELS, **given}, RETINANET))
+        model = initialise(built({**LEVELS, **given}, RETINANET))
         attach_collection(model)
         losses_of(model, batch())
 
@@ -233,8 +227,7 @@ def test_a_wrong_number_of_levels_names_the_convolution(given, message):
 @pytest.mark.parametrize('queries', [0, 4])
 def test_fewer_queries_than_experts_train(queries):
     moe = {**FFNS, 'num_experts': 16, 'constraint': {'type': 'KLConstraint'}}
-    cfg = {**model_cfg(), 'num_queries': queries}
-    model = initialise(build({**cfg, 'type': 'WithExperts', 'detector': 'DETR', 'experts': [moe]}))
+    model = initialise(built([moe], num_queries=queries))
     attach_collection(model)
     losses = losses_of(model, batch(counts=[queries // 4] * 2))
     total = sum(loss for key, loss in losses.items() if 'loss' in key)
@@ -247,9 +240,8 @@ def test_fewer_queries_than_experts_train(queries):
 
 
 def test_an_unknown_detector_lists_those_that_exist():
-    cfg = {**model_cfg(), 'type': 'WithExperts', 'detector': 'DINOO', 'experts': [FFNS]}
     with pytest.raises(MoEConfigError, match=r"unknown detector 'DINOO'.*Did you mean 'DINO'"):
-        build(cfg)
+        built([FFNS], detector='DINOO')
 
 
 def test_another_head_under_the_name_of_retinas_is_told_where_its_slots_are():

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from mmcv.cnn.bricks.transformer import FFN
-from small_models import batch_for, build, family, initialise, losses_of, predictions_of
+from small_models import batch_for, build, family, initialise, losses_of, predictions_of, with_experts
 from torch import nn
 
 from moe_det.errors import MoEConfigError
@@ -72,9 +72,8 @@ def test_all_tokens_of_a_window_run_its_experts(dispatch):
 
 def with_windows(**moe) -> nn.Module:
     """A small RetinaNet on Swin whose FFNs decide per window."""
-    cfg = family(SWIN).model
     experts = [{'modules': FFNS, 'type': 'MoEFFN', 'unit': 'window', 'num_experts': 3, 'top_k': 1, **moe}]
-    return initialise(build({**cfg, 'type': 'WithExperts', 'detector': cfg['type'], 'experts': experts}))
+    return initialise(build(with_experts(family(SWIN).model, experts)))
 
 
 def test_swin_starts_as_the_dense_one_and_every_window_is_a_row():
@@ -107,4 +106,4 @@ def test_other_ffns_have_no_windows():
     cfg = family('detr/detr_r50_8xb2-150e_coco.py').model
     experts = [{'modules': 'encoder.layers.*.ffn', 'type': 'MoEFFN', 'unit': 'window'}]
     with pytest.raises(MoEConfigError, match=r"^encoder\.layers\.0\.ffn\.unit='window': its tokens lie in no windows"):
-        build({**cfg, 'type': 'WithExperts', 'detector': cfg['type'], 'experts': experts})
+        build(with_experts(cfg, experts))

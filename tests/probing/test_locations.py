@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small_models import batch, build, config, initialise, shrink, spread_weights
+from small_models import batch, build, config, initialise, shrink, spread_weights, with_experts
 from torch import nn
 
 from moe_det.analysis.units import unit_without_levels
@@ -27,8 +27,7 @@ def multilinear_detector() -> nn.Module:
     model = shrink(cfg).model
     model.bbox_head.stacked_convs = 1
     experts = dict(modules='neck.lateral_convs.*', type='MuConv2d', num_experts=3, rank=4)
-    built = build({**model, 'type': 'WithExperts', 'detector': 'RetinaNet', 'experts': experts})
-    return spread_weights(initialise(built)).eval()
+    return spread_weights(initialise(build(with_experts(model, experts)))).eval()
 
 
 def truth(numbers: list[int], boxes: list[list[float]]) -> Truth:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small_models import batch, build, config, initialise, objects, shrink, spread_weights
+from small_models import as_truth, batch, build, config, initialise, objects, shrink, spread_weights
 
 from moe_det.probing.losses import cannot_compute_losses, image_losses
 from moe_det.probing.places import Truth
@@ -31,10 +31,7 @@ def test_the_loss_of_an_image_is_that_of_the_image_alone(base, scale):
     truths = []
     for image, (size, count) in enumerate(zip(SIZES, COUNTS, strict=True)):
         given['data_samples'][image].set_metainfo(dict(scale_factor=(scale, scale)))
-        labelled = objects(image, size, count)
-        boxes = labelled.bboxes.double().numpy() / scale  # of the image before it was resized
-        boxes[:, 2:] -= boxes[:, :2]
-        truths.append(Truth(np.arange(count), boxes, labelled.labels.numpy()))
+        truths.append(as_truth(objects(image, size, count), scale=scale))
     data = model.data_preprocessor(given, False)
     samples = data['data_samples']
     with torch.no_grad(), ProvenanceRecorder(model.bbox_head) as recorder:

@@ -10,7 +10,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from small_models import CLASSES, batch, build, config, detector, shrink, spread_weights
+from small_models import CLASSES, batch, build, config, detector, initialise, shrink, spread_weights, with_experts
 
 from moe_det.analysis.ground_truth import GroundTruth
 from moe_det.analysis.units import NO_ROW
@@ -370,8 +370,6 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 
 def test_two_stage_detectors_are_probed_at_the_objects_centre(tmp_path):
-    from small_models import build, config, initialise, shrink
-
     cfg = shrink(config("_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'"))
     cfg.model.backbone.update(type='MoEResNet', moe=dict(stages=(1,), unit='patch', grid=2, **MOE))
     torch.manual_seed(0)
@@ -406,8 +404,7 @@ def test_objects_of_two_stages_have_the_level_that_their_box_is_pooled_from(tmp_
         truths.append(Truth(np.arange(3) + 3 * image, boxes, np.zeros(3, dtype=int)))
     cfg = shrink(config("_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'"))
     conv = {'modules': 'rpn_head.rpn_conv', 'type': 'MoEConv2d', 'num_experts': 3, 'top_k': 1, 'num_levels': 5}
-    model = build({**cfg.model, 'type': 'WithExperts', 'detector': 'FasterRCNN', 'experts': [conv]})
-    spread_weights(model).eval()
+    model = spread_weights(build(with_experts(cfg.model, [conv]))).eval()
     findings = Probe(model)(range(2), data, truths)
     assert findings.positives[:, 1].tolist() == [level for of_image in expected for level in of_image]
     layer = findings.layers['rpn_head.rpn_conv']

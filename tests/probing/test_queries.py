@@ -12,6 +12,7 @@ from mmengine.structures import InstanceData
 from small_models import (
     LAYER,
     SIDE_LOGIT,
+    as_truth,
     batch,
     batch_for,
     build,
@@ -25,7 +26,6 @@ from small_models import (
 )
 
 from moe_det.probing.losses import cannot_compute_losses, image_losses
-from moe_det.probing.places import Truth
 from moe_det.probing.probe import Probe
 from moe_det.probing.queries import (
     QueryRecorder,
@@ -63,11 +63,6 @@ def best(recorder: QueryRecorder, results: list, count: int = 3) -> list[Instanc
     return found
 
 
-def as_truth(number: int, found: InstanceData) -> Truth:
-    boxes = found.bboxes.double().numpy()
-    return Truth(np.arange(len(boxes)) + number, np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]), found.labels)
-
-
 @pytest.mark.parametrize('name', FAMILIES)
 def test_score_and_box_follow_from_the_query(name):
     torch.manual_seed(0)
@@ -102,7 +97,7 @@ def test_a_ground_truth_is_matched_to_the_query_that_says_it(detr):
 def test_rows_are_those_of_the_queries(detr):
     """The gate is planted on what the size of the box is made from: a row that were another's would give it away."""
     data = batch([(64, 64)] * 3)
-    truths = [as_truth(3 * number, top) for number, top in enumerate(best(*followed(detr, data)))]
+    truths = [as_truth(top, 3 * number) for number, top in enumerate(best(*followed(detr, data)))]
     findings = Probe(detr)(range(3), data, truths)
     layer = findings.layers[LAYER]
     assert query_layers(detr) == [LAYER] and len(layer.weights) == 3 * 20
@@ -121,7 +116,7 @@ def test_rows_are_those_of_the_queries(detr):
 def test_losses_of_single_images(detr):
     data = batch()
     recorder, _ = followed(detr, data)
-    truths = [as_truth(0, objects(image)) for image in range(2)]
+    truths = [as_truth(objects(image)) for image in range(2)]
     found = image_losses(detr.bbox_head, recorder.outputs, truths, [{'img_shape': (64, 64)}] * 2)
     for image in range(2):
         alone = detr.data_preprocessor({key: value[image : image + 1] for key, value in batch().items()}, False)

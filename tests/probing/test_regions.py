@@ -7,7 +7,7 @@ import pytest
 import torch
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.structures.bbox import bbox_overlaps
-from small_models import batch, batch_for, build, family, initialise, predictions_of, spread_weights
+from small_models import as_truth, batch, batch_for, build, family, initialise, predictions_of, spread_weights
 from small_regions import FASTER, FINEST, LAYER, boxes_are_regions, faster_config, gates_told, within_level
 
 from moe_det.errors import MoEConfigError
@@ -60,12 +60,7 @@ def test_score_and_box_follow_from_the_region(name, monkeypatch):
 
 def truths_of(results: list, count: int = 3) -> list[Truth]:
     """Some detections of each image as ground truths, which overlap little."""
-    truths = []
-    for image, found in enumerate(results):
-        boxes = found.bboxes[:count].double().numpy()
-        sides = np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
-        truths.append(Truth(np.arange(count) + image * count, sides, found.labels[:count].numpy()))
-    return truths
+    return [as_truth(found[:count], count * image) for image, found in enumerate(results)]
 
 
 def test_rows_are_those_of_the_regions(monkeypatch):

@@ -8,11 +8,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from small_models import batch, detector, objects, spread_weights
+from small_models import as_truth, batch, detector, objects, spread_weights
 
 from moe_det.probing.conditions import Condition, all_swapped, levels_shifted, routed, swapped
 from moe_det.probing.layer_description import layer_infos
-from moe_det.probing.places import Truth
 from moe_det.probing.probe import Probe
 from moe_det.probing.swaps import LEVEL_DRAWS, expert_sets, swap_conditions, swap_donors
 from moe_det.routing import find_routers
@@ -54,20 +53,10 @@ def model_of(place):
     return model
 
 
-def truths():
-    """The batch's objects, without asking a json."""
-    found = []
-    for image, size in enumerate(SIZES):
-        given = objects(image, size, 2)
-        boxes = given.bboxes.double().numpy()
-        boxes[:, 2:] -= boxes[:, :2]
-        found.append(Truth(np.arange(2) + 2 * image, boxes, given.labels.numpy()))
-    return found
-
-
 def probed(model, conditions=(), **more):
     grids = {info.name: info.grid for info in layer_infos(model) if info.grid}
-    return Probe(model, conditions, grids, **more)(range(len(SIZES)), batch(SIZES), truths())
+    truths = [as_truth(objects(image, size, 2), 2 * image) for image, size in enumerate(SIZES)]
+    return Probe(model, conditions, grids, **more)(range(len(SIZES)), batch(SIZES), truths)
 
 
 def own_routes(layer, slots=1):

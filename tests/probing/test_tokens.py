@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mmdet.structures import DetDataSample
-from small_models import batch, build, family, initialise, predictions_of, spread_weights
+from small_models import batch, build, family, initialise, predictions_of, spread_weights, with_experts
 
 from moe_det.probing.layer_description import layer_infos, pyramid_levels
 from moe_det.probing.places import Truth
@@ -40,10 +40,8 @@ def test_it_lies_nearest_to_the_centre_on_the_map_that_fits():
 @pytest.mark.parametrize('name', FAMILIES)
 def test_rows_are_those_of_the_objects_tokens(name):
     torch.manual_seed(0)
-    cfg = family(name).model
     experts = [{'modules': '**.layers.*.ffn', 'type': 'MoEFFN', 'num_experts': 4, 'top_k': 2}]
-    model = initialise(build({**cfg, 'type': 'WithExperts', 'detector': cfg['type'], 'experts': experts}))
-    spread_weights(model).eval()
+    model = spread_weights(initialise(build(with_experts(family(name).model, experts)))).eval()
     assert LAYER in token_layers(model)
     assert {info.unit for info in layer_infos(model)} == {'token', 'query'}
     data = batch([(64, 64)] * 2)

@@ -9,7 +9,7 @@ import contextlib
 import copy
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from moe_det.probing.places import Truth
 
@@ -52,6 +53,13 @@ def initialise(module: nn.Module) -> nn.Module:
     with mmdet_scope():
         module.init_weights()
     return module
+
+
+def multiply_adds(function: Callable, *inputs: object) -> int:
+    """Multiply-adds of one call, as PyTorch counts them."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        function(*inputs)
+    return counter.get_total_flops() // 2
 
 
 def spread_weights(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -94,6 +102,11 @@ def pyramid(images: int = 2, size: int = 64, dtype: torch.dtype = torch.float32)
         mean = torch.randn(images, CHANNELS, 1, 1, generator=generator)
         maps.append((mean + torch.randn(images, CHANNELS, side, side, generator=generator)).to(dtype))
     return maps
+
+
+def head_outputs(head: nn.Module, maps: Sequence[Tensor]) -> list[Tensor]:
+    """Class logits of all levels, then box deltas."""
+    return [y for branch in head(tuple(maps)) for y in branch]
 
 
 def metas(images: int, size: int = 64) -> list[dict]:

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_models import head, pyramid, spread_weights
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from small_models import head, head_outputs, multiply_adds, pyramid, spread_weights
 
 from moe_det.cost.model_cost import experts_in_words
 from moe_det.routing.intervention import Intervention, intervene
 
 GN = dict(norm_cfg=dict(type='GN', num_groups=4))
 KERNELS = dict(num_experts=4, top_k=4, soft_mixture=True, mixes='kernels', noise=False)
-
-
-def outputs_of(model: torch.nn.Module, maps: list[Tensor]) -> list[Tensor]:
-    return [y for branch in model(tuple(maps)) for y in branch]
 
 
 @pytest.mark.parametrize(
@@ -39,7 +33,7 @@ def test_a_loaded_plain_head_gives_its_outputs(moe):
     assert not unexpected
     assert all(key.startswith('routers.') or '.common.' in key for key in missing), missing
     with torch.no_grad():
-        for a, b in zip(outputs_of(copies, maps), outputs_of(dense, maps), strict=True):
+        for a, b in zip(head_outputs(copies, maps), head_outputs(dense, maps), strict=True):
             assert b.std() > 0.01
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
@@ -54,20 +48,14 @@ def test_forced_copies_are_plain_heads_of_their_own():
     }
     dense.load_state_dict(state)
     with torch.no_grad(), intervene(model.routers, {key: Intervention(forced=e) for key, e in forced.items()}):
-        for a, b in zip(outputs_of(model, maps), outputs_of(dense, maps), strict=True):
+        for a, b in zip(head_outputs(model, maps), head_outputs(dense, maps), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_cost_is_that_of_the_plain_head_and_of_mixing_its_weights():
-    maps = pyramid(images=2)
-
-    def macs(model: torch.nn.Module) -> int:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(tuple(maps))
-        return counter.get_total_flops() // 2
-
+    maps = tuple(pyramid(images=2))
     model, dense = head({**KERNELS, 'unit': 'image'}, **GN).eval(), head(**GN).eval()
     weights = sum(p.numel() for p in dense.parameters())
     gates = 2 * 5 * 2 * 8 * 4  # two gates, five levels, two images, 8 channels, 4 logits
-    assert macs(model) == macs(dense) + gates + 2 * 4 * weights
+    assert multiply_adds(model, maps) == multiply_adds(dense, maps) + gates + 2 * 4 * weights
     assert experts_in_words(model) == 'unconstrained, one of the mixed kernels of 4 of 4 per image'

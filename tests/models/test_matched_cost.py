@@ -5,21 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from mmdet.models.backbones import ResNet
-from small_models import head, mmdet_scope
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from small_models import head, mmdet_scope, multiply_adds
 
 from moe_det.errors import MoEConfigError
 from moe_det.models import MoEResNet
 
 STAGES = (1, 2, 3, 4)
-
-
-def flops(module: nn.Module, *inputs) -> int:
-    """Floating-point operations of one forward."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module(*inputs)
-    return counter.get_total_flops()
 
 
 def moe_resnet(depth: int, **moe) -> MoEResNet:
@@ -47,9 +38,9 @@ def test_matched_stages_cost_one_dense_stage(depth, style, top_k):
     inputs = {stage: (64 if stage == 1 else widest * 2 ** (stage - 2)) for stage in STAGES}
     for stage, channels in inputs.items():
         x = torch.empty(1, channels, 16, 16, device='meta')
-        experts = [flops(e, x) for e in getattr(moe, f'layer{stage}').expert_group.experts]
+        experts = [multiply_adds(e, x) for e in getattr(moe, f'layer{stage}').expert_group.experts]
         assert len(set(experts)) == 1
-        cost = flops(getattr(dense, f'layer{stage}'), x)
+        cost = multiply_adds(getattr(dense, f'layer{stage}'), x)
         assert top_k * experts[0] == pytest.approx(cost, rel=0.05), f'stage {stage}'
 
 
@@ -77,7 +68,7 @@ def test_matched_head_experts_cost_the_dense_branch(top_k, placement):
     moe = head(dict(num_experts=5, top_k=top_k, width='matched', placement=placement), **size)
     dense = head(**size)
     maps = (torch.randn(1, 64, 8, 8),)
-    assert flops(moe, maps) == pytest.approx(flops(dense, maps), rel=0.05)
+    assert multiply_adds(moe, maps) == pytest.approx(multiply_adds(dense, maps), rel=0.05)
     widths = {branch: g.experts[0].convs[0].out_channels for branch, g in moe.branch_experts.items()}
     assert all((width == 64) == (top_k == 1) for width in widths.values()), widths
 

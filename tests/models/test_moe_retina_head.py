@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from small_models import head, head_detections, head_losses, initialise, pyramid, spread_weights
+from small_models import head, head_detections, head_losses, head_outputs, initialise, pyramid, spread_weights
 from torch import Tensor
 
 from moe_det.routing import dispatch
@@ -81,14 +81,6 @@ def test_identical_experts_are_the_dense_head(dense, moe):
         assert torch.equal(ours.labels, theirs.labels)
 
 
-def test_identical_experts_in_single_precision():
-    plain = spread_weights(head())
-    copies = copies_of(plain, **FOUR).float()
-    ours, theirs = (head_losses(h, pyramid()) for h in (copies, plain))
-    for key, value in theirs.items():
-        torch.testing.assert_close(ours[key], value, rtol=1e-5, atol=1e-5)
-
-
 def naive_branch(head, branch: str, maps: list[Tensor], cut: Callable[[int], list], per_image: bool) -> list[Tensor]:
     """One branch, row by row and expert by expert, as paper A's section A.2 writes it."""
     router = head.routers['both' if 'both' in head.routers else branch]
@@ -127,45 +119,21 @@ def test_outputs_and_gradients_match_the_row_by_row_reference(unit, top_k, share
     grid = dict(grid=2) if unit == 'patch' else {}
     moe = spread_weights(head(dict(num_experts=4, top_k=top_k, unit=unit, shared_gate=shared_gate, **grid))).double()
     maps = [x.requires_grad_() for x in pyramid(dtype=torch.float64)]
-    used = sorted(name for name, _ in moe.named_parameters())
-    parameters = [dict(moe.named_parameters())[name] for name in used]
-    ours = [y for branch in moe(tuple(maps)) for y in branch]
+    named = dict(moe.named_parameters())
+    ours = head_outputs(moe, maps)
     cut = HALVES.__getitem__ if unit == 'patch' else lambda length: WHOLE
     theirs = [y for branch in ('cls', 'reg') for y in naive_branch(moe, branch, maps, cut, unit == 'image')]
     directions = [torch.sin(torch.arange(y.numel(), dtype=y.dtype)).reshape(y.shape) for y in theirs]
     for group in moe.branch_experts.values():
         group.dispatch = 'dense'  # every expert runs, for export
-    for a, b, c in zip(ours, theirs, [y for branch in moe(tuple(maps)) for y in branch], strict=True):
+    for a, b, c in zip(ours, theirs, head_outputs(moe, maps), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(c, b, rtol=1e-10, atol=1e-10)
     gradients = [
-        torch.autograd.grad(ys, [*maps, *parameters], directions, materialize_grads=True) for ys in (ours, theirs)
+        torch.autograd.grad(ys, [*maps, *named.values()], directions, materialize_grads=True) for ys in (ours, theirs)
     ]
-    for name, a, b in zip([*range(5), *used], *gradients, strict=True):
+    for name, a, b in zip([*range(5), *named], *gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9, msg=lambda text, name=name: f'{name}: {text}')
-
-
-def test_top1_scales_probabilities_and_deltas_and_trains_the_gate():
-    moe = spread_weights(head(dict(num_experts=4, top_k=1)))
-    maps = pyramid()
-    scores, deltas = moe(tuple(maps))
-    for branch, outputs in (('cls', scores), ('reg', deltas)):
-        for x, y in zip(maps, outputs, strict=True):
-            probs = moe.routers[branch].gate(x).softmax(1)
-            weights, chosen = probs.max(1)
-            assert weights.max() < 0.999  # else a factor of w could not be told from none
-            for n in range(len(x)):
-                expert = moe.branch_experts[branch].experts[int(chosen[n])](x[n : n + 1])
-                if branch == 'cls':
-                    torch.testing.assert_close(y[n : n + 1].sigmoid(), weights[n] * expert.sigmoid())
-                else:
-                    torch.testing.assert_close(y[n : n + 1], weights[n] * expert)
-    losses = head_losses(moe, maps)
-    losses['loss_cls'].backward()
-    assert moe.routers['cls'].gate.fc.weight.grad.abs().max() > 1e-6
-    assert moe.routers['reg'].gate.fc.weight.grad is None
-    head_losses(moe, maps)['loss_bbox'].backward()
-    assert moe.routers['reg'].gate.fc.weight.grad.abs().max() > 1e-6
 
 
 @pytest.mark.parametrize('placement', ['branch', 'tower', 'first', 'last'])
@@ -197,15 +165,13 @@ def test_the_prior_survives_an_init_cfg_that_names_the_dense_predictor(branches)
 
 def test_shared_expert_adds_nothing_at_first_and_learns():
     moe = initialise(head(dict(num_experts=4, top_k=2, shared_expert=True)))
-    maps = tuple(pyramid())
-    with_shared = moe(maps)
+    maps = pyramid()
+    with_shared = head_outputs(moe, maps)
     sum(head_losses(moe, maps).values()).backward()
-    shared = {branch: moe.branch_experts[branch].shared for branch in ('cls', 'reg')}
-    for branch, expert in shared.items():
-        assert expert.predictor.weight.grad.abs().max() > 0
-        moe.branch_experts[branch].shared = None
-    for branch, outputs in zip(('cls', 'reg'), zip(with_shared, moe(maps), strict=True), strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(*outputs, strict=True)), branch
+    for group in moe.branch_experts.values():
+        assert group.shared.predictor.weight.grad.abs().max() > 0
+        group.shared = None
+    assert all(torch.equal(a, b) for a, b in zip(with_shared, head_outputs(moe, maps), strict=True))
 
 
 @pytest.mark.parametrize('shared_gate', [False, True])
@@ -261,8 +227,6 @@ def test_no_copy_to_the_host_where_nothing_depends_on_the_decision(monkeypatch, 
 )
 def test_training_without_noise_equals_evaluation(moe):
     moe_head = spread_weights(head({'num_experts': 4, 'top_k': 2, **moe}))
-    maps = tuple(pyramid())
     with torch.no_grad():
-        trained, evaluated = moe_head.train()(maps), moe_head.eval()(maps)
-    for ours, theirs in zip(trained, evaluated, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        trained, evaluated = (head_outputs(moe_head.train(mode), pyramid()) for mode in (True, False))
+    assert all(torch.equal(a, b) for a, b in zip(trained, evaluated, strict=True))

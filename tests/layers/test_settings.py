@@ -41,7 +41,7 @@ BAD = [
     ({'constraint': 'KLConstraint'}, ['constraint', "'type'", "'KLConstraint'"]),
     ({'constraint': {'weight': 1}}, ['constraint', "'type'", "{'weight': 1}"]),
     ({'constraint': [KL, {'type': 'None'}]}, ['constraint', "'None'", *CONSTRAINTS.module_dict]),
-    ({'constraint': [KL, KL]}, ['two constraints', "'kl'"]),
+    ({'constraint': [KL, KL]}, ["two constraints of the kind 'kl'"]),
     ({'constraint': {**KL, 'weight': -0.5}}, ['constraint', 'KLConstraint', 'weight=-0.5', '>= 0']),
     ({'constraint': {**KL, 'weight': float('nan')}}, ['constraint', 'weight=nan', '>= 0']),
     ({'constraint': {**KL, 'weight': '1'}}, ['constraint', "weight='1'", '>= 0']),

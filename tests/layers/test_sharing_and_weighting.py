@@ -96,11 +96,6 @@ def test_a_group_of_another_class_gets_what_the_settings_say():
     assert (group.slots, group.copies, group.copy_noise, group.dispatch, len(group.common)) == (2, 2, 0.5, 'dense', 2)
 
 
-def test_a_softmax_checkpoint_does_not_fit_straight_through_weights():
-    with pytest.raises(ValueError, match='weighting'):
-        conv(weighting='straight_through').load_state_dict(conv().state_dict())
-
-
 @pytest.mark.parametrize('build', [conv, lambda **moe: MoEBlock(8, **moe)])
 def test_one_expert_has_nobody_to_share_with(build):
     with pytest.raises(MoEConfigError, match='copies_share=True: num_experts=1'):

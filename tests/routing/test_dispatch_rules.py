@@ -131,16 +131,6 @@ def test_an_image_does_not_depend_on_its_batch(dispatch, unit, gate_kind, run_la
             torch.testing.assert_close(batch[image : image + 1], single, **EXACT)
 
 
-def test_a_shared_expert_is_added(run_layer, conv_group):
-    router = Router(GAPLinearGate(3, 4).double(), top_k=2).eval()
-    group = conv_group(4, 3, 2)
-    maps = [m.detach() for m in pyramid(3)]
-    without = run_layer(router, group, maps, 'level')
-    group.shared = nn.Conv2d(3, 2, 1).double()
-    for y, plain, x in zip(run_layer(router, group, maps, 'level'), without, maps, strict=True):
-        torch.testing.assert_close(y, plain + group.shared(x), **EXACT)
-
-
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16])
 def test_zero_gradients_of_idle_experts_start_where_vector_kernels_can_read(dtype):
     idle = [nn.ParameterList([nn.Parameter(torch.ones(n, dtype=dtype)) for n in (1, 3, 4, 5, 36, 7)])]

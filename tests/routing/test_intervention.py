@@ -38,8 +38,10 @@ def model_with(top_k: int) -> nn.ModuleDict:
     return nn.ModuleDict({'layer': Router(FixedGate(), top_k=top_k)}).eval()
 
 
-def weights(model: nn.Module) -> torch.Tensor:
-    routing = route(model['layer'])
+def weights(model: nn.Module, **changes) -> torch.Tensor:
+    """Dense weights, under an intervention where changes are given."""
+    with intervene(model, {'layer': Intervention(**changes)} if changes else {}):
+        routing = route(model['layer'])
     return routing.dense(routing.weights, 0.0)
 
 
@@ -47,32 +49,14 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-def test_forced_expert_has_all_weight_where_weights_sum_to_one():
-    model = model_with(2)
-    for expert in range(3):
-        with intervene(model, {'layer': Intervention(forced=expert)}):
-            found = weights(model)
-        torch.testing.assert_close(found, torch.eye(3)[[expert, expert]])
-
-
-def test_forced_expert_keeps_the_scale_of_a_single_choice():
-    model = model_with(1)
-    own = torch.softmax(LOGITS, 1).amax(1)
-    with intervene(model, {'layer': Intervention(forced=2)}):
-        found = weights(model)
-    torch.testing.assert_close(found, own[:, None] * torch.tensor([[0.0, 0.0, 1.0]]))
-
-
-def test_forced_experts_share_the_weight_equally():
-    model = model_with(2)
-    with intervene(model, {'layer': Intervention(forced=(0, 2))}):
-        found = weights(model)
-    torch.testing.assert_close(found, torch.tensor([[0.5, 0, 0.5]] * 2))
-    model = model_with(1)
-    own = torch.softmax(LOGITS, 1).amax(1)
-    with intervene(model, {'layer': Intervention(forced=(0, 1, 2))}):
-        found = weights(model)
-    torch.testing.assert_close(found, own[:, None].expand(-1, 3) / 3)
+@pytest.mark.parametrize('top_k', [1, 2])
+@pytest.mark.parametrize(
+    ('forced', 'shares'),
+    [(0, [1, 0, 0]), (1, [0, 1, 0]), (2, [0, 0, 1]), ((0, 2), [0.5, 0, 0.5]), ((0, 1, 2), [1 / 3] * 3)],
+)
+def test_forced_experts_share_the_weight_equally_and_keep_the_scale_of_a_single_choice(forced, shares, top_k):
+    scale = torch.softmax(LOGITS, 1).amax(1, keepdim=True) if top_k == 1 else torch.ones(2, 1)
+    torch.testing.assert_close(weights(model_with(top_k), forced=forced), scale * torch.tensor(shares).float())
 
 
 # rows of images 4, 7 and 9 at levels 0 and 1, each with one or two patches
@@ -159,31 +143,22 @@ def test_replaying_in_a_layer_and_never_in_training(top_k):
     torch.testing.assert_close(replayed.log_weights, route(model['layer']).log_weights)
 
 
-def test_knocked_out_expert_is_replaced_and_weights_are_normalised():
-    model = model_with(2)
-    with intervene(model, {'layer': Intervention(knocked_out=0)}):
-        found = weights(model)
-    expected = [[0, sigmoid(1 - 0), sigmoid(0 - 1)], [0, sigmoid(3 - 1), sigmoid(1 - 3)]]
-    torch.testing.assert_close(found, torch.tensor(expected))
-
-
-def test_knocking_out_one_of_two_chosen_from_two():
-    router = Router(FixedGate(), top_k=3)
-    model = nn.ModuleDict({'layer': router}).eval()
-    with intervene(model, {'layer': Intervention(knocked_out=1)}):
-        found = weights(model)
-    expected = [[sigmoid(2), 0, sigmoid(-2)], [sigmoid(-1), 0, sigmoid(1)]]
-    torch.testing.assert_close(found, torch.tensor(expected))
+@pytest.mark.parametrize(
+    ('top_k', 'knocked_out', 'expected'),
+    [
+        (2, 0, [[0, sigmoid(1 - 0), sigmoid(0 - 1)], [0, sigmoid(3 - 1), sigmoid(1 - 3)]]),
+        (3, 1, [[sigmoid(2), 0, sigmoid(-2)], [sigmoid(-1), 0, sigmoid(1)]]),
+    ],
+)
+def test_knocked_out_expert_is_replaced_and_weights_are_normalised(top_k, knocked_out, expected):
+    torch.testing.assert_close(weights(model_with(top_k), knocked_out=knocked_out), torch.tensor(expected))
 
 
 @pytest.mark.parametrize('top_k', [1, 2, 3])
 def test_other_k(top_k):
-    model = model_with(2)
-    with intervene(model, {'layer': Intervention(top_k=top_k)}):
-        found = weights(model)
     order = LOGITS.argsort(1, descending=True)[:, :top_k]
     expected = torch.zeros(2, 3).scatter(1, order, torch.softmax(LOGITS.gather(1, order), 1))
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(weights(model_with(2), top_k=top_k), expected)
 
 
 def test_own_routing_returns_afterwards_and_training_is_never_changed():

@@ -125,20 +125,6 @@ def test_drawing_leaves_the_global_generator_alone():
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_a_checkpoint_continues_the_stream():
-    maps = [torch.zeros(3, 3, 2, 2)]
-    whole = LearnedNoise(3, 4).double()
-    first = LearnedNoise(3, 4).double()
-    first.load_state_dict(whole.state_dict())
-    expected = [draw(whole, maps) for _ in range(4)]
-    actual = [draw(first, maps) for _ in range(2)]
-    second = LearnedNoise(3, 4).double()
-    second.load_state_dict(first.state_dict())
-    actual += [draw(second, maps) for _ in range(2)]
-    for a, b in zip(actual, expected, strict=True):
-        assert torch.equal(a, b)
-
-
 @pytest.mark.parametrize(('unit', 'grid'), [('level', 1), ('image', 1), ('patch', 2)])
 def test_two_processes_share_the_noise_of_one(unit, grid, monkeypatch):
     maps = [torch.randn(4, 3, 4, 4), torch.randn(4, 3, 1, 3)]

@@ -32,14 +32,6 @@ def reference(logits: list[float], masked: list[bool], top_k: int) -> tuple[list
     return chosen + [len(logits)] * missing, weights + [0.0] * missing
 
 
-def test_weights_are_the_softmax_over_the_kept_logits():
-    # kept are 4 and 3 of (1, 2, 3, 4): 4 / (4 + 3) and 3 / (4 + 3)
-    logits = log_of([1, 2, 3, 4])
-    indices, log_weights = select(logits, logits, 2, True)
-    assert indices.tolist() == [[3, 2]]
-    torch.testing.assert_close(log_weights.exp(), torch.tensor([[4 / 7, 3 / 7]], dtype=torch.float64))
-
-
 def test_a_single_expert_gets_the_full_softmax_and_the_gate_a_gradient():
     # p = (1, 2, 5) / 8; dw/dh = w (1 - w) for the chosen logit, -w p_j for the others
     logits = log_of([1, 2, 5]).requires_grad_()

@@ -126,6 +126,8 @@ def test_only_straight_through_routers_store_what_they_are():
         ({'num_experts': 8, 'top_k': 4, 'slots': 4}, SHARDS, 'has shards=4, copies=2 at layer, the config shards=2'),
         ({**STRAIGHT, 'num_experts': 8}, SHARDS, 'has shards=1, copies=8 at layer, the config shards=2, copies=4: '),
         ({**STRAIGHT, 'num_experts': 3}, STRAIGHT, 'has num_experts=3, top_k=1 at layer, the config num_experts=4'),
+        ({'top_k': 2}, {'num_experts': 3, 'top_k': 2}, 'num_experts=4, top_k=2.* at layer, the config num_experts=3'),
+        (PLAIN, {'top_k': 2}, 'num_experts=4, top_k=1.* at layer, the config num_experts=4, top_k=2'),
     ],
 )
 def test_checkpoints_of_another_kind_are_refused(stored, config, words):

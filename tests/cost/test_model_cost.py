@@ -37,16 +37,14 @@ def test_idle_experts_are_not_active(moe):
 
 def test_words_name_family_and_unit():
     kl, hard = dict(type='KLConstraint'), dict(type='RelativeImportanceConstraint')
-    assert experts_in_words(detector(dict(FOUR, constraint=kl))) == 'soft, 2 of 4 per level'
-    assert experts_in_words(detector(dict(FOUR, constraint=hard, unit='patch', grid=2))) == 'hard, 2 of 4 per patch'
-    assert experts_in_words(detector(dict(FOUR, constraint=[hard, kl]))) == 'soft and hard, 2 of 4 per level'
-    assert experts_in_words(detector(dict(FOUR, unit='image'))) == 'unconstrained, 2 of 4 per image'
-
-
-def test_words_name_shards():
-    kl = dict(type='KLConstraint')
-    model = detector(dict(placement='shards', shards=2, copies=4, constraint=kl))
-    assert experts_in_words(model) == 'soft, 2 shards of 4 copies per level'
+    for moe, words in (
+        (dict(FOUR, constraint=kl), 'soft, 2 of 4 per level'),
+        (dict(FOUR, constraint=hard, unit='patch', grid=2), 'hard, 2 of 4 per patch'),
+        (dict(FOUR, constraint=[hard, kl]), 'soft and hard, 2 of 4 per level'),
+        (dict(FOUR, unit='image'), 'unconstrained, 2 of 4 per image'),
+        (dict(placement='shards', shards=2, copies=4, constraint=kl), 'soft, 2 shards of 4 copies per level'),
+    ):
+        assert experts_in_words(detector(moe)) == words
 
 
 def convolutions(model: nn.Module, run) -> int:

@@ -107,9 +107,7 @@ def test_a_head_with_shared_experts_starts_at_the_focal_prior_and_trains():
 
 
 def test_what_cannot_be_built_is_refused():
-    for value in (-1, 0, 1.5, 'two', None):
-        if value == 0:
-            continue
+    for value in (-1, 1.5, None):
         with pytest.raises(MoEConfigError, match=f'shared_expert={value!r}: expected True, False or a number'):
             MoESettings.from_config({'shared_expert': value}, 'moe')
     with pytest.raises(MoEConfigError, match='moe.shared_expert=2: of the slices of the dense part one can be shared'):

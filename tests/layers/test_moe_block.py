@@ -18,6 +18,7 @@ from moe_det.layers import MoEBlock
         {'norm_cfg': {'type': 'GN', 'num_groups': 2}},
         {'shared_expert': True, 'unit': 'patch', 'grid': 2},
         {'num_experts': 1, 'top_k': 1},
+        {'copies_share': True},
         {'dispatch': 'dense', 'top_k': 1, 'reduction': 2},
     ],
     ids=str,
@@ -71,6 +72,7 @@ def test_initialising_again_keeps_what_copies_share():
     for _ in range(2):
         weights = block.moe.expert_group.weights_of(1)
         assert (weights['1.weight'] == 1).all() and (weights['4.weight'] == 1).all() and not weights['7.weight'].any()
+        assert block.moe.expert_group.common[0][0].weight.any()
         assert weights['3.weight'].std().item() == pytest.approx((2 / (9 * 2)) ** 0.5, rel=0.5)  # kaiming_init
         block.init_weights()
 

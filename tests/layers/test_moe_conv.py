@@ -145,17 +145,18 @@ def test_an_initialiser_that_asks_for_the_weight_reaches_every_expert():
     assert [expert.weight.unique().tolist() for expert in layer.expert_group.every_expert] == [[3.0]] * 6
 
 
-@pytest.mark.parametrize('stride', [2, (1, 2)])
-def test_patches_and_strides_do_not_go_together(stride):
-    with pytest.raises(MoEConfigError, match="unit='patch' does not fit a convolution with stride"):
-        MoEConv2d(4, 4, 3, stride=stride, padding=1, unit='patch', grid=2)
-    MoEConv2d(4, 4, 3, stride=(1, 1), padding=1, unit='patch', grid=2)
-
-
-def test_patches_and_borders_that_are_joined_do_not_go_together():
-    with pytest.raises(MoEConfigError, match="unit='patch' does not fit padding_mode='circular'"):
-        MoEConv2d(4, 4, 3, padding=1, padding_mode='circular', unit='patch', grid=2)
-    MoEConv2d(4, 4, 3, padding=1, padding_mode='circular')
+@pytest.mark.parametrize(
+    ('conv', 'message'),
+    [
+        (dict(stride=2), 'a convolution with stride'),
+        (dict(stride=(1, 2)), 'a convolution with stride'),
+        (dict(padding_mode='circular'), "padding_mode='circular'"),
+    ],
+)
+def test_strides_and_borders_that_are_joined_do_not_go_with_patches(conv, message):
+    with pytest.raises(MoEConfigError, match=f"unit='patch' does not fit {message}"):
+        MoEConv2d(4, 4, 3, padding=1, **conv, unit='patch', grid=2)
+    MoEConv2d(4, 4, 3, padding=1, **conv)
 
 
 def test_a_convolution_that_shrinks_patches_says_so():
@@ -165,7 +166,7 @@ def test_a_convolution_that_shrinks_patches_says_so():
 
 
 REACHES = [
-    dict(kernel_size=3, padding=1),
+    dict(kernel_size=3, padding=1, stride=(1, 1)),
     dict(kernel_size=1),
     dict(kernel_size=5, padding=2),
     dict(kernel_size=7, padding=3),
@@ -202,28 +203,23 @@ def test_autocast_leaves_the_decision_in_full_precision(dtype):
     assert all(torch.isfinite(p.grad).all() for p in layer.parameters())
 
 
+LEVELS = {'num_experts': 3, 'top_k': 1, 'balance_over': 'level', 'constraint': {'type': 'SelectionBiasConstraint'}}
+
+
 def test_a_tower_convolution_counts_its_levels():
-    layer = MoEConv2d(
-        3,
-        3,
-        1,
-        num_experts=3,
-        top_k=1,
-        constraint={'type': 'RelativeImportanceConstraint'},
-        balance_over='level',
-        num_levels=3,
-    ).train()
+    constraint = {'type': 'RelativeImportanceConstraint'}
+    layer = MoEConv2d(3, 3, 1, num_levels=3, **{**LEVELS, 'constraint': constraint}).train()
     layer.router.gate.load_state_dict({'fc.weight': 50 * torch.eye(3), 'fc.bias': torch.zeros(3)})
-    for step in range(1, 3):
-        layer.router.constraints['relative_importance'].relative.zero_()
+    relative = layer.router.constraints['relative_importance'].relative
+    for _ in range(2):
+        relative.zero_()
         for level in range(3):
             x = torch.zeros(2, 3, 4, 4)
             x[:, level] = 1.0  # level l goes to expert l
             layer(x)
         layer.router.collect()
         # I = (w, 0, 0) on its level: (w - w/3) / (w/3) = 2 for the used expert, -1 for the others
-        expected = 3 * torch.eye(3) - 1
-        torch.testing.assert_close(layer.router.constraints['relative_importance'].relative, expected), step
+        torch.testing.assert_close(relative, 3 * torch.eye(3) - 1)
 
 
 def test_it_can_be_copied_saved_and_loaded_in_the_middle_of_a_step():
@@ -272,9 +268,6 @@ def test_dense_dispatch_compiles_as_one_graph(settings):
             torch.testing.assert_close(compiled(x), layer(x), rtol=0, atol=1e-6)
 
 
-LEVELS = {'num_experts': 3, 'top_k': 1, 'balance_over': 'level', 'constraint': {'type': 'SelectionBiasConstraint'}}
-
-
 def test_another_number_of_calls_than_levels_is_refused_in_training():
     layer = MoEConv2d(3, 3, 1, num_levels=5, **LEVELS).train()
     for _ in range(4):
@@ -300,10 +293,7 @@ class FourLevels(nn.Module):
 def test_in_evaluation_every_forward_begins_at_the_first_level():
     # five levels with a bias of their own, of which a forward brings four
     model = FourLevels(MoEConv2d(3, 3, 1, num_levels=5, **LEVELS)).eval()
-    state = model.layer.router.constraints['selection_bias'].state_dict()
-    model.layer.router.constraints['selection_bias'].load_state_dict(
-        {key: torch.arange(15.0).reshape(5, 3) % 4 if value.shape == (5, 3) else value for key, value in state.items()}
-    )
+    model.layer.router.constraints['selection_bias'].bias.copy_(torch.arange(15.0).reshape(5, 3) % 4)
     attach_collection(model)
     x = torch.randn(1, 3, 4, 4)
     first = model(x, mode='predict')

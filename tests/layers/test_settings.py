@@ -74,28 +74,27 @@ BAD = [
 ]
 
 
+BUILD = {'MoEConv2d(4, 8)': lambda **moe: MoEConv2d(4, 8, 3, **moe), 'MoEBlock(8)': lambda **moe: MoEBlock(8, **moe)}
+
+
 @pytest.mark.parametrize(('bad', 'parts'), BAD, ids=[str(bad)[1:-1][:60] for bad, _ in BAD])
-@pytest.mark.parametrize(
-    ('build', 'where'),
-    [(lambda moe: MoEConv2d(4, 8, 3, **moe), 'MoEConv2d(4, 8)'), (lambda moe: MoEBlock(8, **moe), 'MoEBlock(8)')],
-    ids=['conv', 'block'],
-)
-def test_bad_values_are_refused(build, where, bad, parts):
+@pytest.mark.parametrize('where', BUILD)
+def test_bad_values_are_refused(where, bad, parts):
     with pytest.raises(MoEConfigError) as error:
-        build(bad)
+        BUILD[where](**bad)
     for part in [where, *parts]:
         assert part in str(error.value)
     assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize('num_levels', [0, -1, 2.5, '5'])
-@pytest.mark.parametrize('build', [lambda **k: MoEConv2d(4, 8, 3, **k), lambda **k: MoEBlock(8, **k)])
+@pytest.mark.parametrize('build', BUILD.values(), ids=BUILD)
 def test_bad_numbers_of_levels_are_refused(build, num_levels):
     with pytest.raises(MoEConfigError, match=rf'num_levels={num_levels!r}: expected an integer >= 1'):
         build(num_levels=num_levels, balance_over='level')
 
 
-@pytest.mark.parametrize('build', [lambda **k: MoEConv2d(4, 8, 3, **k), lambda **k: MoEBlock(8, **k)])
+@pytest.mark.parametrize('build', BUILD.values(), ids=BUILD)
 def test_balance_inside_one_level_is_refused(build):
     with pytest.raises(MoEConfigError, match="balance_over='level'"):
         build(balance_over='level')

@@ -60,13 +60,6 @@ def test_from_scratch_weights_have_the_size_of_plain_ones():
     assert difference.std().item() == pytest.approx(0.1 * (2 / (9 * 64)) ** 0.5, rel=0.02)
 
 
-def test_a_block_with_a_common_part_is_the_identity_at_first():
-    block = MoEBlock(16, copies_share=True).train()
-    x = torch.randn(3, 16, 6, 5)
-    assert torch.equal(block(x), x)
-    assert block.moe.expert_group.common[0][0].weight.any()
-
-
 def test_redrawn_channels_come_from_the_config():
     plain, layer = nn.Conv2d(6, 8, 3, padding=1), conv(copy_noise=0, copy_redraw=0.25)
     layer.load_state_dict(plain.state_dict(), strict=False)

@@ -85,7 +85,7 @@ def test_a_step_reaches_every_expert_and_the_gate(unit):
 def test_forcing_an_expert_gives_that_expert():
     model = spread_weights(head(FOUR)).eval()
     maps = pyramid()
-    with intervene(model, {f'{branch}': Intervention(forced=2) for branch in ('routers.cls', 'routers.reg')}):
+    with intervene(model, {name: Intervention(forced=2) for name in ('routers.cls', 'routers.reg')}):
         scores, deltas = model(tuple(maps))
     for branch, outputs in (('cls', scores), ('reg', deltas)):
         for x, y in zip(maps, outputs, strict=True):
@@ -148,8 +148,6 @@ def test_a_plain_gate_is_fitted_and_runs_k_experts(kl_weight, tmp_path):
 def test_distillation_needs_an_attentive_source(tmp_path):
     torch.save(dict(state_dict=detector(dict(num_experts=4, top_k=2)).state_dict()), tmp_path / 'plain.pth')
     model = detector(dict(num_experts=4, top_k=2, gate=dict(type='DistilledGate', teacher=GATE)))
-    with pytest.raises(CheckpointError, match='DistilledGate has no trained teacher: set load_from'):
-        losses_of(model, batch())
     with pytest.raises(CheckpointError, match='plain gate at bbox_head.routers.cls.gate'):
         load_checkpoint(model, str(tmp_path / 'plain.pth'), map_location='cpu')
     with pytest.raises(MoEConfigError, match=r'gate\.student: AttentiveGate needs the features'):

@@ -11,6 +11,8 @@ from moe_det.models import box_sizes
 from moe_det.models.box_sizes import box_size_histograms, patch_box_size_histograms
 from moe_det.routing.rows import layout_of, rows_of
 
+SIMILARITY = dict(type='SampleSimilarityConstraint', beta_s=1.0, beta_d=0.0, distance='box_sizes')
+
 
 def boxes(*sizes: tuple[float, float]) -> InstanceData:
     return InstanceData(bboxes=torch.tensor([[10.0, 20.0, 10 + w, 20 + h] for w, h in sizes]).reshape(-1, 4))
@@ -28,8 +30,7 @@ def test_histograms_by_hand():
 
 @pytest.mark.parametrize('count', [3, 0])
 def test_the_head_compares_images_by_their_boxes(count):
-    similarity = dict(type='SampleSimilarityConstraint', beta_s=1.0, beta_d=0.0, distance='box_sizes')
-    moe = dict(num_experts=4, top_k=2, balance_over='level', noise=False, constraint=similarity)
+    moe = dict(num_experts=4, top_k=2, balance_over='level', noise=False, constraint=SIMILARITY)
     model = spread_weights(head(moe)).double()
     maps = pyramid(images=3, dtype=torch.float64)
     losses = head_losses(model, maps, count=count)
@@ -88,8 +89,7 @@ def test_one_patch_is_the_image_and_patches_share_out_its_boxes():
 
 
 def test_the_head_compares_patches_by_the_boxes_in_them():
-    similarity = dict(type='SampleSimilarityConstraint', beta_s=1.0, beta_d=0.0, distance='box_sizes')
-    moe = dict(num_experts=4, top_k=2, unit='patch', grid=2, balance_over='level', noise=False, constraint=similarity)
+    moe = dict(num_experts=4, top_k=2, unit='patch', grid=2, balance_over='level', noise=False, constraint=SIMILARITY)
     model = spread_weights(head(moe)).double()
     maps = pyramid(images=2, dtype=torch.float64)
     losses = head_losses(model, maps, count=6)
@@ -117,16 +117,14 @@ def test_both_branches_share_what_is_computed_once(monkeypatch, unit):
     for name in ('box_size_histograms', 'patch_box_size_histograms'):
         found = getattr(box_sizes, name)
         monkeypatch.setattr(box_sizes, name, lambda *args, found=found: computed.append(1) or found(*args))
-    similarity = dict(type='SampleSimilarityConstraint', distance='box_sizes')
-    model = spread_weights(head(dict(num_experts=4, top_k=2, constraint=similarity, **unit)))
+    model = spread_weights(head(dict(num_experts=4, top_k=2, constraint=SIMILARITY, **unit)))
     losses = head_losses(model, pyramid(images=3), count=2)
     assert computed == [1] and losses['loss_moe_similarity_cls'] != losses['loss_moe_similarity_reg']
 
 
 @pytest.mark.parametrize('unit', [dict(unit='image'), dict(unit='level', balance_over='level'), dict(unit='level')])
 def test_every_unit_is_served(unit):
-    similarity = dict(type='SampleSimilarityConstraint', distance='box_sizes')
-    model = spread_weights(head(dict(num_experts=4, top_k=2, constraint=similarity, **unit)))
+    model = spread_weights(head(dict(num_experts=4, top_k=2, constraint=SIMILARITY, **unit)))
     losses = head_losses(model, pyramid(images=3), count=2)
     (losses['loss_moe_similarity_cls'] + losses['loss_moe_similarity_reg']).backward()
     for router in model.routers.values():

@@ -291,6 +291,17 @@ def test_other_slices_use_the_statistics_of_their_rows():
         (dict(stages=(2,)), dict(norm_cfg=dict(type='SyncBN')), r"backbone\.moe: norm_cfg type 'SyncBN'"),
         (dict(stages=(2,)), dict(depth=19), r'backbone\.depth: unknown depth 19.*18'),
         (None, {}, r'backbone\.moe=None: expected a dict'),
+        (dict(convs=('steam',)), {}, r"backbone\.moe\.convs=\('steam',\): expected a tuple of 'stem' and stage num"),
+        (dict(convs=(0,)), {}, r'convs=\(0,\)'),
+        (dict(convs='stem'), {}, r"convs='stem'"),
+        (dict(convs=(4, 4)), {}, r'each at most once'),
+        (dict(convs=(4,), stages=(4,)), {}, r'stage 4 is in stages=\(4,\) and in convs=\(4,\)'),
+        (dict(convs=(4,), residual=True), {}, r'residual=True: is about whole stages'),
+        (dict(convs=(4,), width=0.5), {}, r'width=0\.5: is about whole stages'),
+        (dict(convs=('stem',)), dict(deep_stem=True), r"'stem' needs a stem of one convolution"),
+        (dict(stages=(4,)), dict(small_images=True, deep_stem=True), r'deep_stem=True: the stem for small images'),
+        (dict(stages=(4,)), dict(small_images=1), r'backbone\.small_images=1: expected True or False'),
+        (dict(convs=(2,), unit='patch', grid=2), dict(conv_cfg=dict(type='ConvWS')), r'stage 2.*ConvWS'),
     ],
 )
 def test_wrong_keys_are_named(moe, kwargs, message):

@@ -8,7 +8,6 @@ from mmdet.models.backbones import ResNet
 from small_models import build, initialise, mmdet_scope, spread_weights
 from torch import nn
 
-from moe_det.errors import MoEConfigError
 from moe_det.layers import MoEConv2d
 from moe_det.models import MoEResNet
 from moe_det.routing import find_routers
@@ -107,27 +106,6 @@ def test_convolutions_with_equal_experts_compute_what_the_plain_resnet_does():
         for ours, theirs in zip(model(images()), plain(images()), strict=True):
             assert theirs.std() > 1e-3
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    'moe, kwargs, message',
-    [
-        (dict(convs=('steam',)), {}, r"backbone\.moe\.convs=\('steam',\): expected a tuple of 'stem' and stage num"),
-        (dict(convs=(0,)), {}, r'convs=\(0,\)'),
-        (dict(convs='stem'), {}, r"convs='stem'"),
-        (dict(convs=(4, 4)), {}, r'each at most once'),
-        (dict(convs=(4,), stages=(4,)), {}, r'stage 4 is in stages=\(4,\) and in convs=\(4,\)'),
-        (dict(convs=(4,), residual=True), {}, r'residual=True: is about whole stages'),
-        (dict(convs=(4,), width=0.5), {}, r'width=0\.5: is about whole stages'),
-        (dict(convs=('stem',)), dict(deep_stem=True), r"'stem' needs a stem of one convolution"),
-        (dict(stages=(4,)), dict(small_images=True, deep_stem=True), r'deep_stem=True: the stem for small images'),
-        (dict(stages=(4,)), dict(small_images=1), r'backbone\.small_images=1: expected True or False'),
-        (dict(convs=(2,), unit='patch', grid=2), dict(conv_cfg=dict(type='ConvWS')), r'stage 2.*ConvWS'),
-    ],
-)
-def test_wrong_keys_are_named(moe, kwargs, message):
-    with pytest.raises(MoEConfigError, match=message), mmdet_scope():
-        MoEResNet(**{'depth': 18, 'base_channels': 8, 'moe': moe, **kwargs})
 
 
 def test_without_small_images_the_stem_stays_mmdets():

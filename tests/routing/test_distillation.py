@@ -212,7 +212,7 @@ def test_a_source_that_is_not_attentive_is_refused():
     model = Model(DistilledGate(3, 4, 2))
     with pytest.raises(CheckpointError, match='plain gate at router.gate: DistilledGate needs .* AttentiveGate'):
         model.load_state_dict(plain, strict=False)
-    with pytest.raises(CheckpointError, match='no trained teacher: set load_from'):
+    with pytest.raises(CheckpointError, match='DistilledGate has no trained teacher: set load_from'):
         model.train()(torch.randn(2, 3, 6, 6))
     five = {'router.experts_and_k': torch.tensor([5, 2])}
     with pytest.raises(CheckpointError, match='num_experts=5'):

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from moe_det.probing.places import Truth
+from moe_det.routing.records import RoutingRecord, RoutingRecorder
 
 torch.set_num_threads(1)  # these models are so small that waking a second thread costs more than it computes
 
@@ -246,6 +247,14 @@ def losses_of(model: nn.Module, data: dict) -> dict[str, Tensor]:
     data = model.data_preprocessor(data, training=True)
     losses = model(**data, mode='loss')
     return {key: sum(value) if isinstance(value, list) else value for key, value in losses.items()}
+
+
+def records_of(model: nn.Module, image_ids: Sequence[int], call: Callable, *inputs: object) -> list[RoutingRecord]:
+    """What the routers of a model decided during one call about these images."""
+    with RoutingRecorder(model) as recorder:
+        recorder.start_batch(image_ids)
+        call(*inputs)
+    return recorder.records
 
 
 def predictions_of(model: nn.Module, data: dict) -> list[InstanceData]:

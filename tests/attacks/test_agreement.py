@@ -34,19 +34,11 @@ def choices(top_k: int, *means: float) -> dict[str, np.ndarray]:
     return found.found
 
 
-def agreement(top_k: int, before: tuple, after: tuple) -> dict[str, float]:
+@pytest.mark.parametrize('top_k', [1, 2, 3])
+def test_one_of_four_rows_changes_its_best_expert_also_where_the_set_of_experts_stays(top_k):
     counted = KeptChoices()
-    counted.add(choices(top_k, *before), choices(top_k, *after))
-    return counted.shares()
-
-
-def test_one_of_four_rows_changes_its_expert():
-    assert agreement(1, (0.0, 0.5, 2.0, 3.0), (0.2, 1.5, 2.0, 1.1)) == {'layer': 0.75}
-
-
-def test_what_counts_is_the_best_expert_also_where_the_set_of_experts_stays():
-    assert agreement(2, (0.0, 0.5, 2.0, 3.0), (0.2, 1.5, 2.0, 1.1)) == {'layer': 0.75}
-    assert agreement(3, (0.0, 0.5, 2.0, 3.0), (0.2, 1.5, 2.0, 1.1)) == {'layer': 0.75}
+    counted.add(choices(top_k, 0.0, 0.5, 2.0, 3.0), choices(top_k, 0.2, 1.5, 2.0, 1.1))
+    assert counted.shares() == {'layer': 0.75}
 
 
 def test_every_slot_has_a_choice_of_its_own():

@@ -10,11 +10,11 @@ import moe_det.registry  # noqa: F401 - first: supplies the operators that mmdet
 # isort: split
 import pytest
 import torch
-from small_models import RETINANET, batch, build, config, initialise, losses_of, predictions_of, shrink
+from small_models import RETINANET, batch, build, config, initialise, losses_of, predictions_of, records_of, shrink
 
 from moe_det.common.dense_counterpart import dense_counterpart
 from moe_det.errors import MoEConfigError
-from moe_det.routing import RoutingRecorder, find_routers
+from moe_det.routing import find_routers
 from moe_det.routing.gates import global_average
 
 CHANNELS = 64  # of the last map
@@ -45,11 +45,8 @@ def planted() -> torch.nn.Module:
 
 def groups(model: torch.nn.Module, data: dict) -> dict[int, set[int]]:
     """Groups of experts that rows of each image run."""
-    with RoutingRecorder(model) as recorder:
-        recorder.start_batch(range(len(data['inputs'])))
-        predictions_of(model, data)
     found: dict[int, set[int]] = {}
-    for record in recorder.records:
+    for record in records_of(model, range(len(data['inputs'])), predictions_of, model, data):
         for image, weights in zip(record.image_ids.tolist(), record.weights, strict=True):
             found.setdefault(image, set()).update((weights.nonzero()[:, 0] // 2).tolist())
     return found

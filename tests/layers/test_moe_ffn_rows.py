@@ -5,20 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 from small_ffn import TOP2, layer
+from small_models import records_of
 from torch import nn
 
 from moe_det.errors import UncollectedConstraintError
 from moe_det.routing import dispatch
 from moe_det.routing.intervention import Intervention, intervene
-from moe_det.routing.records import RoutingRecorder
 
 
 def test_rows_are_named_by_image_and_token():
     moe = nn.ModuleDict({'ffn': layer(**TOP2)}).eval()
-    with RoutingRecorder(moe) as recorder:
-        recorder.start_batch([7, 9])
-        moe.ffn(torch.randn(2, 3, 6, dtype=torch.float64))
-    (record,) = recorder.records
+    (record,) = records_of(moe, [7, 9], moe.ffn, torch.randn(2, 3, 6, dtype=torch.float64))
     assert record.image_ids.tolist() == [7, 7, 7, 9, 9, 9]
     assert record.patches.tolist() == [0, 1, 2, 0, 1, 2]
     assert record.unit == 'token' and record.weights.shape == (6, 4)

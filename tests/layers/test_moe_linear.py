@@ -6,13 +6,12 @@ import copy
 
 import pytest
 import torch
-from small_models import batch, build, initialise, losses_of, predictions_of
+from small_models import batch, build, initialise, losses_of, predictions_of, records_of
 from small_regions import LAYER, faster_config
 from torch import nn
 
 from moe_det.errors import MoEConfigError
 from moe_det.layers import MoELinear
-from moe_det.routing.records import RoutingRecorder
 from moe_det.routing.regions import Regions
 
 KINDS = {
@@ -88,13 +87,11 @@ def test_rows_are_named_by_image_level_and_region():
     given = []
     extractor = model.roi_head.bbox_roi_extractor
     extractor.register_forward_pre_hook(lambda _, inputs: given.append(inputs[1]))
-    with RoutingRecorder(model) as recorder:
-        recorder.start_batch([7, 9])
-        predictions_of(model, batch())
+    records = records_of(model, [7, 9], predictions_of, model, batch())
     (regions,) = given
     levels = extractor.map_roi_levels(regions, 4)
-    assert len(recorder.records) == 2 and len(levels.unique()) > 1
-    for record in recorder.records:
+    assert len(records) == 2 and len(levels.unique()) > 1
+    for record in records:
         assert record.unit == 'roi' and torch.equal(record.levels, levels)
         assert torch.equal(record.image_ids, torch.tensor([7, 9])[regions[:, 0].long()])
         first = int((regions[:, 0] == 0).sum())

@@ -8,12 +8,11 @@ import math
 import pytest
 import torch
 from mmcv.cnn.bricks.transformer import FFN
-from small_models import batch_for, build, family, initialise, losses_of, predictions_of, with_experts
+from small_models import batch_for, build, family, initialise, losses_of, predictions_of, records_of, with_experts
 from torch import nn
 
 from moe_det.errors import MoEConfigError
 from moe_det.layers import MoEFFN
-from moe_det.routing.records import RoutingRecorder
 from moe_det.routing.windows import Windows
 
 SWIN = 'swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py'
@@ -87,15 +86,13 @@ def test_swin_starts_as_the_dense_one_and_every_window_is_a_row():
     expected, found = (predictions_of(one, batch_for(one)) for one in (dense, model))
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours.scores, theirs.scores, rtol=1e-4, atol=1e-5)
-    with RoutingRecorder(model) as recorder:
-        recorder.start_batch([3, 5])
-        predictions_of(model, batch_for(model))
+    records = records_of(model, [3, 5], predictions_of, model, batch_for(model))
     sides = {0: 16, 1: 8, 2: 4, 3: 2}  # of the stages' maps, for images of 64 pixels
-    for record in recorder.records:
+    for record in records:
         count = math.ceil(sides[int(record.layer.split('.')[2])] / 7) ** 2
         assert record.unit == 'window' and record.patches.tolist() == [*range(count)] * 2
         assert record.image_ids.tolist() == [3] * count + [5] * count
-    assert len(recorder.records) == 12
+    assert len(records) == 12
     losses = losses_of(model, batch_for(model))
     sum(value for key, value in losses.items() if 'loss' in key).backward()
     experts = [p for name, p in model.named_parameters() if '.expert_group.' in name]

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mmdet.models.backbones import ResNet
-from small_models import build, initialise, mmdet_scope, spread_weights
+from small_models import build, initialise, spread_weights
 from torch import nn
 
 from moe_det.layers import MoEConv2d
-from moe_det.models import MoEResNet
 from moe_det.routing import find_routers
 
 FOUR = dict(num_experts=4, top_k=2)
@@ -106,9 +104,3 @@ def test_convolutions_with_equal_experts_compute_what_the_plain_resnet_does():
         for ours, theirs in zip(model(images()), plain(images()), strict=True):
             assert theirs.std() > 1e-3
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-
-
-def test_without_small_images_the_stem_stays_mmdets():
-    with mmdet_scope():
-        plain, moe = ResNet(18, base_channels=8), MoEResNet(18, base_channels=8, moe=dict(**FOUR, stages=(4,)))
-    assert moe.conv1.weight.shape == plain.conv1.weight.shape and isinstance(moe.maxpool, nn.MaxPool2d)

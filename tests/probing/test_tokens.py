@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 from mmdet.structures import DetDataSample
-from small_models import batch, build, family, initialise, predictions_of, spread_weights, with_experts
+from small_models import batch, build, family, initialise, predictions_of, records_of, spread_weights, with_experts
 
 from moe_det.probing.layer_description import layer_infos, pyramid_levels
 from moe_det.probing.places import Truth
 from moe_det.probing.probe import Probe
 from moe_det.probing.tokens import token_layers, tokens_of
-from moe_det.routing.records import RoutingRecorder
 
 LAYER = 'encoder.layers.1.ffn'
 # strides of the maps for images of 64 pixels
@@ -47,10 +46,8 @@ def test_rows_are_those_of_the_objects_tokens(name):
     data = batch([(64, 64)] * 2)
     truths = [Truth(np.arange(4) + 4 * image, np.array(BOXES), np.zeros(4, dtype=int)) for image in range(2)]
     findings = Probe(model)([5, 6], data, truths)
-    with RoutingRecorder(model) as recorder:
-        recorder.start_batch([5, 6])
-        predictions_of(model, data)
-    (record,) = [record for record in recorder.records if record.layer == LAYER]
+    records = records_of(model, [5, 6], predictions_of, model, data)
+    (record,) = [record for record in records if record.layer == LAYER]
     layer = findings.layers[LAYER]
     strides = FAMILIES[name]
     assert len(layer.truth_rows) == 8 and len(layer.weights) <= 8

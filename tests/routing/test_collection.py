@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from moe_det.errors import UncollectedConstraintError
 from moe_det.routing import KLConstraint, MeanImportanceConstraint, Router, ZLossConstraint
 from moe_det.routing.collection import attach_collection, collect_losses
 
@@ -72,8 +71,3 @@ def test_collection_leaves_other_modes_and_owners_alone(detector, as_maps):
     assert isinstance(detector.eval()(maps, mode='predict'), list)
     assert detector.first.constraints['mean_importance'].steps.item() == 1
     assert collect_losses([detector.first]) == {}
-
-
-def test_without_collection_the_detectors_backward_fails(detector, as_maps):
-    with pytest.raises(UncollectedConstraintError, match='MoEHook'):
-        detector(as_maps(torch.randn(5, 3)), mode='loss')['loss_cls'].backward()

@@ -11,7 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import moe_det.routing.dispatch as dispatch_module
 from moe_det.routing import (
-    ExpertGroup,
     GAPLinearGate,
     KLConstraint,
     RelativeImportanceConstraint,
@@ -228,9 +227,3 @@ def test_a_linear_mixture_keeps_no_product_of_weights_and_outputs():
     with saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
         mix_linear(outputs, log_weights)
     assert sorted(sizes)[-2:] == [6, outputs.numel()]
-
-
-def test_one_expert_needs_no_gate():
-    conv = torch.nn.Conv2d(3, 2, 3, padding=1)
-    x = torch.randn(2, 3, 5, 5)
-    assert torch.equal(ExpertGroup([conv])([x], None, None)[0], conv(x))

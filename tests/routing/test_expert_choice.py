@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
-from small_models import batch, detector, head, losses_of, pyramid
+from small_models import batch, detector, head, losses_of, pyramid, records_of
 from torch import Tensor, nn
 
 from moe_det.errors import MoEConfigError
 from moe_det.layers import MoEBlock, MoEConv2d, MoESettings
 from moe_det.models import MoEResNet
-from moe_det.routing import RoutingRecorder, RowLayout, find_routers
+from moe_det.routing import RowLayout, find_routers
 from moe_det.routing.expert_choice import ExpertChoice
 from moe_det.routing.intervention import Intervention, intervene
 
@@ -71,10 +71,7 @@ def test_a_row_keeps_its_largest_values():
 def test_a_layer_is_the_shared_expert_and_the_chosen_ones(dispatch):
     layer = layer_of(dispatch=dispatch).eval()
     x = maps()
-    with RoutingRecorder(layer) as recorder:
-        recorder.start_batch(range(3))
-        output = layer(x)
-    (record,) = recorder.records
+    (record,) = records_of(layer, range(3), layer, x)
     expected = layer.expert_group.shared(x)
     outputs = [expert(x) for expert in layer.expert_group.experts]
     for image in range(3):
@@ -83,7 +80,7 @@ def test_a_layer_is_the_shared_expert_and_the_chosen_ones(dispatch):
             cell = (image, slice(None), slice(3 * y, 3 * y + 3), slice(2 * column, 2 * column + 2))
             for expert in range(3):
                 expected[cell] += record.weights[9 * image + patch, expert] * outputs[expert][cell]
-    torch.testing.assert_close(output, expected, **EXACT)
+    torch.testing.assert_close(layer(x), expected, **EXACT)
     assert ((record.weights > 0).sum(0) == 6).all()  # two patches of each of three images
     assert (record.weights.sum(1) == 0).any()
 
@@ -116,20 +113,15 @@ def test_experts_can_be_forced_and_knocked_out():
     ):
         records = []
         for changes in ({}, {'layer': intervention}):
-            with RoutingRecorder(model) as recorder, intervene(model, changes):
-                recorder.start_batch(range(3))
-                layer(maps())
-            records.append(recorder.records[0].weights)
+            with intervene(model, changes):
+                records.append(records_of(model, range(3), layer, maps())[0].weights)
         assert check(records[1], records[0])
 
 
 def test_a_retina_head_trains_and_every_level_has_its_own_choice():
     moe = {**MOE, 'grid': 2, 'rows_per_expert': 1, 'placement': 'last'}
     built = head(moe).eval()
-    with RoutingRecorder(built) as recorder:
-        recorder.start_batch([0, 1])
-        built(tuple(pyramid()))
-    for record in recorder.records:
+    for record in records_of(built, [0, 1], built, tuple(pyramid())):
         for level in range(5):
             for image in range(2):
                 at = (record.levels == level) & (record.image_ids == image)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from mmcv.cnn.bricks.transformer import FFN
 from small_files import model_of, plant_varied, write_checkpoint, write_config
 
-from moe_det.converters.onnx_export import experts_in_graph, export_onnx
+from moe_det.converters.onnx_export import OPSET, experts_in_graph, export_onnx, routing_operators
 from moe_det.converters.places import expert_places
 from moe_det.errors import CheckpointError, MoEConfigError
+from moe_det.layers import MoEFFN
 from moe_det.routing import find_routers
 
 onnx = pytest.importorskip('onnx', reason='the export needs the package onnx')
@@ -76,6 +78,26 @@ def without_reader(graph: bytes, name: str) -> bytes:
     del content.graph.node[:]
     content.graph.node.extend(kept)
     return content.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    'moe',
+    [{'num_experts': 4, 'top_k': 2}, {'placement': 'shards', 'shards': 2, 'copies': 3}],
+    ids=['experts', 'shards'],
+)
+def test_an_ffn_chooses_for_each_token_in_the_graph(moe, tmp_path):
+    torch.manual_seed(0)
+    layer = MoEFFN(FFN(8, 24, ffn_drop=0.0), 'ffn', dispatch='dense', **moe).eval()
+    torch.nn.init.normal_(layer.router.gate.fc.weight)  # so that tokens choose differently
+    x, other = torch.randn(2, 7, 8), torch.randn(2, 7, 8)
+    path = tmp_path / 'ffn.onnx'
+    with routing_operators():
+        torch.onnx.export(layer, (x,), str(path), input_names=['x'], opset_version=OPSET, dynamo=False)
+    session = runtime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    for tokens in (x, other):  # the choice is part of the graph, not of the example
+        (found,) = session.run(None, {'x': tokens.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(found), layer(tokens), atol=1e-5, rtol=1e-5)
 
 
 def test_wrong_uses(tmp_path, monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -81,8 +80,10 @@ def test_identical_experts_are_the_dense_head(dense, moe):
         assert torch.equal(ours.labels, theirs.labels)
 
 
-def naive_branch(head, branch: str, maps: list[Tensor], cut: Callable[[int], list], per_image: bool) -> list[Tensor]:
+def naive_branch(head, branch: str, maps: list[Tensor], moe: dict) -> list[Tensor]:
     """One branch, row by row and expert by expert, as paper A's section A.2 writes it."""
+    unit = moe.get('unit', 'level')
+    cut = HALVES.__getitem__ if unit == 'patch' else lambda length: WHOLE
     router = head.routers['both' if 'both' in head.routers else branch]
     experts, top_k = head.branch_experts[branch].experts, router.top_k
     gate = router.gate.fc
@@ -95,12 +96,12 @@ def naive_branch(head, branch: str, maps: list[Tensor], cut: Callable[[int], lis
                 cells = []
                 for cols, kept_cols in cut(x.shape[3]):
                     window = x[n : n + 1, :, rows, cols]
-                    seen = [y[n].mean((1, 2)) for y in maps] if per_image else [window[0].mean((1, 2))]
+                    seen = [y[n].mean((1, 2)) for y in maps] if unit == 'image' else [window[0].mean((1, 2))]
                     logits = torch.stack([gate.weight @ pooled + gate.bias for pooled in seen]).mean(0)
                     chosen = sorted(range(len(logits)), key=lambda e: -logits[e])[:top_k]
                     weights = logits[chosen].softmax(0) if top_k > 1 else logits.softmax(0)[chosen]
                     values = [experts[e](window) for e in chosen]
-                    if branch == 'cls':
+                    if branch == 'cls' and moe.get('class_mixture') != 'logits':
                         p = sum(w * y.sigmoid() for w, y in zip(weights, values, strict=True))
                         value = torch.log(p / (1 - p))
                     else:
@@ -114,15 +115,15 @@ def naive_branch(head, branch: str, maps: list[Tensor], cut: Callable[[int], lis
 
 @pytest.mark.parametrize('shared_gate', [False, True])
 @pytest.mark.parametrize('top_k', [1, 2, 3])
-@pytest.mark.parametrize('unit', ['level', 'image', 'patch'])
-def test_outputs_and_gradients_match_the_row_by_row_reference(unit, top_k, shared_gate):
-    grid = dict(grid=2) if unit == 'patch' else {}
-    moe = spread_weights(head(dict(num_experts=4, top_k=top_k, unit=unit, shared_gate=shared_gate, **grid))).double()
+@pytest.mark.parametrize(
+    'keys', [{}, PATCH, dict(unit='image', class_mixture='probabilities'), dict(class_mixture='logits')], ids=str
+)
+def test_outputs_and_gradients_match_the_row_by_row_reference(keys, top_k, shared_gate):
+    moe = spread_weights(head(dict(num_experts=4, top_k=top_k, shared_gate=shared_gate, **keys))).double()
     maps = [x.requires_grad_() for x in pyramid(dtype=torch.float64)]
     named = dict(moe.named_parameters())
     ours = head_outputs(moe, maps)
-    cut = HALVES.__getitem__ if unit == 'patch' else lambda length: WHOLE
-    theirs = [y for branch in ('cls', 'reg') for y in naive_branch(moe, branch, maps, cut, unit == 'image')]
+    theirs = [y for branch in ('cls', 'reg') for y in naive_branch(moe, branch, maps, keys)]
     directions = [torch.sin(torch.arange(y.numel(), dtype=y.dtype)).reshape(y.shape) for y in theirs]
     for group in moe.branch_experts.values():
         group.dispatch = 'dense'  # every expert runs, for export

@@ -236,6 +236,12 @@ def batch(sizes: Sequence[tuple[int, int]] = ((64, 64), (64, 64)), counts: Seque
     return dict(inputs=inputs, data_samples=samples)
 
 
+def blocks_after(*stages: int, **moe) -> dict:
+    """A ResNet's plugin: an MoEBlock behind the last convolution of each block of these stages, from 1 to 4."""
+    where = tuple(stage in stages for stage in range(1, 5))
+    return dict(cfg=dict(type='MoEBlock', **moe), stages=where, position='after_conv3')
+
+
 def with_experts(cfg: Config, experts: object) -> dict:
     """The config of a detector with experts in its modules, as an overlay makes it."""
     return {**cfg, 'type': 'WithExperts', 'detector': cfg['type'], 'experts': experts}

@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import load_checkpoint
 from small_files import assert_same_outputs, model_of, outputs_of, write_checkpoint, write_config
-from small_models import RETINANET, assert_same_detections, batch, build, config, predictions_of, shrink
+from small_models import RETINANET, assert_same_detections, batch, blocks_after, build, config, predictions_of, shrink
 
 from moe_det.converters.densify import chosen_experts, densify
 from moe_det.converters.places import expert_places
@@ -114,18 +114,7 @@ def test_the_config_in_the_file_needs_no_moe_det(tmp_path):
         ),
         (
             None,
-            dict(
-                depth=50,
-                backbone=dict(
-                    plugins=[
-                        dict(
-                            cfg=dict(type='MoEBlock', **EXPERTS),
-                            stages=(False, False, False, True),
-                            position='after_conv3',
-                        )
-                    ]
-                ),
-            ),
+            dict(depth=50, backbone=dict(plugins=[blocks_after(4, **EXPERTS)])),
             'layer4.0.moe_block.moe: its experts are blocks that were added',
         ),
     ],

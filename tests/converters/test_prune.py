@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from small_files import assert_same_outputs, model_of, write_checkpoint, write_config
+from small_models import blocks_after
 
 from moe_det.converters.places import expert_places
 from moe_det.converters.prune import config_changes, prune_experts
@@ -142,8 +143,7 @@ def test_wrong_uses(tmp_path, moe, given, message):
 
 
 def test_keys_of_several_plugins_are_not_mixed_up(tmp_path):
-    block = dict(type='MoEBlock', num_experts=3, top_k=1)
-    plugins = [dict(cfg=block, stages=tuple(i == stage for i in range(4)), position='after_conv3') for stage in (2, 3)]
+    plugins = [blocks_after(stage, num_experts=3, top_k=1) for stage in (3, 4)]
     model = model_of(write_config(tmp_path / 'moe.py', depth=50, backbone=dict(plugins=plugins)))
     cfg = dict(backbone=dict(type='ResNet', plugins=plugins))
     places = expert_places(model)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from small_files import assert_same_outputs, model_of, write_checkpoint, write_config
-from small_models import assert_same_detections, batch, predictions_of
+from small_models import assert_same_detections, batch, blocks_after, predictions_of
 
 from moe_det.converters.upcycle import upcycle
 from moe_det.errors import CheckpointError, MoEConfigError
@@ -19,13 +19,7 @@ SHARDS = dict(placement='shards', shards=2, copies=3, constraint=KL)
 BACKBONE = dict(
     type='MoEResNet',
     moe=dict(stages=(4,), convs=('stem', 3), **EXPERTS),
-    plugins=[
-        dict(
-            cfg=dict(type='MoEBlock', num_experts=2, top_k=1),
-            stages=(False, True, False, False),
-            position='after_conv3',
-        )
-    ],
+    plugins=[blocks_after(2, num_experts=2, top_k=1)],
 )
 GROUPS = dict(bbox_head=dict(norm_cfg=dict(type='GN', num_groups=4)))
 NETWORKS = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmdet.models.backbones import ResNet
 from mmengine.runner import load_checkpoint
-from small_models import log_lines, mmdet_scope, spread_weights
+from small_models import blocks_after, log_lines, mmdet_scope, spread_weights
 from torch import nn
 
 from moe_det.errors import MoEConfigError
@@ -184,22 +184,13 @@ def test_norm_eval_holds_for_experts(norm_eval):
     assert bool(moved) != norm_eval
 
 
-PLUGIN = [
-    dict(
-        cfg=dict(type='MoEBlock', num_experts=3, top_k=2, constraint=KL),
-        stages=(False, False, True, True),
-        position='after_conv3',
-    )
-]
-
-
 @pytest.mark.parametrize(
     'moe, kwargs',
     [
         (dict(num_experts=3, top_k=2, stages=(1, 3), constraint=KL), {}),
         (dict(num_experts=3, top_k=1, stages=(2,), constraint=[KL, dict(type='RelativeImportanceConstraint')]), {}),
         # here the router lies inside the checkpointed block and runs twice
-        (None, dict(plugins=PLUGIN)),
+        (None, dict(plugins=[blocks_after(3, 4, num_experts=3, top_k=2, constraint=KL)])),
     ],
     ids=['stages', 'hard', 'plugin'],
 )

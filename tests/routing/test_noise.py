@@ -8,14 +8,7 @@ import pytest
 import torch
 
 import moe_det.routing.noise as noise_module
-from moe_det.routing import (
-    GAPLinearGate,
-    KLConstraint,
-    RelativeImportanceConstraint,
-    Router,
-    ZLossConstraint,
-    rows_of,
-)
+from moe_det.routing import GAPLinearGate, KLConstraint, RelativeImportanceConstraint, Router, ZLossConstraint, rows_of
 from moe_det.routing.noise import LearnedNoise
 
 SOFT, HARD = KLConstraint, RelativeImportanceConstraint

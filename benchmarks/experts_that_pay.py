@@ -17,10 +17,8 @@ from common.options import parser_of
 from common.page import fill
 from common.record import write
 from pay.command import Work
-from pay.expected import EXPECTED
-from pay.page import page
-from pay.readme import NAME, results
-from pay.settings import TABLE
+from pay.page import NAME, page, results
+from pay.settings import EXPECTED, TABLE
 
 
 def main() -> None:

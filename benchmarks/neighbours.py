@@ -13,9 +13,8 @@ configs or images that have changed since then are left aside.
 from __future__ import annotations
 
 from common.options import at_least, parser_of
-from neighbour_rows.expected import EXPECTED
 from neighbour_rows.page import page
-from neighbour_rows.settings import TABLE
+from neighbour_rows.settings import EXPECTED, TABLE
 from pay.command import Work
 
 

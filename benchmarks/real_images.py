@@ -22,8 +22,7 @@ from common import README, RECORDS
 from common.options import add_files, add_runs, at_least, parser_of
 from common.record import origin, put_run, read, up_to_date, write
 from common.runs import finished, threads_of
-from real.expected import EXPECTED
-from real.settings import MORE_RATE, SETTINGS, SIZE, START, START_EPOCHS, START_RATE
+from real.settings import EXPECTED, MORE_RATE, SETTINGS, SIZE, START, START_EPOCHS, START_RATE
 
 FORMAT = 1
 BACKBONES = ('nanodet', 'mobilenetv2', 'efficientnet-lite', 'resnet18')
@@ -128,8 +127,7 @@ def add(record: dict, setting: str, plan, found: dict) -> None:
 def keep(record: dict, args: argparse.Namespace) -> None:
     """Writes the record and the page."""
     from common.page import fill
-    from real.page import page  # imported by run() before hours of training
-    from real.readme import NAME, results
+    from real.page import NAME, page, results  # imported by run() before hours of training
 
     record |= {
         'format': FORMAT,

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from tabulate import DataRow, TableFormat, tabulate
+
+if TYPE_CHECKING:
+    from .intervals import Difference
 
 MEASURES = ('AP', 'AP_S', 'AP_M', 'AP_L')
 MISSING = '-'
@@ -28,14 +31,6 @@ def titled(title: str, heads: Sequence[str], rows: Sequence[Sequence[object]]) -
 
 
 # -- numbers ----------------------------------------------------------------------------------------------------------
-
-
-class Estimate(Protocol):
-    """A mean with the ends of its interval; None where the data do not tell."""
-
-    mean: float
-    low: float | None
-    high: float | None
 
 
 def defined(value: float | None) -> bool:
@@ -60,12 +55,23 @@ def mean(values: Iterable[float | None]) -> str:
     return points(values).partition(' ')[0]
 
 
-def difference(found: Estimate | None) -> str:
+def difference(found: Difference | None) -> str:
     """A mean difference and its interval."""
     if found is None:
         return MISSING
     interval = '' if found.low is None else f' [{found.low:+.1f}, {found.high:+.1f}]'
     return f'{found.mean:+.1f}{interval}'
+
+
+def seeds_in_words(count: int) -> str:
+    """A number of seeds."""
+    return 'one seed' if count == 1 else f'{count} seeds'
+
+
+def sure(found: Difference) -> str:
+    """How sure a mean of pairs is."""
+    error = '' if found.error is None else f'standard error {found.error:.2f}, '
+    return error + seeds_in_words(found.seeds)
 
 
 def swap_cell(swaps: Iterable[dict | None], measure: str) -> str:

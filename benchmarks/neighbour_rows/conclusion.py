@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from common.page import MEASURES, difference
-from pay.conclusion import MOST_COST, SWAP, TARGET, swap_losses
-from pay.statistics import Paired, against
+from common.intervals import Difference, against
+from common.page import MEASURES, defined, difference, seeds_in_words, sure
+from pay.conclusion import MOST_COST, SWAP, TARGET, layers_of, swap_losses
 from pay.table import BASELINE
 
 from .settings import CONSISTENT, KERNELS, MUTUAL, SHARDS
@@ -38,16 +38,11 @@ def values(row: dict, kind: str, key: str) -> list[float]:
 
 def alone(row: dict) -> dict[str, list[float]]:
     """AP of each expert that all images were forced to run, of all layers and seeds, by measure."""
-    layers = [layer for run in row['seeds'] for layer in (run.get('swap') or {}).get('layers', {}).values()]
-    forced = [one for layer in layers for one in layer.get('forced') or ()]
-    return {m: [one[m] for one in forced if one.get(m) is not None and one[m] >= 0] for m in MEASURES}
+    forced = [one for _, layer in layers_of(row) for one in layer.get('forced') or ()]
+    return {m: [one[m] for one in forced if defined(one.get(m))] for m in MEASURES}
 
 
-def _sure(found: Paired) -> str:
-    return 'one seed' if found.pairs == 1 else f'standard error {found.error:.2f}, {found.pairs} seeds'
-
-
-def _gains(rows: dict[str, dict], baseline: dict, equal: bool) -> list[tuple[float, str, Paired]]:
+def _gains(rows: dict[str, dict], baseline: dict, equal: bool) -> list[tuple[float, str, Difference]]:
     found = [
         (row, against(row, baseline, 'AP'))
         for row in rows.values()
@@ -67,15 +62,15 @@ def _best(rows: dict[str, dict], baseline: dict) -> str:
         'Of the neighbours at equal cost ' if len(gains) > 1 else 'Of the neighbours at equal cost the only one yet, '
     )
     text += f'"{name}" has {"the most AP, " if len(gains) > 1 else ""}{found.mean:+.1f} over the control '
-    text += f'({_sure(found)}); by the bar of {TARGET:.0f} point and two standard errors of three seeds it '
+    text += f'({sure(found)}); by the bar of {TARGET:.0f} point and two standard errors of three seeds it '
     text += 'pays' if pays else 'is not shown to pay'
     known = against(rows[KERNELS], baseline, 'AP') if KERNELS in rows else None
-    return f'{text}. "{KERNELS}" has {known.mean:+.1f} ({_sure(known)}).' if known else f'{text}.'
+    return f'{text}. "{KERNELS}" has {known.mean:+.1f} ({sure(known)}).' if known else f'{text}.'
 
 
 def _dearer(rows: dict[str, dict], baseline: dict) -> str:
     found = [
-        f'"{name}" ({rows[name]["multiply_adds_over_dense"]:.3f}, {one.mean:+.1f} AP, {_sure(one)})'
+        f'"{name}" ({rows[name]["multiply_adds_over_dense"]:.3f}, {one.mean:+.1f} AP, {sure(one)})'
         for _, name, one in _gains(rows, baseline, equal=False)
     ]
     return f'More than {MOST_COST} of the multiply-adds, so not at equal cost: {", ".join(found)}.' if found else ''
@@ -86,16 +81,12 @@ def _differ(rows: dict[str, dict]) -> str:
     losses = {name: found for name, found in losses.items() if found}
     if not losses:
         return 'Whether experts differ is open: no swap test is finished.'
-    texts = {name: f'"{name}" {fmean(of):.1f} ({_seeds(len(of))})' for name, of in losses.items()}
+    texts = {name: f'"{name}" {fmean(of):.1f} ({seeds_in_words(len(of))})' for name, of in losses.items()}
     differ = [texts[name] for name, found in losses.items() if min(found) >= SWAP]
     rest = [texts[name] for name, found in losses.items() if min(found) < SWAP]
     text = f'Experts differ in what they can do, by a loss of {SWAP:.0f} AP in every seed when images swap routes: '
     text += ', '.join(differ) or 'none'
     return f'{text}. Not by that bar: {", ".join(rest)}.' if rest else f'{text}.'
-
-
-def _seeds(count: int) -> str:
-    return 'one seed' if count == 1 else f'{count} seeds'
 
 
 def _mutual(rows: dict[str, dict]) -> str:
@@ -108,7 +99,9 @@ def _mutual(rows: dict[str, dict]) -> str:
         losses = [loss['AP'] for loss in swap_losses(row) if 'AP' in loss]
         swap = f', swap {-fmean(losses):+.1f}' if losses else ''
         gated, single = fmean(run['AP'] for run in row['seeds']), fmean(alone(row)['AP'])
-        parts.append(f'{weight:g}: {100 * gated:.1f}, alone {100 * single:.1f}{swap} ({_seeds(len(row["seeds"]))})')
+        parts.append(
+            f'{weight:g}: {100 * gated:.1f}, alone {100 * single:.1f}{swap} ({seeds_in_words(len(row["seeds"]))})'
+        )
     text = 'Mutual distillation by weight, AP of the mixture, of experts alone, and change under the swap: '
     return f'{text}{"; ".join(parts)}.'
 
@@ -130,7 +123,7 @@ def _withstand(rows: dict[str, dict], baseline: dict) -> list[str]:
         text = (
             f'Under {what} the control keeps {100 * fmean(control):.1f} of {clean:.1f} AP; the row that keeps the most '
         )
-        text += f'is "{name}" with {one.mean:+.1f} ({_sure(one)}), '
+        text += f'is "{name}" with {one.mean:+.1f} ({sure(one)}), '
         sentences.append(text + ('above it by two standard errors.' if one.above else 'not shown to be above it.'))
     return sentences
 
@@ -139,7 +132,7 @@ def _consistent(rows: dict[str, dict]) -> str:
     shares = [values(rows[name], CORRUPTED, 'agreement') if name in rows else [] for name in (CONSISTENT, SHARDS)]
     if not all(shares):
         return ''
-    own, other = (f'{100 * fmean(found):.0f} % ({_seeds(len(found))})' for found in shares)
+    own, other = (f'{100 * fmean(found):.0f} % ({seeds_in_words(len(found))})' for found in shares)
     gain = against(under(rows[CONSISTENT], CORRUPTED), under(rows[SHARDS], CORRUPTED), 'AP')
     text = f'Consistent gates keep {own} of their decisions under corruptions, those of "{SHARDS}" {other}'
     return f'{text}; AP there differs by {difference(gain)}.'

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from statistics import fmean
 
+from common.intervals import against
 from common.page import MISSING, counted, difference, listed, points, table
-from pay.conclusion import MOST_COST
+from pay.conclusion import MOST_COST, layers_of
 from pay.page import PRECISION, SWAPPED, not_run, precision_row, swap_row
 from pay.settings import BATCH
-from pay.statistics import against
 from pay.table import BASELINE
 
 from .conclusion import alone, conclusion, under, values
@@ -58,8 +58,7 @@ def _precision(row: dict, rows: dict[str, dict]) -> list[str]:
 
 def _beyond(row: dict) -> str:
     """Mutual information of expert and object size given the level, above that of permuted rows, mean over layers."""
-    layers = [layer for run in row['seeds'] for layer in (run.get('swap') or {}).get('layers', {}).values()]
-    found = [layer.get('mi_given_level_bits') for layer in layers]
+    found = [layer.get('mi_given_level_bits') for _, layer in layers_of(row)]
     found = [value for value in found if value is not None]
     return f'{fmean(found):.3f}' if found else MISSING
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from statistics import fmean
 
+from common.intervals import Difference, against
+from common.page import MEASURES, seeds_in_words, sure
+
 from .settings import AGAIN, ROWS, TWICE
-from .statistics import against
 from .table import BASELINE
 
 TARGET = 1.0  # points above the control
@@ -29,24 +31,23 @@ def _capacity(rows: dict[str, dict], baseline: dict) -> str:
     if found is None:
         return f'Whether capacity binds is open: "{TWICE}" is not finished.'
     binds = 'binds' if found.mean >= 1.5 and found.above else 'is not shown to bind'
-    seeds = 'one seed' if found.pairs == 1 else f'{found.pairs} seeds'
     cost = rows[TWICE]['multiply_adds_over_dense']
     best = max((one.mean for _, one in _mixtures(rows, baseline)), default=found.mean)
     wider = ' If you can afford that, width gains more than experts do.' if found.mean > best else ''
     return (
-        f'Capacity {binds}: a head of twice the width has {found.mean:+.1f} AP ({seeds}) at {cost:.2f} of the '
-        f'multiply-adds.{wider}'
+        f'Capacity {binds}: a head of twice the width has {found.mean:+.1f} AP ({seeds_in_words(found.seeds)}) at '
+        f'{cost:.2f} of the multiply-adds.{wider}'
     )
 
 
-def _mixtures(rows: dict[str, dict], baseline: dict) -> list[tuple[dict, object]]:
+def _mixtures(rows: dict[str, dict], baseline: dict) -> list[tuple[dict, Difference]]:
     found = [
         (row, against(row, baseline, 'AP'))
         for row in rows.values()
         if not row['control'] and row['multiply_adds_over_dense'] <= MOST_COST
         if ROWS[row['name']].against == BASELINE
     ]
-    return [(row, one) for row, one in found if one is not None and one.pairs >= 3]
+    return [(row, one) for row, one in found if one is not None and one.seeds >= 3]
 
 
 def _pays(rows: dict[str, dict], baseline: dict) -> str:
@@ -55,22 +56,27 @@ def _pays(rows: dict[str, dict], baseline: dict) -> str:
         return 'Whether a mixture pays is open: no row at equal cost has three seeds yet.'
     row, best = max(mixtures, key=lambda one: one[1].mean)
     text = f'"{row["name"]}" has {best.mean:+.1f} AP (standard error {best.error:.2f}, Student\'s 95 % interval '
-    text += f'{best.low:+.1f} to {best.high:+.1f}, {best.pairs} seeds) at '
+    text += f'{best.low:+.1f} to {best.high:+.1f}, {best.seeds} seeds) at '
     text += f'{row["multiply_adds_over_dense"]:.3f} of the multiply-adds'
     if best.mean >= TARGET and best.above:
         return f'Experts pay here, by the bar of {TARGET:.0f} point and two standard errors: {text}.'
     return f'No mixture at equal cost is better by {TARGET:.0f} point and two standard errors; the nearest: {text}.'
 
 
+def swaps_of(row: dict) -> list[dict | None]:
+    """What the swap of all layers at once changed in each seed; None where it was not tested."""
+    return [(run.get('swap') or {}).get('whole') for run in row['seeds']]
+
+
+def layers_of(row: dict) -> list[tuple[str, dict]]:
+    """Names of layers and what the report says of them, of all seeds."""
+    return [item for run in row['seeds'] for item in ((run.get('swap') or {}).get('layers') or {}).items()]
+
+
 def swap_losses(row: dict) -> list[dict[str, float]]:
     """What each seed loses under the swap, in points, by measure."""
-    found = []
-    for run in row['seeds']:
-        whole = (run.get('swap') or {}).get('whole')
-        if whole:
-            of_run = {m: whole[m]['difference'] for m in ('AP', 'AP_S', 'AP_M', 'AP_L') if whole.get(m)}
-            found.append({m: -100 * value for m, value in of_run.items() if value is not None})
-    return found
+    changes = [{m: whole[m]['difference'] for m in MEASURES if whole.get(m)} for whole in swaps_of(row) if whole]
+    return [{m: -100 * value for m, value in of_run.items() if value is not None} for of_run in changes]
 
 
 def _differs(rows: dict[str, dict], baseline: dict) -> str:
@@ -103,10 +109,9 @@ def _not_enough(rows: dict[str, dict], baseline: dict) -> list[str]:
     if not apart:
         return []
     loss, seeds, name, gain = max(apart)
-    tested = 'one seed' if seeds == 1 else f'{seeds} seeds'
     return [
-        f'Experts that differ are not enough: "{name}" loses {loss:.1f} when images swap routes ({tested}) and has '
-        f'{gain:+.1f} AP.'
+        f'Experts that differ are not enough: "{name}" loses {loss:.1f} when images swap routes '
+        f'({seeds_in_words(seeds)}) and has {gain:+.1f} AP.'
     ]
 
 
@@ -123,6 +128,5 @@ def _ended(rows: dict[str, dict], baseline: dict) -> list[str]:
     for row in rows.values():
         if not row['control'] and ROWS[row['name']].against == AGAIN:
             found = against(row, rows[AGAIN], 'AP')
-            seeds = 'one seed' if found.pairs == 1 else f'standard error {found.error:.2f}, {found.pairs} seeds'
-            text += f' "{row["name"]}" then differs from it by {found.mean:+.1f} AP ({seeds}).'
+            text += f' "{row["name"]}" then differs from it by {found.mean:+.1f} AP ({sure(found)}).'
     return [text]

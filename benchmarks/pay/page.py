@@ -1,22 +1,30 @@
-"""The page that benchmarks/experts_that_pay.py writes from its record."""
+"""The page and README's table that benchmarks/experts_that_pay.py writes from its record."""
 
 from __future__ import annotations
 
 from statistics import fmean
 
+from common.intervals import against
 from common.page import MEASURES, MISSING, counted, curve, difference, listed, points, swap_cell, table
 
 from moe_det.analysis.slots import expert_name
 
-from .conclusion import conclusion
+from .conclusion import conclusion, layers_of, swaps_of
 from .settings import AGAIN, BATCH, FORCED, TABLE, TWICE
-from .statistics import against
 from .table import BASELINE, Table
 
 PRECISION = (
     *('row', 'seeds', 'multiply-adds', 'parameters', 'time, inference', 'time, training', 'AP'),
     *(f'{measure} minus control' for measure in MEASURES),
 )
+NAME = 'experts_that_pay'  # of the marks in README
+SHOWN = {
+    BASELINE: 'without experts',
+    'kernels, image, 8 copies': 'mixed kernels, 8 copies (`retinanet_moe_from_dense.py`)',
+    'kernels, image': 'mixed kernels, 4 copies',
+    'shards, image': 'shards, 2 of 4 copies',
+    TWICE: 'without experts, a head of twice the width',
+}
 SWAPPED = ('row', *(f'swap: {measure}' for measure in MEASURES), 'living experts', 'gate entropy, bits', 'verdicts')
 
 
@@ -40,9 +48,8 @@ def _time(row: dict, kind: str) -> str:
 
 def swap_row(row: dict) -> list[str]:
     """The swap test of one row, and how its experts are used."""
-    swaps = [run.get('swap') or {} for run in row['seeds']]
-    cells = [row['name'], *(swap_cell([swap.get('whole') for swap in swaps], measure) for measure in MEASURES)]
-    layers = [layer for swap in swaps for layer in (swap.get('layers') or {}).values()]
+    cells = [row['name'], *(swap_cell(swaps_of(row), measure) for measure in MEASURES)]
+    layers = [layer for _, layer in layers_of(row)]
     if not layers:
         return [*cells, MISSING, MISSING, MISSING]
     cells.append(f'{min(layer["living"] for layer in layers)} to {max(layer["living"] for layer in layers)}')
@@ -53,11 +60,10 @@ def swap_row(row: dict) -> list[str]:
 def forced_rows(row: dict | None) -> list[list[str]]:
     """Average precisions with each copy forced, mean and deviation over seeds."""
     found: dict[tuple[str, str], list[dict]] = {}
-    for run in row['seeds'] if row else ():
-        for name, layer in ((run.get('swap') or {}).get('layers') or {}).items():
-            for one in layer.get('forced') or ():
-                copy = expert_name(one['expert'], len(layer['forced']), layer['shards'])
-                found.setdefault((name, copy), []).append(one)
+    for name, layer in layers_of(row) if row else ():
+        for one in layer.get('forced') or ():
+            copy = expert_name(one['expert'], len(layer['forced']), layer['shards'])
+            found.setdefault((name, copy), []).append(one)
     return [
         [name, copy, str(len(runs)), *(points([one[measure] for one in runs]) for measure in MEASURES)]
         for (name, copy), runs in found.items()
@@ -101,6 +107,22 @@ def page(record: dict) -> str:
     lines += ['', '## Expected before the runs', '', *(f'- {sentence}' for sentence in record['expected'])]
     lines += not_run(rows, TABLE)
     return '\n'.join(lines) + '\n'
+
+
+def results(record: dict) -> str:
+    """Markdown: a row for each detector of ``SHOWN`` that is finished, whether experts pay and whether they differ."""
+    rows = {row['name']: row for row in record['rows']}
+    baseline, lines = rows.get(BASELINE), []
+    for name, words in SHOWN.items():
+        if name not in rows:
+            continue
+        row = rows[name]
+        versus = MISSING if name == BASELINE or baseline is None else difference(against(row, baseline, 'AP'))
+        cells = [words, f'{row["multiply_adds_over_dense"]:.3f}', len(row['seeds'])]
+        cells.append(points(run['AP'] for run in row['seeds']))
+        lines.append([*cells, versus, swap_cell(swaps_of(row), 'AP')])
+    heads = ['detector', 'multiply-adds', 'seeds', 'AP', 'AP more than without experts', 'AP when images swap routes']
+    return '\n'.join([*table(heads, lines), '', *conclusion(rows)[1:3]])
 
 
 def not_run(rows: dict[str, dict], of: Table) -> list[str]:

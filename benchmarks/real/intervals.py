@@ -6,36 +6,12 @@ Letters: S seeds, B resamples of the images, the same for all trainings on a fol
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import sqrt
 
 import numpy as np
-from scipy.stats import t
+from common.intervals import LEVEL, Difference, student
 
 UNIT = 1e4  # resampled values are recorded as integers of this part
 UNDEFINED = -1
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over seeds, in points.
-
-    Attributes:
-        mean: on the images as they are.
-        low: lower end of the 95 % interval; None where the resamples do not tell.
-        high: upper end.
-        seeds: S.
-    """
-
-    mean: float
-    low: float | None
-    high: float | None
-    seeds: int
-
-    @property
-    def apart(self) -> bool:
-        """Whether it is of three seeds or more and its interval leaves zero out."""
-        return self.seeds >= 3 and self.low is not None and (self.low > 0 or self.high < 0)
 
 
 def packed(values: np.ndarray) -> str:
@@ -49,7 +25,7 @@ def unpacked(text: str) -> np.ndarray:
     return np.where(values == UNDEFINED, np.nan, values / UNIT)
 
 
-def two_way(points: Sequence[float], resampled: np.ndarray, images: float, level: float = 0.95) -> Interval:
+def two_way(points: Sequence[float], resampled: np.ndarray, images: float, level: float = LEVEL) -> Difference:
     """Interval of a mean over seeds when the images and the seeds had been others.
 
     What a bootstrap that draws images and seeds, each with replacement, gives in the limit of many draws, with the
@@ -66,19 +42,14 @@ def two_way(points: Sequence[float], resampled: np.ndarray, images: float, level
     seeds, mean = len(points), float(np.mean(points))
     known = resampled[:, np.isfinite(resampled).all(0)]
     if known.shape[1] < 2:
-        return Interval(100 * mean, None, None, seeds)
+        return Difference(100 * mean, seeds=seeds)
     parts = [(float(known.mean(0).var(ddof=1)), images)]
     if seeds > 1:
         parts.append((float(known.var(0, ddof=1).mean()) / seeds, seeds - 1))
-    variance = sum(part for part, _ in parts)
-    half = 0.0
-    if variance:
-        freedom = variance**2 / sum(part**2 / of_part for part, of_part in parts)
-        half = float(t.ppf((1 + level) / 2, freedom)) * sqrt(variance)
-    return Interval(100 * mean, 100 * (mean - half), 100 * (mean + half), seeds)
+    return student(100 * mean, [(100**2 * part, freedom) for part, freedom in parts], level, seeds)
 
 
-def against(row: dict, other: dict, measure: str) -> Interval | None:
+def against(row: dict, other: dict, measure: str) -> Difference | None:
     """A row of the record minus another one of the same folder, over the seeds that both have; None without any.
 
     Args:

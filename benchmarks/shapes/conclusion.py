@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
-from common.welch import Difference, welch
+from common.intervals import Difference, welch
 
 from .statistics import Answers, answers, layers_of, relative_bits, swap_loss
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
+from common.intervals import welch
 from common.page import MEASURES, MISSING, difference, listed, points, swap_cell, table
-from common.welch import welch
 
 from .conclusion import LAYERS, conclusion, label
 from .statistics import answers, layers_of, relative_bits

@@ -5,8 +5,8 @@ from __future__ import annotations
 from math import hypot, log2, sqrt
 from statistics import mean, median
 
+from common.intervals import welch
 from common.page import dates, origins, spread, table
-from common.welch import welch
 
 NAMES = {
     'importance': 'soft: importance loss, 0.5',

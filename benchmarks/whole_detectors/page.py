@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from common.intervals import against
 from common.page import MEASURES, MISSING, counted, difference, listed, points, swap_cell, table
-from pay.statistics import against
 
 from .settings import ENSEMBLE, EPOCHS, GATE, GATE_EPOCHS, ONE, ROWS
 
@@ -61,9 +61,9 @@ def conclusion(rows: dict[str, dict]) -> list[str]:
         found = against(rows[GATE], rows[other], 'AP')
         if found is None:
             continue
-        seeds = f'{found.pairs} seed' + ('s' if found.pairs > 1 else '')
+        seeds = f'{found.seeds} seed' + 's' * (found.seeds > 1)
         said = 'is not told apart from'
-        if found.pairs >= 3 and found.low * found.high > 0:  # the interval of three seeds leaves 0 out
+        if found.seeds >= 3 and found.apart:  # the interval of three seeds leaves 0 out
             said = 'is better than' if found.mean > 0 else 'is worse than'
         sentences.append(f'The gate over two detectors {said} {words}: {difference(found)} AP, {seeds}.')
     return sentences or ['Nothing is finished.']

@@ -9,14 +9,13 @@ from math import sqrt
 import pytest
 import torch
 from common import RECORDS, RESULTS, ROOT
+from common.intervals import against, paired
 from common.page import fill
 from pay import runs
 from pay.command import Work
 from pay.conclusion import conclusion
-from pay.page import page
-from pay.readme import NAME, results
+from pay.page import NAME, page, results
 from pay.settings import AGAIN, DATA, ROWS, STARTS, TABLE, TWICE
-from pay.statistics import against, paired
 from pay.table import BASELINE
 
 MIXTURE = next(name for name, row in ROWS.items() if not row.control)
@@ -58,8 +57,8 @@ def test_pairs_are_of_the_same_seed_and_of_sizes_that_exist():
     mine, other = row(MIXTURE, [0.5, 0.6, 0.7]), row(BASELINE, [0.4, 0.4])
     other['seeds'][0]['AP_S'] = -1.0
     assert against(mine, other, 'AP').mean == pytest.approx(15)
-    assert against(mine, other, 'AP').pairs == 2
-    assert against(mine, other, 'AP_S').pairs == 1
+    assert against(mine, other, 'AP').seeds == 2
+    assert against(mine, other, 'AP_S').seeds == 1
 
 
 BASE = [0.70, 0.71, 0.72]

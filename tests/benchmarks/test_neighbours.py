@@ -11,9 +11,8 @@ import torch
 from common import RECORDS, RESULTS
 from common.runs import RunError
 from neighbour_rows.conclusion import conclusion
-from neighbour_rows.expected import EXPECTED
 from neighbour_rows.page import page
-from neighbour_rows.settings import CONSISTENT, KERNELS, MUTUAL, SHARDS, TABLE, TEACHER
+from neighbour_rows.settings import CONSISTENT, EXPECTED, KERNELS, MUTUAL, SHARDS, TABLE, TEACHER
 from neighbour_rows.withstand import summary, withstood
 from pay import runs
 from pay.conclusion import MOST_COST

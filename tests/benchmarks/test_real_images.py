@@ -21,8 +21,7 @@ from real.backbones import BACKBONES, Pretrained
 from real.conclusion import conclusion
 from real.folder import Folder
 from real.intervals import packed
-from real.page import page
-from real.readme import NAME, NOTHING, results
+from real.page import NAME, NOTHING, page, results
 from real.runs import Plan, cost_of, resampled, summary_of
 from real.settings import BASELINE, HEAD_ONLY, SETTINGS, SIZE, START
 from report.report_example import make_example

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from common.welch import welch
+from common.intervals import welch
 from scipy.stats import ttest_ind
 from shapes.page import page
 from small_files import table_cells

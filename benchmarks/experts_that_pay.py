@@ -10,12 +10,7 @@ whatever is finished. Runs of configs or images that have changed since then are
 
 from __future__ import annotations
 
-from argparse import Namespace
-
-from common import README, RECORDS
 from common.options import parser_of
-from common.page import fill
-from common.record import write
 from pay.command import Work
 from pay.page import NAME, page, results
 from pay.settings import EXPECTED, TABLE
@@ -23,14 +18,8 @@ from pay.settings import EXPECTED, TABLE
 
 def main() -> None:
     """Works through rows and seeds."""
-    work = Work(NAME, TABLE, page, EXPECTED, in_readme)
+    work = Work(NAME, TABLE, page, EXPECTED, results)
     work.run(work.options(parser_of(__doc__)).parse_args())
-
-
-def in_readme(record: dict, args: Namespace) -> None:
-    """Fills README's table, which shows the repository's own record alone."""
-    if args.record == RECORDS / f'{NAME}.json':
-        write(README, fill(README.read_text(encoding='utf-8'), NAME, results(record)))
 
 
 if __name__ == '__main__':

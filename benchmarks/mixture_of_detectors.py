@@ -10,16 +10,14 @@ is finished. Runs of configs or images that have changed since then are left asi
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from functools import partial
-from pathlib import Path
 
-from common.options import add_files, add_runs, parser_of
-from common.record import origin, put_run, read, up_to_date, write
-from common.runs import call, finished, threads_of
+from common.options import add_files, add_runs, add_threads, folder, parser_of
+from common.record import origin, publish, put_run, read, up_to_date
+from common.runs import finished, make_shapes, threads_of
 from whole_detectors.page import page
-from whole_detectors.runs import cost_of, fingerprint_of, measure
+from whole_detectors.runs import about, fingerprint_of, measure
 from whole_detectors.settings import DATA, EXPECTED, ROWS, SCENES
 
 NAME = 'mixture_of_detectors'
@@ -27,27 +25,19 @@ NAME = 'mixture_of_detectors'
 
 def work(args: Namespace) -> None:
     """Trains and measures what is missing; writes record and page after each seed."""
-    record = read(args.record, {'rows': []})
     rows = up_to_date(
-        record['rows'],
+        read(args.record, {'rows': []})['rows'],
         lambda row: row['name'],
         lambda row: row['name'] in ROWS and row['fingerprint'] == fingerprint_of(row['name']),
-        'recorded with another config',
     )
     for scenes in SCENES:
-        options = [part for key, value in DATA.items() for part in (f'--{key}', str(value))]
-        out = Path(args.data_root) / scenes
-        make = [sys.executable, 'tools/misc/make_shapes.py', str(out), *options, '--scenes', scenes]
-        call(make, Path(args.work_dir) / f'shapes_{scenes}.log')
+        make_shapes(args.data_root / scenes, args.work_dir / f'shapes_{scenes}.log', {**DATA, 'scenes': scenes})
     for (seed,), runs in finished(partial(measure, args=args), [(seed,) for seed in args.seeds], args.jobs):
         for name, run in runs.items():
-            known = next((row for row in rows if row['name'] == name), None)
-            new = {'name': name, 'fingerprint': fingerprint_of(name), **cost_of(name), 'seeds': []}
-            put_run(rows, known or new, {'seed': seed, **run})
+            put_run(rows, {'name': name}, {'seed': seed, **run}, partial(about, name))
         rows.sort(key=lambda row: list(ROWS).index(row['name']))
         record = {**origin(f'python benchmarks/{NAME}.py'), 'data': DATA, 'expected': EXPECTED, 'rows': rows}
-        write(args.record, record)
-        write(args.page, page(record))
+        publish(args, record, page(record))
         print(f'seed {seed}: ' + ', '.join(f'{name} {100 * run["AP"]:.1f}' for name, run in runs.items()), flush=True)
 
 
@@ -56,11 +46,10 @@ def main() -> None:
     parser = parser_of(__doc__)
     add_runs(parser, NAME)
     add_files(parser, NAME)
-    parser.add_argument('--data-root', default='data/scenes_of_two_scales')
-    parser.add_argument('--threads', type=int, help='threads of each run (default: the cores, shared by the jobs)')
+    parser.add_argument('--data-root', type=folder, default='data/scenes_of_two_scales')
+    add_threads(parser)
     args = parser.parse_args()
-    args.threads = args.threads or threads_of(args.jobs)
-    args.work_dir, args.data_root = str(Path(args.work_dir).resolve()), str(Path(args.data_root).resolve())
+    args.threads = threads_of(args.jobs, args.threads)
     work(args)
 
 

@@ -16,11 +16,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from common import README, RECORDS
-from common.options import add_files, add_runs, at_least, parser_of
-from common.record import origin, put_run, read, up_to_date, write
+from common.options import add_files, add_runs, add_threads, at_least, parser_of
+from common.record import origin, publish, put_run, read, up_to_date
 from common.runs import finished, threads_of
 from real.settings import EXPECTED, MORE_RATE, SETTINGS, SIZE, START, START_EPOCHS, START_RATE
 
@@ -42,7 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     epochs = 'of the dense detector; all others take a third (%(default)s)'
     parser.add_argument('--epochs', type=at_least(1), default=START_EPOCHS, help=epochs)
     add_runs(parser, 'real_images')
-    parser.add_argument('--threads', type=int, help='threads of each run (default: the cores, shared by the jobs)')
+    add_threads(parser)
     parser.add_argument('--no-report', action='store_true', help='leave the size report of the experts out')
     parser.add_argument(
         '--check-port', action='store_true', help="only test the whole NanoDet-g on a folder with COCO's categories"
@@ -76,10 +74,9 @@ def run(args: argparse.Namespace) -> None:
         keep(record, args)
         print(f'NanoDet-g on {folders[0].name}: AP {100 * record["port_check"]["AP"]:.1f}')
         return
-    work_dir = Path(args.work_dir).resolve()
-    weights = pretrained(args.backbone, args.weights, work_dir)
-    threads = args.threads or threads_of(args.jobs)
-    common = (args.backbone, weights, args.epochs, work_dir, threads, not args.no_report)
+    weights = pretrained(args.backbone, args.weights, args.work_dir)
+    threads = threads_of(args.jobs, args.threads)
+    common = (args.backbone, weights, args.epochs, args.work_dir, threads, not args.no_report)
     plans = [Plan(folder, *common) for folder in folders]
     drop_outdated(record, plans)
     # starts first: what goes on from them would else train the same one twice
@@ -110,13 +107,14 @@ def add(record: dict, setting: str, plan, found: dict) -> None:
     from real.runs import cost_of
 
     folder = plan.folder
-    of_row = (folder.name, plan.backbone, setting)
-    row = next((row for row in record['rows'] if (row['data'], row['backbone'], row['setting']) == of_row), None)
-    if row is None:
-        row = dict(zip(('data', 'backbone', 'setting'), of_row, strict=True))
-        row |= {'control': SETTINGS[setting].control, 'fingerprint': plan.fingerprint_of(setting)}
-        row |= {'epochs': plan.epochs_of(setting), **cost_of(setting, plan.backbone, len(folder.classes)), 'seeds': []}
-    put_run(record['rows'], row, found)
+
+    def about_row() -> dict:
+        about = {'control': SETTINGS[setting].control, 'fingerprint': plan.fingerprint_of(setting)}
+        cost = cost_of(setting, plan.backbone, len(folder.classes))
+        return {**about, 'epochs': plan.epochs_of(setting), **cost}
+
+    key = {'data': folder.name, 'backbone': plan.backbone, 'setting': setting}
+    put_run(record['rows'], key, found, about_row)
     order = list(SETTINGS)
     record['rows'].sort(key=lambda one: (one['data'], one['backbone'], order.index(one['setting'])))
     about = {'images': list(folder.images), 'classes': list(folder.classes), 'source': folder.source}
@@ -126,7 +124,6 @@ def add(record: dict, setting: str, plan, found: dict) -> None:
 
 def keep(record: dict, args: argparse.Namespace) -> None:
     """Writes the record and the page."""
-    from common.page import fill
     from real.page import NAME, page, results  # imported by run() before hours of training
 
     record |= {
@@ -136,10 +133,7 @@ def keep(record: dict, args: argparse.Namespace) -> None:
         'learning_rates': {'start': START_RATE, 'more': MORE_RATE},
         'expected': EXPECTED,
     }
-    write(args.record, record)
-    write(args.page, page(record))
-    if args.record == RECORDS / 'real_images.json':
-        write(README, fill(README.read_text(encoding='utf-8'), NAME, results(record)))
+    publish(args, record, page(record), NAME, results(record))
 
 
 def main(argv: list[str] | None = None) -> int:

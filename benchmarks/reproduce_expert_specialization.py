@@ -18,10 +18,9 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
-from pathlib import Path
 
-from common.options import add_files, add_runs, at_least, command_of, parser_of
-from common.record import read, up_to_date, write
+from common.options import add_data_sets, add_files, add_runs, at_least, command_of, parser_of
+from common.record import Runs
 from mixtures.page import EPOCHS, ROWS, TWENTY, by_row, page, targets
 from mixtures.published import DATA_SETS
 
@@ -33,31 +32,15 @@ def identity(run: dict) -> tuple:
     return run['epochs'], list(DATA_SETS).index(run['data_set']), ALL_ROWS.index(run['row']), run['seed']
 
 
-def recorded(record: Path) -> dict[tuple, dict]:
-    """The runs of a record whose configs are still the same; tells which are not."""
-    from mixtures.runs import fingerprint_of
-
-    def name_of(run: dict) -> str:
-        return f'{DATA_SETS[run["data_set"]]}, {run["row"]}'
-
-    def as_today(run: dict) -> bool:
-        return run.get('fingerprint') == fingerprint_of(run['data_set'], run['row'])
-
-    runs = read(record, {'runs': []})['runs']
-    return {identity(run): run for run in up_to_date(runs, name_of, as_today, 'recorded with another config')}
-
-
-def keep(runs: dict[tuple, dict], args: argparse.Namespace) -> None:
-    """Writes record and page."""
-    ordered = [runs[key] for key in sorted(runs)]
-    write(args.record, {'runs': ordered})
-    write(args.page, page(ordered))
+def name_of(run: dict) -> str:
+    """A run without its seed, for the user."""
+    return f'{DATA_SETS[run["data_set"]]}, {run["row"]}'
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
     parser = parser_of(__doc__)
-    parser.add_argument('--data-root', metavar='DIR', help="folder of the data sets (default: the configs' own)")
+    add_data_sets(parser)
     parser.add_argument('--data-sets', nargs='+', choices=list(DATA_SETS), default=list(DATA_SETS))
     rows = ', '.join(ALL_ROWS)
     parser.add_argument('--rows', nargs='+', choices=ALL_ROWS, default=ALL_ROWS, metavar='ROW', help=rows)
@@ -121,21 +104,26 @@ def trained(args: argparse.Namespace, finished: Collection[tuple]) -> Iterator[d
 
 def work(args: argparse.Namespace) -> None:
     """Works through seeds, data sets and rows, and writes record and page after each run."""
-    runs = recorded(args.record)
+    from mixtures.runs import fingerprint_of
+
+    def as_today(run: dict) -> bool:
+        return run.get('fingerprint') == fingerprint_of(run['data_set'], run['row'])
+
+    runs = Runs(args, identity, name_of, as_today, page)
     try:
-        for run in trained(args, set(runs)):
-            runs[identity(run)] = run
-            keep(runs, args)
+        for run in trained(args, set(runs.known)):
+            runs.add(run)
             measured = ', '.join(
                 f'{key.removeprefix("test_")} {run[key]:.3f}'
                 for key in ('train_error', 'test_error', 'test_I_EY', 'test_H_s', 'test_H_u')
                 if run[key] is not None
             )
             took = f'{run["seconds"]:.0f} s, processor {run["cpu_seconds"]:.0f} s'
-            print(f'{DATA_SETS[run["data_set"]]}, {run["row"]}, seed {run["seed"]}: {measured} ({took})', flush=True)
+            print(f'{name_of(run)}, seed {run["seed"]}: {measured} ({took})', flush=True)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f'{len(runs)} runs are recorded in {args.record}; the same command goes on.') from None
-    for text, verdict in targets(by_row([run for run in runs.values() if run['epochs'] == EPOCHS])):
+        told = f'{len(runs.known)} runs are recorded in {args.record}; the same command goes on.'
+        raise KeyboardInterrupt(told) from None
+    for text, verdict in targets(by_row([run for run in runs.known.values() if run['epochs'] == EPOCHS])):
         print(f'{text}: {verdict}')
 
 

@@ -18,9 +18,9 @@ from itertools import product
 from pathlib import Path
 
 from common import ROOT
-from common.options import add_files, add_runs, command_of, parser_of
-from common.record import origin, read, up_to_date, write
-from common.runs import as_options, call, fingerprint, finished, threads_of
+from common.options import add_data_sets, add_files, add_runs, command_of, parser_of
+from common.record import Runs, origin
+from common.runs import as_options, call, fingerprint, finished, metrics_of, run_tool, threads_of
 from soft_hard.page import DATA_SETS, FULL, GATES, NAMES, page
 
 CONFIGS = {name: f'moe_{name}' for name in ('importance', 'relative', 'mean')} | {'kl': 'moe_soft', 'dense': 'dense'}
@@ -89,21 +89,17 @@ def error_of(metrics: dict) -> float:
 
 
 def tested(
-    setting: str, config: Path, checkpoint: Path, shared: list[str], folder: Path, threads: int | None
+    setting: str, config: Path, checkpoint: Path, options: dict, data: list, threads: int | None
 ) -> tuple[dict[str, float], dict[str, float] | None]:
     """Test error by number of active experts, and ``I_EY``, ``H_s`` and ``H_u`` with the number trained with.
 
     The error of a network without experts stands under 0, and it has no gates.
     """
     if setting == 'dense':
-        test_dir = folder / 'test'
-        command = [sys.executable, 'tools/test.py', str(config), str(checkpoint), '--work-dir', str(test_dir), *shared]
-        call(command, folder / 'test.log', threads)
-        written = max(test_dir.glob('*/*.json'), key=lambda path: path.stat().st_mtime)
-        return {'0': error_of(json.loads(written.read_text(encoding='utf-8').splitlines()[-1]))}, None
-    sweep = folder / 'sweep.json'
-    command = [sys.executable, 'tools/analysis_tools/sweep_top_k.py', str(config), str(checkpoint)]
-    call([*command, '--json', str(sweep), *shared], folder / 'sweep.log', threads)
+        return {'0': error_of(metrics_of(config, checkpoint, checkpoint.parent, data, options, threads))}, None
+    sweep = checkpoint.with_name('sweep.json')
+    arguments = [checkpoint, '--json', sweep, *data]
+    run_tool('analysis_tools/sweep_top_k.py', config, arguments, options, sweep.with_suffix('.log'), threads)
     return of_sweep(sweep)
 
 
@@ -118,15 +114,14 @@ def run(dataset: str, setting: str, seed: int, args: argparse.Namespace) -> dict
     """Trains and tests one run, from its last checkpoint on; returns what the record keeps of it."""
     name = setting if setting == 'dense' else f'{setting}_e{args.num_experts}_stage{args.stage}'
     name += '_residual' if args.residual and setting != 'dense' else ''
-    folder = Path(args.work_dir).resolve() / scale_key(scale_of(args)) / dataset / name / f'seed_{seed}'
+    work_dir = args.work_dir / scale_key(scale_of(args)) / dataset / name / f'seed_{seed}'
     print(f'{dataset}, {name}, seed {seed}: training ({scale_key(scale_of(args))})', flush=True)
     config = config_of(dataset, setting)
-    shared = as_options(options_of(setting, args))
-    shared += ['--data-root', str(Path(args.data_root).resolve())] if args.data_root is not None else []
-    command = [sys.executable, 'tools/train.py', str(config), '--work-dir', str(folder), '--seed', str(seed)]
-    threads = threads_of(args.jobs)
-    seconds = call([*command, '--resume', *shared], folder / 'train.log', threads)
-    error, gates = tested(setting, config, folder / f'epoch_{args.epochs}.pth', shared, folder, threads)
+    options, threads = options_of(setting, args), threads_of(args.jobs)
+    data = ['--data-root', args.data_root] if args.data_root is not None else []
+    command = [sys.executable, 'tools/train.py', config, '--work-dir', work_dir, '--seed', seed, '--resume', *data]
+    seconds = call([*command, *as_options(options)], work_dir / 'train.log', threads)
+    error, gates = tested(setting, config, work_dir / f'epoch_{args.epochs}.pth', options, data, threads)
     found = begun(dataset, setting, seed, args)
     return found | {
         'fingerprint': fingerprint_of(found),
@@ -143,29 +138,21 @@ def begun(dataset: str, setting: str, seed: int, args: argparse.Namespace) -> di
     return {'dataset': dataset, 'setting': setting, **layer, 'seed': seed, 'scale': scale_of(args)}
 
 
-def recorded(record: Path) -> dict[tuple, dict]:
-    """The runs of a record whose configs are still the same; tells which are not."""
-
-    def name_of(found: dict) -> str:
-        return f'{found["dataset"]}, {found["setting"]}, seed {found["seed"]}, {scale_key(found["scale"])}'
-
-    def as_today(found: dict) -> bool:
-        return found.get('fingerprint') == fingerprint_of(found)
-
-    runs = read(record, {'runs': []})['runs']
-    return {identity(run): run for run in up_to_date(runs, name_of, as_today, 'recorded with another config')}
+def name_of(found: dict) -> str:
+    """A recorded run, for the user."""
+    return f'{found["dataset"]}, {found["setting"]}, seed {found["seed"]}, {scale_key(found["scale"])}'
 
 
 def identity(found: dict) -> tuple:
-    """What tells a run from the others."""
+    """What tells a run from the others, as words: a dense network has no number of experts."""
     keys = ('dataset', 'setting', 'num_experts', 'stage', 'residual', 'seed')
-    return (scale_key(found['scale']), *(found[key] for key in keys))
+    return (scale_key(found['scale']), *(str(found[key]) for key in keys))
 
 
 def grouped(runs: list[dict]) -> dict[str, dict]:
     """Runs as the page takes them: by scale, then by data set and layer; the dense network beside each layer."""
     groups: dict[str, dict] = {}
-    for found in sorted(runs, key=lambda found: tuple(map(str, identity(found)))):
+    for found in sorted(runs, key=identity):
         key = scale_key(found['scale'])
         group = groups.setdefault(
             key, {'full': found['scale'] == FULL, 'scale': found['scale'], 'data': {}, 'runs': []}
@@ -187,17 +174,10 @@ def layer_of(found: dict) -> tuple[int, int, bool]:
     return found['num_experts'], found['stage'], found['residual']
 
 
-def keep(runs: dict[tuple, dict], args: argparse.Namespace) -> None:
-    """Writes record and page."""
-    ordered = sorted(runs.values(), key=lambda found: tuple(map(str, identity(found))))
-    write(args.record, {'runs': ordered})
-    write(args.page, page(grouped(ordered)))
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
     parser = parser_of(__doc__)
-    parser.add_argument('--data-root', metavar='DIR', help="folder of the data sets (default: the configs' own)")
+    add_data_sets(parser)
     parser.add_argument('--datasets', nargs='+', choices=list(DATA_SETS), default=['cifar10'])
     parser.add_argument('--settings', nargs='+', choices=list(NAMES), default=list(NAMES))
     add_runs(parser, 'soft_vs_hard')
@@ -219,21 +199,26 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Works through the settings, seed by seed, and writes record and page after each run."""
     args = parse_args(argv)
-    runs = recorded(args.record)
-    keep(runs, args)
+    runs = Runs(
+        args,
+        identity,
+        name_of,
+        lambda found: found.get('fingerprint') == fingerprint_of(found),
+        lambda found: page(grouped(found)),
+    )
+    runs.add()
     # whole rows late, but every setting early
     tasks = [
         (dataset, seed, setting)
         for dataset, seed, setting in product(args.datasets, args.seeds, args.settings)
-        if identity(begun(dataset, setting, seed, args)) not in runs
+        if identity(begun(dataset, setting, seed, args)) not in runs.known
     ]
 
     def trained(dataset: str, seed: int, setting: str) -> dict:
         return run(dataset, setting, seed, args)
 
     for (dataset, seed, setting), found in finished(trained, tasks, args.jobs):
-        runs[identity(found)] = found
-        keep(runs, args)
+        runs.add(found)
         errors = ', '.join(f'k={k}: {100 * (1 - error):.2f}' for k, error in found['error'].items())
         print(f'{dataset}, {setting}, seed {seed}: accuracy {errors}', flush=True)
 

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from functools import cache
 from pathlib import Path
 
 from common import RECORDS, RESULTS, ROOT
-from common.options import add_runs, parser_of
+from common.options import add_runs, folder, parser_of
 from common.record import origin, read, write
-from common.runs import call, cost_over, curve_of, fingerprint, finished, run_tool, threads_of, train
+from common.runs import cost_over, curve_of, fingerprint, finished, make_shapes, run_tool, schedule, threads_of, train
 from shapes.page import page
 
 RECORD = RECORDS / 'specialization_on_shapes.json'
@@ -86,16 +85,6 @@ def settings() -> dict[str, tuple[str, dict[str, object]]]:
     return grid
 
 
-def schedule(epochs: int) -> dict[str, object]:
-    """The changed keys of a training of so many epochs."""
-    return {
-        'train_cfg.max_epochs': epochs,
-        'train_cfg.val_interval': epochs,
-        'param_scheduler.1.end': epochs,
-        'default_hooks.checkpoint.max_keep_ckpts': 1,
-    }
-
-
 @cache
 def fingerprint_of(name: str, epochs: int) -> str:
     """Digest of a setting's config and of the way the images are drawn."""
@@ -107,7 +96,7 @@ def fingerprint_of(name: str, epochs: int) -> str:
 
 def folder_of(name: str, args: argparse.Namespace) -> Path:
     """Where the runs and the analysis of a setting lie, as it is configured now."""
-    return Path(args.work_dir) / name / fingerprint_of(name, args.epochs)
+    return args.work_dir / name / fingerprint_of(name, args.epochs)
 
 
 def trained(name: str, seed: int, args: argparse.Namespace) -> Path:
@@ -152,7 +141,7 @@ def multiply_adds_over_dense(name: str) -> dict[str, float]:
     from moe_det.running.launch import load_config
 
     kind, options = settings()[name]
-    model = load_config(str(CONFIGS[kind]), [f'{key}={value}' for key, value in options.items()]).model
+    model = load_config(CONFIGS[kind], options).model
     found = cost_over(model, dense_counterpart(model)[0], IMAGE)
     return {'head': found['head_over_dense'], 'model': found['multiply_adds_over_dense']}
 
@@ -185,10 +174,10 @@ def main() -> None:
     parser.add_argument('--settings', nargs='+', default=list(settings()), choices=list(settings()), metavar='NAME')
     add_runs(parser, 'specialization_on_shapes')
     parser.add_argument('--epochs', type=int, default=4)
-    parser.add_argument('--data-root', default='data/shapes')
+    parser.add_argument('--data-root', type=folder, default='data/shapes')
     args = parser.parse_args()
     args.threads = threads_of(args.jobs)
-    call([sys.executable, 'tools/misc/make_shapes.py', args.data_root], Path(args.work_dir) / 'shapes.log')
+    make_shapes(args.data_root, args.work_dir / 'shapes.log')
     record = read(RECORD, {'settings': {}})
     drop_outdated(record, args.epochs)
     recorded = dict(record['settings'])

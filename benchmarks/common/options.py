@@ -33,11 +33,27 @@ def json_file(text: str) -> Path:
     return Path(text)
 
 
+def folder(text: str) -> Path:
+    """The type of an option that names a folder: absolute, as commands run elsewhere."""
+    return Path(text).expanduser().resolve()
+
+
 def add_runs(parser: argparse.ArgumentParser, name: str, seeds: Sequence[int] = (0, 1, 2)) -> None:
     """Options of all benchmarks that train: seeds, runs at the same time, and the folder of the runs."""
     parser.add_argument('--seeds', nargs='+', type=int, default=list(seeds))
     parser.add_argument('--jobs', type=at_least(1), default=1, metavar='N', help='runs at once, which share the cores')
-    parser.add_argument('--work-dir', default=f'work_dirs/{name}')
+    parser.add_argument('--work-dir', type=folder, default=f'work_dirs/{name}')
+
+
+def add_data_sets(parser: argparse.ArgumentParser) -> None:
+    """The option of benchmarks that train classifiers."""
+    help_ = "folder of the data sets (default: the configs' own)"
+    parser.add_argument('--data-root', type=folder, metavar='DIR', help=help_)
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """The option of benchmarks whose runs are commands; :func:`common.runs.threads_of` has its default."""
+    parser.add_argument('--threads', type=int, help='threads of each run (default: the cores, shared by the jobs)')
 
 
 def add_files(parser: argparse.ArgumentParser, name: str) -> None:

@@ -6,6 +6,15 @@ import json
 from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import README, RECORDS
+from .page import fill
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+OTHER_CONFIG = 'recorded with another config'
 
 
 def read(path: Path, empty: dict) -> dict:
@@ -18,6 +27,22 @@ def write(path: Path, content: dict | str) -> None:
     from moe_det.common.atomic_file import write_atomically  # imports mmengine
 
     write_atomically(path, content if isinstance(content, str) else json.dumps(content, indent=1) + '\n')
+
+
+def publish(args: Namespace, record: dict, page: str, name: str = '', shown: str = '') -> None:
+    """Writes a record and its page.
+
+    Args:
+        args: with the files, ``record`` and ``page``.
+        record: the whole one.
+        page: its text.
+        name: of the marks in README and of the repository's own record, which alone is shown there.
+        shown: what stands between the marks; empty leaves README as it is.
+    """
+    write(args.record, record)
+    write(args.page, page)
+    if shown and args.record == RECORDS / f'{name}.json':
+        write(README, fill(README.read_text(encoding='utf-8'), name, shown))
 
 
 def today() -> str:
@@ -33,7 +58,10 @@ def origin(command: str) -> dict[str, object]:
 
 
 def up_to_date(
-    found: Iterable[dict], name_of: Callable[[dict], str], is_so: Callable[[dict], bool], otherwise: str
+    found: Iterable[dict],
+    name_of: Callable[[dict], str],
+    is_so: Callable[[dict], bool],
+    otherwise: str = OTHER_CONFIG,
 ) -> list[dict]:
     """The results that still count; the others are printed, each name once.
 
@@ -50,19 +78,51 @@ def up_to_date(
     return kept
 
 
-def put_run(rows: list[dict], row: dict, run: dict) -> None:
-    """Puts a run into a row, in place of one of the same seed, of which stays what the new one lacks.
+def put_run(rows: list[dict], key: dict, run: dict, about: Callable[[], dict]) -> None:
+    """Puts a run into its row, in place of one of the same seed, of which stays what the new one lacks.
 
     Args:
         rows: of the record, to which a new row is added.
-        row: with its runs under ``seeds``.
+        key: what tells the row from the others.
         run: with its ``seed``.
+        about: what else a new row says.
     """
-    if not any(row is known for known in rows):
-        rows.append(row)
+    row = next((row for row in rows if key.items() <= row.items()), None)
+    if row is None:
+        rows.append(row := {**key, **about(), 'seeds': []})
     runs = {other['seed']: other for other in row['seeds']}
     runs[run['seed']] = {**runs.get(run['seed'], {}), **run}
     row['seeds'] = [runs[seed] for seed in sorted(runs)]
+
+
+class Runs:
+    """Runs by what tells them apart, each put into record and page when it is done.
+
+    Args:
+        args: with the files, ``record`` and ``page``.
+        identity: a run -> what tells it from the others, in the order of the record.
+        name_of: a run -> its name, for the user.
+        as_today: whether a run's config is still the same; others are not kept.
+        page: runs in order -> the page.
+    """
+
+    def __init__(
+        self,
+        args: Namespace,
+        identity: Callable[[dict], tuple],
+        name_of: Callable[[dict], str],
+        as_today: Callable[[dict], bool],
+        page: Callable[[list[dict]], str],
+    ) -> None:
+        self.args, self.identity, self.page = args, identity, page
+        recorded = read(args.record, {'runs': []})['runs']
+        self.known = {identity(run): run for run in up_to_date(recorded, name_of, as_today)}
+
+    def add(self, *runs: dict) -> None:
+        """Adds runs, and writes record and page."""
+        self.known |= {self.identity(run): run for run in runs}
+        ordered = [self.known[key] for key in sorted(self.known)]
+        publish(self.args, {'runs': ordered}, self.page(ordered))
 
 
 class Sections:

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -42,14 +42,37 @@ class RunError(Exception):
     """A training or an analysis failed."""
 
 
-def threads_of(jobs: int) -> int | None:
+def schedule(epochs: int, tests: int = 1, rate: float | None = None) -> dict[str, object]:
+    """The changed keys of a training of so many epochs, tested so often, at another peak learning rate or its own."""
+    peak = {} if rate is None else {'param_scheduler.1.eta_min': rate / 100, 'optim_wrapper.optimizer.lr': rate}
+    return {
+        'train_cfg.max_epochs': epochs,
+        'train_cfg.val_interval': max(1, epochs // tests),
+        'param_scheduler.1.end': epochs,
+        **peak,
+        'default_hooks.checkpoint.max_keep_ckpts': 1,
+    }
+
+
+def folder_of(name: str) -> str:
+    """A row's name as that of a folder."""
+    return name.replace(', ', '_').replace(' ', '-')
+
+
+def threads_of(jobs: int, asked: int | None = None) -> int | None:
     """Threads of each of so many commands that share the cores; None, the command's own choice, for one."""
     from moe_det.common.software import cores  # imports torch
 
-    return max(1, cores() // jobs) if jobs > 1 else None
+    return asked or (max(1, cores() // jobs) if jobs > 1 else None)
 
 
-def call(command: list[str], log: Path, threads: int | None = None) -> float:
+def make_shapes(folder: Path, log: Path, options: Mapping[str, object] = {}) -> None:
+    """Draws the images of a benchmark on first use, with changed options of tools/misc/make_shapes.py."""
+    words = [part for key, value in options.items() for part in (f'--{key}', value)]
+    call([sys.executable, 'tools/misc/make_shapes.py', folder, *words], log)
+
+
+def call(command: Iterable[object], log: Path, threads: int | None = None) -> float:
     """Runs a command with its output in a file, on so many threads; returns its seconds.
 
     Modules of benchmarks/ can be imported, for configs whose ``custom_imports`` name them.
@@ -57,6 +80,7 @@ def call(command: list[str], log: Path, threads: int | None = None) -> float:
     Raises:
         RunError: it ended with an error.
     """
+    command = list(map(str, command))
     paths = [str(ROOT / 'benchmarks'), *filter(None, [os.environ.get('PYTHONPATH')])]
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(paths)}
     if threads:
@@ -80,7 +104,7 @@ def train(
     config: Path,
     seed: int,
     checkpoint: Path,
-    arguments: list[str],
+    arguments: Iterable[object],
     options: dict[str, object],
     threads: int | None = None,
 ) -> Path:
@@ -102,7 +126,7 @@ def train(
         return checkpoint
     print(f'{name}, seed {seed}: training', flush=True)
     folder = checkpoint.parent
-    command = [sys.executable, 'tools/train.py', str(config), '--work-dir', str(folder), '--seed', str(seed)]
+    command = [sys.executable, 'tools/train.py', config, '--work-dir', folder, '--seed', seed]
     resume = ['--resume'] if (folder / 'last_checkpoint').is_file() else []
     call([*command, *arguments, *resume, *as_options(options)], folder / 'train.log', threads)
     return checkpoint
@@ -129,7 +153,22 @@ def run_tool(
     Raises:
         RunError: it ended with an error.
     """
-    call([sys.executable, f'tools/{script}', str(config), *map(str, arguments), *as_options(options)], log, threads)
+    call([sys.executable, f'tools/{script}', config, *arguments, *as_options(options)], log, threads)
+
+
+def metrics_of(
+    config: Path,
+    checkpoint: Path,
+    folder: Path,
+    arguments: Iterable[object],
+    options: dict[str, object],
+    threads: int | None = None,
+) -> dict[str, float]:
+    """What tools/test.py says of a checkpoint; its files lie in the folder."""
+    arguments = [checkpoint, '--work-dir', folder / 'test', *arguments]
+    run_tool('test.py', config, arguments, options, folder / 'test.log', threads)
+    written = max((folder / 'test').glob('*/*.json'), key=lambda path: path.stat().st_mtime)
+    return json.loads(written.read_text(encoding='utf-8').splitlines()[-1])
 
 
 def report(

@@ -1,1 +1,1 @@
-"""Parts of benchmarks/reproduce_expert_specialization.py: what was published, runs and page."""
+"""Parts of benchmarks/reproduce_expert_specialization.py and experts_and_data.py: what was published, runs and page."""

@@ -86,9 +86,9 @@ class Bench:
         command: for the record.
     """
 
-    def __init__(self, data_root: str, work_dir: str, epochs: int, command: str) -> None:
+    def __init__(self, data_root: Path | str, work_dir: Path | str, epochs: int, command: str) -> None:
         self.data_root, self.epochs, self.command = data_root, epochs, command
-        self.folder = Path(work_dir).resolve() / f'{epochs}_epochs'
+        self.folder = Path(work_dir) / f'{epochs}_epochs'
 
     def row(self, data_set: str, row: str, seed: int) -> dict:
         """Trains and measures a row unless that is done; a distilled row after its source.

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
-from common.options import add_files, add_runs
-from common.record import origin, put_run, read, up_to_date, write
-from common.runs import call, finished, threads_of
+from common.options import add_files, add_runs, add_threads, folder
+from common.record import origin, publish, put_run, read, up_to_date
+from common.runs import finished, make_shapes, threads_of
 
 from .runs import clusters_of, cost_of, fingerprint_of, measure
 from .settings import DATA, MORE_EPOCHS, MORE_RATE, START_EPOCHS, START_RATE
@@ -31,7 +29,7 @@ class Work:
         table: what is trained.
         page: record -> the page.
         expected: what was expected of the runs.
-        written: what else is written from a record; (record, args) after each run.
+        shown: record -> README's part.
         record: what is finished.
     """
 
@@ -39,7 +37,7 @@ class Work:
     table: Table
     page: Callable[[dict], str]
     expected: Sequence[str]
-    written: Callable[[dict, Namespace], None] = lambda record, args: None
+    shown: Callable[[dict], str] = lambda record: ''
     record: dict = field(default_factory=lambda: {'rows': []})
 
     def options(self, parser: ArgumentParser) -> ArgumentParser:
@@ -48,8 +46,8 @@ class Work:
         parser.add_argument('--rows', nargs='+', default=names, choices=names, metavar='NAME', help='default: all')
         add_runs(parser, RUNS)
         add_files(parser, self.name)
-        parser.add_argument('--data-root', default='data/kinds')
-        parser.add_argument('--threads', type=int, help='threads of each run (default: the cores, shared by the jobs)')
+        parser.add_argument('--data-root', type=folder, default='data/kinds')
+        add_threads(parser)
         parser.add_argument('--no-swap', action='store_true', help='leave the swap test out')
         parser.add_argument(
             '--times', action='store_true', help='train nothing: time finished rows, on a quiet machine'
@@ -58,12 +56,8 @@ class Work:
 
     def run(self, args: Namespace) -> None:
         """Trains and measures what is missing, or times what is finished."""
-        args.threads = args.threads or threads_of(args.jobs)
-        args.work_dir = str(Path(args.work_dir).resolve())
-        args.data_root = str(Path(args.data_root).resolve())
-        options = [part for key, value in DATA.items() for part in (f'--{key}', str(value))]
-        make = [sys.executable, 'tools/misc/make_shapes.py', args.data_root, *options]
-        call(make, Path(args.work_dir) / 'shapes.log')
+        args.threads = threads_of(args.jobs, args.threads)
+        make_shapes(args.data_root, args.work_dir / 'shapes.log', DATA)
         self.record = read(args.record, {'rows': []})
         self.drop_outdated()
         if args.times:
@@ -94,19 +88,17 @@ class Work:
             name = row['name']
             return is_known and name in self.table.names and row['fingerprint'] == fingerprint_of(self.table, name)
 
-        otherwise = 'recorded with another config'
-        self.record['rows'] = up_to_date(self.record['rows'], lambda row: row['name'], as_today, otherwise)
+        self.record['rows'] = up_to_date(self.record['rows'], lambda row: row['name'], as_today)
 
     def add(self, name: str, run: dict, args: Namespace) -> None:
         """Puts a run into the record, in place of one of the same row and seed, of which stays what it lacks."""
-        rows = self.record['rows']
-        row = next((row for row in rows if row['name'] == name), None)
-        if row is None:
-            control, digest = self.table[name].control, fingerprint_of(self.table, name)
+
+        def about() -> dict:
             cost = cost_of(self.table, name, clusters_of(self.table, name, run['seed'], args))
-            row = {'name': name, 'control': control, 'fingerprint': digest, **cost, 'seeds': []}
-        put_run(rows, row, run)
-        rows.sort(key=lambda one: self.table.names.index(one['name']))
+            return {'control': self.table[name].control, 'fingerprint': fingerprint_of(self.table, name), **cost}
+
+        put_run(self.record['rows'], {'name': name}, run, about)
+        self.record['rows'].sort(key=lambda one: self.table.names.index(one['name']))
 
     def keep(self, args: Namespace) -> None:
         """Writes the record, the page and whatever else shows the record."""
@@ -120,6 +112,4 @@ class Work:
             },
             'expected': list(self.expected),
         }
-        write(args.record, self.record)
-        write(args.page, self.page(self.record))
-        self.written(self.record, args)
+        publish(args, self.record, self.page(self.record), self.name, self.shown(self.record))

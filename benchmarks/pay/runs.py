@@ -21,23 +21,11 @@ if TYPE_CHECKING:
 IMAGE = (128, 128)  # height and width that costs are counted for: the network's input
 
 
-def schedule(epochs: int, rate: float, tests: int) -> dict[str, object]:
-    """The changed keys of a training of so many epochs at this peak learning rate, tested so many times."""
-    return {
-        'train_cfg.max_epochs': epochs,
-        'train_cfg.val_interval': max(1, epochs // tests),
-        'param_scheduler.1.end': epochs,
-        'param_scheduler.1.eta_min': rate / 100,
-        'optim_wrapper.optimizer.lr': rate,
-        'default_hooks.checkpoint.max_keep_ckpts': 1,
-    }
-
-
 def changes_of(table: Table, name: str) -> tuple[Path, dict[str, object]]:
     """Config and changed keys of a start or a row."""
-    row, is_start = table[name], name in table.starts
-    of_training = schedule(START_EPOCHS, START_RATE, 4) if is_start else schedule(MORE_EPOCHS, MORE_RATE, 2)
-    return row.config, {**row.options, **of_training}
+    is_start = name in table.starts
+    of_training = runs.schedule(START_EPOCHS, 4, START_RATE) if is_start else runs.schedule(MORE_EPOCHS, 2, MORE_RATE)
+    return table[name].config, {**table[name].options, **of_training}
 
 
 def config_of(table: Table, name: str, more: Mapping[str, object] = {}) -> Config:
@@ -45,7 +33,7 @@ def config_of(table: Table, name: str, more: Mapping[str, object] = {}) -> Confi
     from moe_det.running.launch import load_config
 
     config, options = changes_of(table, name)
-    return load_config(str(config), [f'{key}={value}' for key, value in {**options, **more}.items()])
+    return load_config(config, {**options, **more})
 
 
 @cache
@@ -59,8 +47,7 @@ def fingerprint_of(table: Table, name: str) -> str:
 
 def folder_of(table: Table, name: str, seed: int, args: Namespace) -> Path:
     """Where a run lies, as it is configured now; tables that share a row and the work folder share its runs."""
-    of_row = Path(args.work_dir) / name.replace(', ', '_').replace(' ', '-')
-    return of_row / fingerprint_of(table, name) / f'seed_{seed}'
+    return Path(args.work_dir) / runs.folder_of(name) / fingerprint_of(table, name) / f'seed_{seed}'
 
 
 def checkpoint_of(table: Table, name: str, seed: int, args: Namespace) -> Path:

@@ -55,17 +55,12 @@ class Plan:
 
     def changes_of(self, setting: str) -> tuple[Path, dict[str, object]]:
         """Config and changed keys of a setting, without paths of this machine."""
-        what, epochs = SETTINGS[setting], self.epochs_of(setting)
+        what = SETTINGS[setting]
         rate = START_RATE if setting == START else MORE_RATE
         changes = config_of(self.backbone, what.frozen)
         changes |= {
             'model.bbox_head.num_classes': len(self.folder.classes),
-            'train_cfg.max_epochs': epochs,
-            'train_cfg.val_interval': max(1, epochs // 3),
-            'param_scheduler.1.end': epochs,
-            'param_scheduler.1.eta_min': rate / 100,
-            'optim_wrapper.optimizer.lr': rate,
-            'default_hooks.checkpoint.max_keep_ckpts': 1,
+            **runs.schedule(self.epochs_of(setting), 3, rate),
             'load_from': None,
         }
         for split in SPLITS:
@@ -80,8 +75,8 @@ class Plan:
 
     def place_of(self, setting: str) -> Path:
         """Folder of a setting's runs, as it is configured now."""
-        short = setting.replace(', ', '_').replace(' ', '-')
-        return self.work_dir / self.folder.name / self.backbone / short / self.fingerprint_of(setting)
+        of_folder = self.work_dir / self.folder.name / self.backbone
+        return of_folder / runs.folder_of(setting) / self.fingerprint_of(setting)
 
     def config_file(self, setting: str) -> Path:
         """The setting's config, written on first use."""

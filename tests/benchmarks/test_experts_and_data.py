@@ -6,8 +6,8 @@ import json
 
 import experts_and_data as benchmark
 import pytest
-from experts_data.page import best_by_active, page
-from experts_data.runs import Setting
+from experts_and_data import best_by_active, page
+from mixtures.autoencoders import Setting
 from small_files import table_cells, write_mnist
 
 

@@ -1,4 +1,4 @@
-"""Trains and tests autoencoders with so many decoders on so much of a data set."""
+"""Runs of benchmarks/experts_and_data.py: autoencoders with so many decoders, trained on so much of a data set."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import ROOT
 from common.record import origin
 from common.runs import fingerprint
-from mixtures.runs import no_traces
 
 from moe_det.running import launch
 
-CONFIGS = ROOT / 'configs' / 'classification'
+from .runs import CONFIGS, no_traces
+
 TRAINING_IMAGES = 60_000  # of MNIST and Fashion-MNIST
 MEASURES = ('squared_error', 'active_experts')
 
@@ -58,7 +57,7 @@ class Setting:
         return fingerprint(self.config, self.changes)
 
 
-def trained(setting: Setting, data_root: str | None, work_dir: Path, command: str) -> dict:
+def trained(setting: Setting, data_root: Path | None, work_dir: Path, command: str) -> dict:
     """Trains and tests one run.
 
     Returns:
@@ -79,7 +78,7 @@ def trained(setting: Setting, data_root: str | None, work_dir: Path, command: st
     }
 
 
-def _train(setting: Setting, data_root: str | None, work_dir: Path) -> dict[str, float]:
+def _train(setting: Setting, data_root: Path | None, work_dir: Path) -> dict[str, float]:
     folder = work_dir / f'{setting.data_set}_{setting.experts}_{setting.share:g}_{setting.epochs}_{setting.seed}'
     cfg = launch.load_config(setting.config, setting.changes, data_root, setting.seed, folder)
     for key in ('val_dataloader', 'val_cfg', 'val_evaluator'):  # the last epoch counts

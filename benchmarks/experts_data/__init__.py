@@ -1,1 +1,0 @@
-"""Parts of benchmarks/experts_and_data.py: runs and page."""

@@ -53,7 +53,7 @@ def measure(args: argparse.Namespace, argv: list[str]) -> int:
     """Measures what the command line asks for and writes the record, the page and the plots."""
     import torch
     from speed import page, record
-    from speed.plan import Plan, quick_or_full
+    from speed.measurement import Plan, quick_or_full
     from speed.sections import Measurement
 
     from moe_det.common.console import say, warn
@@ -73,7 +73,7 @@ def measure(args: argparse.Namespace, argv: list[str]) -> int:
     torch.set_num_threads(args.threads or cores())
     default = record.record_path(args.device)
     out = args.out or (None if args.quick else default)
-    values = dict(quick_or_full(args.device, args.quick))
+    values = quick_or_full(args.device, args.quick)
     given = {'precisions': args.precision, 'batches': args.batch, 'size': args.size, 'experts': args.experts}
     given.update(rounds=args.rounds, detector_rounds=args.rounds)
     values.update({key: tuple(v) if isinstance(v, list) else v for key, v in given.items() if v is not None})

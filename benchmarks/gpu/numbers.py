@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
-from common import ROOT
 from device.head_cases import HEADS, losses_of_head, make_head  # tests/device: one table of every kind of head
 from mmengine.runner.utils import set_random_seed
-from speed.sections import set_precision
+from speed.counters import waits_by_line
+from speed.measurement import set_precision
 from torch import Tensor, nn
 
 from moe_det.compat import kernels
@@ -62,25 +58,6 @@ def _largest_gradient_difference(actual: nn.Module, expected: nn.Module) -> floa
     pairs = zip(actual.parameters(), expected.parameters(), strict=True)
     found = [_difference(a.grad.cpu(), e.grad) for a, e in pairs if e.grad is not None and e.grad.any()]
     return max(found)
-
-
-@contextmanager
-def waits_by_line() -> Iterator[Counter]:
-    """Counts by line of code, as a path in the checkout or in a package, where CUDA itself sees the host wait."""
-    found: Counter = Counter()
-    mode = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter('always')
-        torch.cuda.set_sync_debug_mode('warn')
-        try:
-            yield found
-        finally:
-            torch.cuda.set_sync_debug_mode(mode)
-    for warning in caught:
-        if 'synchronizing CUDA operation' in str(warning.message):
-            path = Path(warning.filename)
-            inside = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-            found[f'{str(inside).rpartition("site-packages/")[2]}:{warning.lineno}'] += 1
 
 
 def determinism(deadline: Deadline) -> dict:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from speed.clock import Mark, interleave, ratio, summary
-from speed.counters import cuda_memory
+from speed.counters import cuda_memory, waits_by_line
 from speed.detectors import (
     DENSE,
     DETECTORS,
@@ -22,11 +22,10 @@ from speed.detectors import (
     train_step,
     with_whole_experts,
 )
-from speed.sections import set_precision
+from speed.measurement import set_precision
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from .numbers import waits_by_line
 from .report import Deadline
 
 KINDS = (DENSE, 'k=1', 'k=2', MATCHED, SHARDS[0])

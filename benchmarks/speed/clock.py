@@ -13,56 +13,46 @@ Mark = Callable[[str], None]
 Run = Callable[..., None]
 
 
-class CpuClock:
-    """Wall time of one run and of its phases, in seconds."""
-
-    def start(self) -> None:
-        self._marks: list[tuple[str, float]] = []
-        self._begin = time.perf_counter()
-
-    def mark(self, phase: str) -> None:
-        """Ends a phase."""
-        self._marks.append((phase, time.perf_counter()))
-
-    def stop(self) -> dict[str, float]:
-        """Phase -> seconds; ``total`` is all of it."""
-        end = time.perf_counter()
-        seconds, last = {}, self._begin
-        for phase, at in self._marks:
-            seconds[phase], last = at - last, at
-        return {**seconds, 'total': end - self._begin}
-
-
-class CudaClock:
-    """As :class:`CpuClock`, between CUDA events.
+class Clock:
+    """Seconds of one run and of its phases: wall time, on a GPU between CUDA events.
 
     The device is idle when a run starts and done when it stops; in between nothing waits, so that launches overlap with
     kernels as they do in use.
+
+    Args:
+        device: ``'cpu'`` or ``'cuda'``.
     """
 
-    def start(self) -> None:
-        torch.cuda.synchronize()
-        self._marks: list[tuple[str, torch.cuda.Event]] = []
-        self._begin = self._event()
+    def __init__(self, device: str) -> None:
+        self._cuda = device.startswith('cuda')
 
-    @staticmethod
-    def _event() -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+    def start(self) -> None:
+        if self._cuda:
+            torch.cuda.synchronize()
+        self._marks: list[tuple[str, float | torch.cuda.Event]] = []
+        self.mark('start')
 
     def mark(self, phase: str) -> None:
         """Ends a phase."""
-        self._marks.append((phase, self._event()))
+        if self._cuda:
+            now = torch.cuda.Event(enable_timing=True)
+            now.record()
+        else:
+            now = time.perf_counter()
+        self._marks.append((phase, now))
 
     def stop(self) -> dict[str, float]:
         """Phase -> seconds; ``total`` is all of it."""
-        end = self._event()
-        torch.cuda.synchronize()
-        seconds, last = {}, self._begin
-        for phase, at in self._marks:
-            seconds[phase], last = last.elapsed_time(at) / 1e3, at
-        return {**seconds, 'total': self._begin.elapsed_time(end) / 1e3}
+        self.mark('total')
+        if self._cuda:
+            torch.cuda.synchronize()
+        times = [at for _, at in self._marks]
+        phases = zip(self._marks[1:-1], times, strict=False)  # each with the end of the one before
+        seconds = {phase: self._between(last, at) for (phase, at), last in phases}
+        return {**seconds, 'total': self._between(times[0], times[-1])}
+
+    def _between(self, first: float | torch.cuda.Event, last: float | torch.cuda.Event) -> float:
+        return first.elapsed_time(last) / 1e3 if self._cuda else last - first
 
 
 def order_of(names: list[str], round_number: int) -> list[str]:
@@ -88,7 +78,7 @@ def interleave(
     Returns:
         name -> phase -> seconds of every round; the i-th numbers of all names belong to one round.
     """
-    clock = CudaClock() if device.startswith('cuda') else CpuClock()
+    clock = Clock(device)
     times: dict[str, dict[str, list[float]]] = {name: {} for name in runs}
     enabled = gc.isenabled()
     gc.disable()

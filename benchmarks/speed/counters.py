@@ -7,8 +7,10 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+from common import ROOT
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -75,19 +77,32 @@ def count_operators(run: Callable[[], None]) -> dict:
     }
 
 
-def count_synchronisations(run: Callable[[], None]) -> int:
-    """How often CUDA itself saw the host wait during a run."""
-    run()  # what the first call sets up does not count
-    torch.cuda.synchronize()
+@contextmanager
+def waits_by_line() -> Iterator[Counter]:
+    """Counts by line of code, as a path in the checkout or in a package, where CUDA itself sees the host wait."""
+    found: Counter = Counter()
     mode = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         torch.cuda.set_sync_debug_mode('warn')
         try:
-            run()
+            yield found
         finally:
             torch.cuda.set_sync_debug_mode(mode)
-    return sum('synchronizing CUDA operation' in str(warning.message) for warning in caught)
+    for warning in caught:
+        if 'synchronizing CUDA operation' in str(warning.message):
+            path = Path(warning.filename)
+            inside = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+            found[f'{str(inside).rpartition("site-packages/")[2]}:{warning.lineno}'] += 1
+
+
+def count_synchronisations(run: Callable[[], None]) -> int:
+    """How often CUDA itself saw the host wait during a run."""
+    run()  # what the first call sets up does not count
+    torch.cuda.synchronize()
+    with waits_by_line() as waits:
+        run()
+    return waits.total()
 
 
 def count_macs(run: Callable[[], None]) -> int:

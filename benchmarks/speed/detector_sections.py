@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from common import ROOT
@@ -27,12 +27,22 @@ class DetectorSections(Sections):
 
     def _whole(self, precision: str) -> None:
         plan, models = self.plan, self._detectors(max(self.plan.batches))
-        for images, size in plan.detector_cases:
+        self._cases('whole', plan.detector_cases, precision, plan.detector_rounds, self._detector_times, models)
+
+    def _cases(
+        self,
+        section: str,
+        cases: Iterable[tuple[int, tuple[int, int]]],
+        precision: str,
+        rounds: int,
+        measure: Callable[..., dict],
+        *given: object,
+    ) -> None:
+        for images, size in cases:
             for phase in PHASES:
-                settings = {'batch': images, 'size': size, 'phase': phase, 'precision': precision}
-                settings['rounds'] = plan.detector_rounds
-                name, given = _case_name(phase, images, size, precision), (images, size, precision, phase == PHASES[0])
-                self._keep('whole', name, settings, self._detector_times, models, *given)
+                settings = {'batch': images, 'size': size, 'phase': phase, 'precision': precision, 'rounds': rounds}
+                name = f'{phase} B={images} {size[0]}x{size[1]} {precision}'
+                self._keep(section, name, settings, measure, *given, images, size, precision, phase == PHASES[0])
 
     def _detectors(self, images: int) -> dict[str, nn.Module]:
         return {
@@ -73,20 +83,15 @@ class DetectorSections(Sections):
     # -- what one call per image costs, whatever the experts ---------------------------------------------------------
 
     def _separate(self, precision: str) -> None:
-        plan = self.plan
-        for images in [count for count in plan.batches if count > 1]:
-            for phase in PHASES:
-                settings = {'batch': images, 'size': plan.size, 'phase': phase, 'precision': precision}
-                settings['rounds'] = plan.rounds
-                name, given = _case_name(phase, images, plan.size, precision), (images, precision, phase == PHASES[0])
-                self._keep('separate', name, settings, self._separate_times, *given)
+        cases = [(images, self.plan.size) for images in self.plan.batches if images > 1]
+        self._cases('separate', cases, precision, self.plan.rounds, self._separate_times)
 
-    def _separate_times(self, images: int, precision: str, training: bool) -> dict:
+    def _separate_times(self, images: int, size: tuple[int, int], precision: str, training: bool) -> dict:
         plan = self.plan
         dense = detectors.build(*detectors.DETECTORS[detectors.DENSE], plan.device, images).train(training)
 
         def branches(model: nn.Module, count: int) -> Callable:
-            data = detectors.batch(model, count, plan.size, training)
+            data = detectors.batch(model, count, size, training)
             return detectors.branch_alone(model, data, precision, plan.device, training)
 
         single = [branches(copy.deepcopy(dense), 1) for _ in range(images)]
@@ -97,15 +102,14 @@ class DetectorSections(Sections):
     # -- where the difference comes from -------------------------------------------------------------------------
 
     def _profile(self, precision: str) -> None:
-        plan, models = self.plan, self._detectors(max(self.plan.batches))
-        for images in plan.batches:
-            for phase in PHASES:
-                settings = {'batch': images, 'size': plan.size, 'precision': precision, 'rounds': plan.profile_rounds}
-                name, given = _case_name(phase, images, plan.size, precision), (images, precision, phase == PHASES[0])
-                self._keep('profile', name, {**settings, 'phase': phase}, self._detector_profiles, models, *given)
+        models, rounds = self._detectors(max(self.plan.batches)), self.plan.profile_rounds
+        cases = [(images, self.plan.size) for images in self.plan.batches]
+        self._cases('profile', cases, precision, rounds, self._detector_profiles, models)
 
-    def _detector_profiles(self, models: dict[str, nn.Module], images: int, precision: str, training: bool) -> dict:
-        runs = self._detector_runs(models, images, self.plan.size, precision, training)
+    def _detector_profiles(
+        self, models: dict[str, nn.Module], images: int, size: tuple[int, int], precision: str, training: bool
+    ) -> dict:
+        runs = self._detector_runs(models, images, size, precision, training)
         found = profile_in_turn(runs, self.plan.profile_rounds, min(2, self.plan.warm_up), self.plan.device)
         dense = found[detectors.DENSE]
         return {
@@ -180,10 +184,6 @@ class DetectorSections(Sections):
             'active_macs_per_image': cost.active_macs,
         }
         return results
-
-
-def _case_name(phase: str, images: int, size: tuple[int, int], precision: str) -> str:
-    return f'{phase} B={images} {size[0]}x{size[1]} {precision}'
 
 
 def detector_ratios(of: dict[str, list[float]]) -> dict[str, dict]:

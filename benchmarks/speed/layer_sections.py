@@ -1,4 +1,4 @@
-"""Measurements of the mixture layer alone: against one dense expert, and against other ways to run experts."""
+"""Measurements of one layer alone: against dense experts, against other ways to run experts, and for tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from . import detectors
 from .clock import ratio
 from .counters import count_macs, count_operators, kept_memory
-from .layers import DENSE_EXPERT, OURS, layer_step, moe_layer, pattern_layers
+from .layers import DENSE_EXPERT, DENSE_FFN, OURS, OVER_IDEAL, TOKENS, layer_step, moe_layer, pattern_layers
 from .measurement import PHASES, Sections, times_and_ratios
 
 ALL = 'E'
@@ -23,19 +23,24 @@ class LayerSections(Sections):
     # -- the layer alone -----------------------------------------------------------------------------------------
 
     def _layer(self, precision: str) -> None:
-        plan = self.plan
-        for top_k in (1, 2, ALL):
-            for phase in PHASES:
-                settings = self._layer_settings(precision, phase, experts=plan.experts, top_k=top_k)
-                name, training = f'{phase} k={top_k} {precision}', phase == PHASES[0]
-                self._keep('layer', name, settings, self._layer_times, precision, top_k, training)
-        if plan.few_and_many is None:
-            return
-        for top_k in (1, 2):
-            for phase in PHASES:
-                settings = self._layer_settings(precision, phase, experts=plan.few_and_many, top_k=top_k, active=4)
-                name, training = f'{phase} k={top_k} {precision}, four in use', phase == PHASES[0]
-                self._keep('layer', name, settings, self._flat_times, precision, top_k, training)
+        experts = self.plan.experts
+        for k in (1, 2, ALL):
+            self._phases('layer', f'k={k} {precision}', self._layer_times, precision, k, experts=experts, top_k=k)
+        if self.plan.few_and_many is not None:
+            for k in (1, 2):
+                settings = {'experts': self.plan.few_and_many, 'top_k': k, 'active': 4}
+                self._phases('layer', f'k={k} {precision}, four in use', self._flat_times, precision, k, **settings)
+
+    def _phases(
+        self, section: str, name: str, measure: Callable[..., dict], precision: str, *given: object, **settings: object
+    ) -> None:
+        for phase in PHASES:
+            of_phase = self._layer_settings(precision, phase, **settings)
+            self._keep(section, f'{phase} {name}', of_phase, measure, precision, *given, phase == PHASES[0])
+
+    def _choices(self) -> list[tuple[int, int]]:
+        """E and K where there is something to choose."""
+        return [(experts, top_k) for experts in self.plan.experts for top_k in (1, 2) if top_k != experts]
 
     def _layer_settings(self, precision: str, phase: str, **more: object) -> dict:
         plan = self.plan
@@ -75,14 +80,9 @@ class LayerSections(Sections):
     # -- other patterns ------------------------------------------------------------------------------------------
 
     def _patterns(self, precision: str) -> None:
-        for experts in self.plan.experts:
-            for top_k in (1, 2):
-                if top_k == experts:
-                    continue
-                for phase in PHASES:
-                    settings = self._layer_settings(precision, phase, experts=experts, top_k=top_k)
-                    name, training = f'{phase} E={experts} k={top_k} {precision}', phase == PHASES[0]
-                    self._keep('patterns', name, settings, self._pattern_times, precision, experts, top_k, training)
+        for e, k in self._choices():
+            name = f'E={e} k={k} {precision}'
+            self._phases('patterns', name, self._pattern_times, precision, e, k, experts=e, top_k=k)
 
     def _pattern_times(self, precision: str, experts: int, top_k: int, training: bool) -> dict:
         layers = pattern_layers(moe_layer(self.plan.layer, experts, top_k, self.plan.device))
@@ -94,15 +94,10 @@ class LayerSections(Sections):
     # -- memory and counts ---------------------------------------------------------------------------------------
 
     def _layers_memory(self, precision: str) -> None:
-        plan = self.plan
-        for experts in plan.experts:
-            for top_k in (1, 2):
-                if top_k == experts:
-                    continue
-                settings = self._layer_settings(precision, PHASES[0], experts=experts, top_k=top_k, active=4)
-                del settings['rounds']
-                name = f'layer E={experts} k={top_k} {precision}'
-                self._keep('memory', name, settings, self._layer_memory, precision, experts, top_k)
+        for e, k in self._choices():
+            settings = self._layer_settings(precision, PHASES[0], experts=e, top_k=k, active=4)
+            del settings['rounds']
+            self._keep('memory', f'layer E={e} k={k} {precision}', settings, self._layer_memory, precision, e, k)
 
     def _layer_memory(self, precision: str, experts: int, top_k: int) -> dict:
         plan, found = self.plan, {}
@@ -126,3 +121,23 @@ class LayerSections(Sections):
             x.grad = None
             found[name] = {**counted, **kept_memory(plan.device, forward, [x, *layer.parameters(), *layer.buffers()])}
         return {'patterns': found}
+
+    # -- tokens, against k dense FFNs, which is what the arithmetic costs ---------------------------------------------
+
+    def _tokens(self, precision: str) -> None:
+        plan = self.plan
+        for phase in PHASES:
+            settings = {'tokens': asdict(plan.tokens), 'phase': phase, 'precision': precision, 'rounds': plan.rounds}
+            name, training = f'{phase} {precision}', phase == PHASES[0]
+            self._keep('tokens', name, settings, self._token_times, precision, training)
+
+    def _token_times(self, precision: str, training: bool) -> dict:
+        plan, shape = self.plan, self.plan.tokens
+        torch.manual_seed(0)
+        x = shape.input().to(plan.device)
+        layers = {DENSE_FFN: shape.dense().to(plan.device), TOKENS: shape.layer(plan.device)}
+        context = detectors.precision_context(precision, plan.device)
+        runs = {name: layer_step(layer, x, training, context) for name, layer in layers.items()}
+        times = self._totals(runs, plan.rounds)
+        ideal = [shape.top_k * seconds for seconds in times[DENSE_FFN]]
+        return times_and_ratios(times, {OVER_IDEAL: ratio(times[TOKENS], ideal)})

@@ -1,4 +1,4 @@
-"""One MoE layer, the dense expert it is compared with, and a routing that is planted."""
+"""One layer of experts, for maps or for tokens, what it is compared with, and a routing that is planted."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from mmcv.cnn.bricks.transformer import FFN
 from torch import Tensor, nn
 
+from moe_det.layers import MoEFFN
 from moe_det.layers.moe_layer import MoELayer
 from moe_det.layers.settings import MoESettings
 from moe_det.routing import Router
@@ -18,6 +20,7 @@ from .patterns import GroupedConvolutions, boolean_mask, index_add_loop
 
 OURS = 'sorted slices'
 DENSE_EXPERT = 'dense expert'  # what all are compared with
+DENSE_FFN, TOKENS, OVER_IDEAL = 'dense FFN', 'MoEFFN', 'MoEFFN / k dense FFNs'
 MARGIN = 1e3  # of the planted logits: above what gates and noise give, and well inside fp32
 KL = {'type': 'KLConstraint', 'weight': 0.25}
 
@@ -42,6 +45,31 @@ class LayerShape:
     def maps(self) -> Tensor:
         """Random rows."""
         return torch.randn(self.rows, self.channels, self.height, self.width)
+
+
+@dataclass(frozen=True)
+class TokenShape:
+    """Size of the layer: tokens of one image, channels, hidden channels, E and K."""
+
+    tokens: int = 10_000
+    channels: int = 256
+    hidden: int = 1024
+    experts: int = 8
+    top_k: int = 2
+
+    def dense(self) -> nn.Module:
+        """The FFN that the layer replaces, and that it is compared with."""
+        return FFN(self.channels, self.hidden, ffn_drop=0.0)
+
+    def layer(self, device: str) -> MoEFFN:
+        """Our layer with a KL constraint and planted routing, of all experts alike."""
+        layer = MoEFFN(self.dense(), 'moe_speed', num_experts=self.experts, top_k=self.top_k, constraint=KL).to(device)
+        plant_routing(layer.router, self.tokens)
+        return layer
+
+    def input(self) -> Tensor:
+        """(1, tokens, channels)."""
+        return torch.randn(1, self.tokens, self.channels)
 
 
 def plant_routing(router: Router, rows: int, levels: int = 1, active: int | None = None) -> None:
@@ -94,43 +122,30 @@ class PatternLayer(nn.Module):
     """Gate and constraint of one of our layers, its experts run by another pattern.
 
     Args:
-        layer: gives router and experts, which are shared with it.
-        pattern: a function of rows, routing and experts.
+        router: shared with that layer.
+        pattern: of rows and routing and, where there are any, experts.
+        experts: shared with that layer; None where the pattern has parameters of its own.
     """
 
-    def __init__(self, layer: MoELayer, pattern: Callable[..., Tensor]) -> None:
+    def __init__(self, router: Router, pattern: Callable[..., Tensor], experts: nn.ModuleList | None = None) -> None:
         super().__init__()
-        self.router = layer.router
-        self.experts = layer.expert_group.experts
-        self.pattern = pattern
+        self.router, self.pattern, self.experts = router, pattern, experts
 
     def forward(self, x: Tensor) -> Tensor:
         """(R, C, H, W) -> (R, C', H, W)."""
         rows, layout = rows_of([x], 'level')
-        return self.pattern(rows[0], self.router(rows, layout), self.experts)
-
-
-class GroupedLayer(nn.Module):
-    """Gate and constraint of one of our layers; its experts' parameters copied into stacks, run grouped."""
-
-    def __init__(self, layer: MoELayer) -> None:
-        super().__init__()
-        self.router = layer.router
-        self.grouped = GroupedConvolutions(layer.expert_group.experts)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(R, C, H, W) -> (R, C', H, W)."""
-        rows, layout = rows_of([x], 'level')
-        return self.grouped(rows[0], self.router(rows, layout))
+        experts = () if self.experts is None else (self.experts,)
+        return self.pattern(rows[0], self.router(rows, layout), *experts)
 
 
 def pattern_layers(layer: MoELayer) -> dict[str, nn.Module]:
     """Our layer and the references, all with one router and the same weights."""
+    router, experts = layer.router, layer.expert_group.experts
     return {
         OURS: layer,
-        'boolean masks': PatternLayer(layer, boolean_mask),
-        'index_add loop': PatternLayer(layer, index_add_loop),
-        'grouped convolution': GroupedLayer(layer).to(next(layer.parameters()).device),
+        'boolean masks': PatternLayer(router, boolean_mask, experts),
+        'index_add loop': PatternLayer(router, index_add_loop, experts),
+        'grouped convolution': PatternLayer(router, GroupedConvolutions(experts).to(next(layer.parameters()).device)),
     }
 
 

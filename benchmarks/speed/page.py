@@ -9,16 +9,14 @@ from common import README, ROOT
 from common.page import MISSING, fill, titled
 from common.record import write as write_file
 
-from .cost_table import cost_table
+from .cost_table import DEVICES, cost_table
 from .detectors import AT_DENSE_COST, DENSE, MATCHED
-from .layers import DENSE_EXPERT, OURS
+from .layers import DENSE_EXPERT, DENSE_FFN, OURS, OVER_IDEAL, TOKENS
 from .plot import draw, has_curves
 from .record import Record, record_path
-from .token_sections import token_rows
 
 PAGE = ROOT / 'docs' / 'performance.md'
 IMAGES = ROOT / 'docs' / 'images'
-DEVICES = {'cpu': 'CPU', 'cuda': 'GPU'}
 EMPTY = 'Not measured yet.'
 MIB = 2**20
 PROFILED = ('k=1', MATCHED, *AT_DENSE_COST)  # what should cost as much as a dense detector
@@ -69,17 +67,11 @@ def _parts(sections: dict) -> Iterator[str]:
         yield EMPTY
         return
     yield '\n'.join(f'- {line}' for line in _origins(sections))
-    yield _whole(sections.get('whole', {}))
-    yield _at_dense_cost(sections.get('whole', {}))
-    yield _separate(sections.get('separate', {}))
-    yield _profile(sections.get('profile', {}))
-    yield _layer(sections.get('layer', {}))
-    yield _flat(sections.get('layer', {}))
-    yield _patterns(sections.get('patterns', {}))
-    yield _tokens(sections.get('tokens', {}))
-    yield _layer_memory(sections.get('memory', {}))
-    yield _detector_memory(sections.get('memory', {}))
-    yield _optimizer(sections.get('optimizer', {}))
+    whole, layer, memory = (sections.get(name, {}) for name in ('whole', 'layer', 'memory'))
+    yield from (_whole(whole), _at_dense_cost(whole), _separate(sections.get('separate', {})))
+    yield from (_profile(sections.get('profile', {})), _layer(layer), _flat(layer))
+    yield from (_patterns(sections.get('patterns', {})), _tokens(sections.get('tokens', {})))
+    yield from (_layer_memory(memory), _detector_memory(memory), _optimizer(sections.get('optimizer', {})))
 
 
 def _origins(sections: dict) -> list[str]:
@@ -118,17 +110,15 @@ def _whole(entries: dict) -> str:
     rows = []
     for entry in entries.values():
         settings, results = entry['settings'], entry['results']
-        first = [_case(settings), settings['phase']]
         if 'error' in results:
-            rows.append([*first, results['error'], *['–'] * (len(names) + 1)])
+            rows.append([_case(settings), settings['phase'], results['error'], *['–'] * (len(names) + 1)])
             continue
-        dense = results['times']['mmdet RetinaNet']['total']
-        head = [f'{dense["median_ms"]:.1f}']
-        rows.append([*first, *head, *[_ratio(results['ratios'].get(name)) for name in names], str(dense['n'])])
-        without = results.get('ratios_without_optimizer')
-        if without:
-            cells = [_ratio(without.get(name)) for name in names]
-            rows.append([first[0], 'training, without optimizer', '', *cells, str(dense['n'])])
+        dense = results['times'][DENSE]['total']
+        steps = [(settings['phase'], f'{dense["median_ms"]:.1f}', results['ratios'])]
+        if results.get('ratios_without_optimizer'):
+            steps.append(('training, without optimizer', '', results['ratios_without_optimizer']))
+        for step, ms, ratios in steps:
+            rows.append([_case(settings), step, ms, *(_ratio(ratios.get(name)) for name in names), dense['n']])
     title = '**Whole RetinaNet R50-FPN**, 80 classes, E=4; batch, height x width of the images.'
     return titled(title, ['images', 'step', 'dense ms', *names, 'n'], rows)
 
@@ -141,7 +131,7 @@ def _at_dense_cost(entries: dict) -> str:
             found = results.get(key, {})
             if names[0] in found:
                 cells = [_ratio(found.get(name)) for name in names]
-                rows.append([_case(settings), label, *cells, str(found[names[0]]['n'])])
+                rows.append([_case(settings), label, *cells, found[names[0]]['n']])
     title = (
         '**At the cost of the dense head**: two shards of four and of eight copies '
         '(`retinanet_moe_shards_from_dense.py`), mixed kernels of eight copies (`retinanet_moe_from_dense.py`); in the '
@@ -159,7 +149,7 @@ def _separate(entries: dict) -> str:
     for settings, results in _done(entries):
         ((name, found),) = results['ratios'].items()
         dense = results['times']['batch']
-        rows.append([_case(settings), settings['phase'], f'{dense["median_ms"]:.1f}', _ratio(found), str(dense['n'])])
+        rows.append([_case(settings), settings['phase'], f'{dense["median_ms"]:.1f}', _ratio(found), dense['n']])
     title = (
         '**One call per image**: the two branches of plain RetinaNet for each image alone, with weights of its own, '
         'over the same branches for the batch. It is what images with different experts cost at least.'
@@ -178,20 +168,16 @@ def _profile(entries: dict) -> str:
                 if max(dense_ms, *map(abs, more.values())) >= WORTH_A_ROW:
                     label = phase if settings['phase'] == phase else f'training, {phase}'
                     cells = [f'{more[name]:+.1f}' if name in more else MISSING for name in profiled]
-                    rows.append([*first, label, kind, f'{dense_ms:.1f}', *cells, str(settings['rounds'])])
+                    rows.append([*first, label, kind, f'{dense_ms:.1f}', *cells, settings['rounds']])
     title = '**Where the time goes**: milliseconds of plain RetinaNet, and how many more (or less) with experts.'
     heads = ['images', 'step', 'spent in', 'dense', *profiled, 'n']
     return titled(title, heads, rows)
 
 
 def _shape(entries: dict) -> str:
-    found = []
-    for entry in entries.values():
-        s = entry['settings'].get('layer')
-        text = s and f'{s["rows"]} rows of {s["channels"]} x {s["height"]} x {s["width"]}, {s["convs"]} convolutions'
-        if text and text not in found:
-            found.append(text)
-    return '; '.join(found)
+    layers = [entry['settings']['layer'] for entry in entries.values() if 'layer' in entry['settings']]
+    text = '{rows} rows of {channels} x {height} x {width}, {convs} convolutions'
+    return '; '.join(dict.fromkeys(text.format(**layer) for layer in layers))
 
 
 def _layer(entries: dict) -> str:
@@ -203,7 +189,7 @@ def _layer(entries: dict) -> str:
         first = [settings['phase'], f'k={settings["top_k"]}', settings['precision']]
         dense = results['times'][DENSE_EXPERT]
         cells = [_ratio(results['ratios'].get(f'E={e} / k dense experts')) for e in experts]
-        rows.append([*first, f'{dense["median_ms"]:.2f}', *cells, str(dense['n'])])
+        rows.append([*first, f'{dense["median_ms"]:.2f}', *cells, dense['n']])
     title = f'**The layer alone** over k times one dense expert ({_shape(entries)}).'
     heads = ['step', 'experts per row', 'precision', 'dense ms', *[f'E={e}' for e in experts], 'n']
     return titled(title, heads, rows)
@@ -216,7 +202,7 @@ def _flat(entries: dict) -> str:
             continue
         ((name, found),) = results['ratios'].items()
         cells = [settings['phase'], f'k={settings["top_k"]}', settings['precision'], name, _ratio(found)]
-        rows.append([*cells, str(found['n'])])
+        rows.append([*cells, found['n']])
     title = '**More experts, the same four in use.**'
     return titled(title, ['step', 'experts per row', 'precision', 'ratio', 'time', 'n'], rows)
 
@@ -226,18 +212,25 @@ def _patterns(entries: dict) -> str:
     rows = []
     for settings, results in _done(entries):
         ratios = results['ratios']
-        cells = [settings['phase'], str(settings['experts']), str(settings['top_k']), settings['precision']]
+        cells = [settings['phase'], settings['experts'], settings['top_k'], settings['precision']]
         cells.append(_ratio(ratios.get(f'{OURS} / {DENSE_EXPERT}')))
         cells += [_ratio(ratios.get(f'{name} / {OURS}')) for name in others]
-        rows.append([*cells, str(next(iter(ratios.values()))['n'])])
+        rows.append([*cells, next(iter(ratios.values()))['n']])
     title = f'**Other ways to run experts**, on the same layer and routing ({_shape(entries)}).'
     heads = ['step', 'E', 'k', 'precision', 'ours / one dense expert', *[f'{name} / ours' for name in others], 'n']
     return titled(title, heads, rows)
 
 
 def _tokens(entries: dict) -> str:
-    title, heads, rows = token_rows(_done(entries), _ratio)
-    return titled(title, heads, rows)
+    rows, shapes = [], []
+    for settings, results in _done(entries):
+        s = settings['tokens']
+        shapes.append('{tokens:,} tokens of {channels} channels, {hidden} hidden, E={experts}, k={top_k}'.format(**s))
+        times = [f'{results["times"][name]["median_ms"]:.1f}' for name in (DENSE_FFN, TOKENS)]
+        found = results['ratios'][OVER_IDEAL]
+        rows.append([settings['phase'], settings['precision'], *times, _ratio(found), found['n']])
+    heads = ['step', 'precision', 'dense FFN ms', 'MoEFFN ms', 'over k dense FFNs', 'n']
+    return titled(f'**Tokens** ({"; ".join(dict.fromkeys(shapes))}).', heads, rows)
 
 
 def _layer_memory(entries: dict) -> str:
@@ -246,9 +239,9 @@ def _layer_memory(entries: dict) -> str:
         for name, found in results.get('patterns', {}).items():
             dense = results['patterns'][DENSE_EXPERT]
             kept = 'activations' if 'activations' in found else 'saved_bytes'
-            cells = ['–', '–'] if name == DENSE_EXPERT else [str(settings['experts']), str(settings['top_k'])]
+            cells = ['–', '–'] if name == DENSE_EXPERT else [settings['experts'], settings['top_k']]
             row = [name, *cells, settings['precision'], f'{found[kept] / MIB:.2f}']
-            row += [f'{found[kept] / dense[kept]:.3f}', str(found['host_copies'])]
+            row += [f'{found[kept] / dense[kept]:.3f}', found['host_copies']]
             row += [f'{found["convolutions_forward"]} + {found["convolutions_backward"]}', f'{found["macs"] / 1e9:.2f}']
             if row not in rows:  # the dense expert stands in every measurement
                 rows.append(row)
@@ -264,14 +257,14 @@ def _detector_memory(entries: dict) -> str:
         if not name.startswith('detector '):
             continue
         label = name.removeprefix('detector ').removesuffix(f' {entry["settings"]["precision"]}')
-        first = [label, entry['settings']['precision'], str(entry['settings']['batch'])]
+        first = [label, entry['settings']['precision'], entry['settings']['batch']]
         if 'error' in results:
             rows.append([*first, results['error'], *['–'] * 7])
             continue
         head, kept, cost = results['head'], results['kept'], results['cost']
         peak = f'{kept["peak_beyond_state"] / MIB:.0f}' if 'peak_beyond_state' in kept else '–'
         row = [*first, f'{_kept(entry) / MIB:.1f}', _kept_over_dense(entry, entries), peak]
-        row += [str(head['host_copies']), str(head['convolutions_forward'])]
+        row += [head['host_copies'], head['convolutions_forward']]
         row += [f'{cost["params"] / 1e6:.2f}', f'{cost["active_params"] / 1e6:.2f}']
         macs = [cost['active_macs_per_image'], cost['macs_per_image']]
         rows.append([*row, *['–' if value is None else f'{value / 1e9:.2f}' for value in macs]])
@@ -298,7 +291,7 @@ def _optimizer(entries: dict) -> str:
             continue
         times, ratios = results['times']['one by one'], results['ratios']
         cells = [_ratio(ratios.get(f'{kind} / one by one')) for kind in ('foreach', 'fused')]
-        rows.append([name, f'{results["params"] / 1e6:.2f}', f'{times["median_ms"]:.1f}', *cells, str(times['n'])])
+        rows.append([name, f'{results["params"] / 1e6:.2f}', f'{times["median_ms"]:.1f}', *cells, times['n']])
     heads = ['detector', 'params trained M', 'one by one ms', 'foreach / one by one', 'fused / one by one', 'n']
     title = '**The optimizer alone**: SGD with momentum and weight decay over all parameters.'
     return titled(title, heads, rows)

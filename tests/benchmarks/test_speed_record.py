@@ -16,11 +16,10 @@ from speed import detectors, page, plot, record
 from speed.clock import interleave, ratio, summary
 from speed.cost_table import cost_table
 from speed.detector_sections import detector_ratios
-from speed.layers import LayerShape
-from speed.plan import Plan
+from speed.layers import OVER_IDEAL, LayerShape, TokenShape
+from speed.measurement import Plan
 from speed.record import Record
 from speed.sections import Measurement
-from speed.token_sections import OVER_IDEAL, TokenShape
 
 from moe_det.errors import DataError
 

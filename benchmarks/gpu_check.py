@@ -61,8 +61,8 @@ def check(args: argparse.Namespace, argv: list[str]) -> int:
         build = 'this torch was built without CUDA' if torch.version.cuda is None else 'check its driver (nvidia-smi)'
         raise MoEConfigError(f'gpu_check.py: PyTorch {torch.__version__} sees no GPU here; {build}')
 
-    from gpu import numbers, table
-    from gpu.report import Report
+    from gpu import numbers
+    from gpu.report import Report, problems, tables
     from gpu.steps import Steps, search
     from speed.record import made_on, why_busy
 
@@ -82,8 +82,8 @@ def check(args: argparse.Namespace, argv: list[str]) -> int:
     for name in LIMITS:
         if name in args.only:
             report.run(name, LIMITS[name] * args.minutes / MINUTES, measures[name])
-    say(table.tables(report.sections))
-    found = list(table.problems(report.sections))
+    say(tables(report.sections))
+    found = list(problems(report.sections))
     say('\n' + '\n'.join(['Not as it should be:', *found] if found else ['Everything is as it should be.']))
     say(f'Written: {args.out}')
     return 1 if found else 0

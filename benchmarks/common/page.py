@@ -25,6 +25,16 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
     return text.splitlines()
 
 
+def bullets(sentences: Iterable[str]) -> list[str]:
+    """Lines of a list."""
+    return [f'- {sentence}' for sentence in sentences]
+
+
+def section(title: str, *blocks: Iterable[str], level: int = 2) -> list[str]:
+    """Lines of a heading and of what stands below it, with an empty line before each block."""
+    return [line for block in ([f'{"#" * level} {title}'], *blocks) for line in ('', *block)]
+
+
 def titled(title: str, heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A table below its title; empty without rows."""
     return '\n'.join([title, '', *table(heads, rows)]) if rows else ''
@@ -109,6 +119,11 @@ def curve(runs: Sequence[dict]) -> str:
 def listed(versions: dict[str, str | None]) -> str:
     """Packages and their versions."""
     return ', '.join(f'{name} {version}' for name, version in versions.items() if version)
+
+
+def made(record: dict) -> str:
+    """Where a whole record comes from."""
+    return f'`{record["command"]}`, {record["machine"]}, {record["date"]}; {listed(record["versions"])}.'
 
 
 def origins(runs: Iterable[dict]) -> dict[tuple[str, str, str], list[dict]]:

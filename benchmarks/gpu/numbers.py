@@ -16,7 +16,6 @@ from moe_det.compat import kernels
 
 from .report import Deadline
 
-AGREES = 1e-3  # of a loss, or of a parameter's largest gradient: rounding stays far below, a wrong choice far above
 STEPS = 3  # of a training that is repeated
 
 

@@ -1,1 +1,1 @@
-"""Parts of benchmarks/kill_and_resume.py: processes, what they leave, and the page."""
+"""Part of benchmarks/kill_and_resume.py: processes and what they leave."""

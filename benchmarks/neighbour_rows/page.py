@@ -5,9 +5,9 @@ from __future__ import annotations
 from statistics import fmean
 
 from common.intervals import against
-from common.page import MISSING, counted, difference, listed, points, table
+from common.page import MISSING, bullets, counted, difference, made, points, section, table
 from pay.conclusion import MOST_COST, layers_of
-from pay.page import PRECISION, SWAPPED, not_run, precision_row, swap_row
+from pay.page import PRECISION, SWAPPED, not_run, precision_row, rows_in_words, swap_row
 from pay.settings import BATCH
 from pay.table import BASELINE
 
@@ -26,26 +26,23 @@ WITHSTAND = (
 def page(record: dict) -> str:
     """Markdown of everything that is finished."""
     rows = {row['name']: row for row in record['rows']}
-    lines = [*_introduction(record), '', '## What came out', '']
-    lines += [f'- {sentence}' for sentence in conclusion(rows)]
-    lines += ['', '## Average precision and cost', '', *_READING]
-    if rows:
-        lines += ['', *table(PRECISION, [_precision(row, rows) for row in record['rows']])]
-    lines += ['', 'What the rows are:', '', *(f'- {name}: {TABLE[name].about}' for name in TABLE.names)]
+    precision = [table(PRECISION, [_precision(row, rows) for row in record['rows']])] if rows else []
+    lines = [*_introduction(record), *section('What came out', bullets(conclusion(rows)))]
+    lines += section('Average precision and cost', _READING, *precision, *rows_in_words(TABLE))
     mixed = [row for row in record['rows'] if not row['control']]
     if mixed:
-        lines += ['', '## Do the experts differ in what they can do?', '', *_SWAP, '']
-        lines += table((*SWAPPED, 'size given the level, bits'), [[*swap_row(row), _beyond(row)] for row in mixed])
+        swapped = table((*SWAPPED, 'size given the level, bits'), [[*swap_row(row), _beyond(row)] for row in mixed])
+        lines += section('Do the experts differ in what they can do?', _SWAP, swapped)
     single = [rows[name] for name in (*MUTUAL.values(), TEACHER) if name in rows and alone(rows[name])['AP']]
     if single:
-        lines += ['', '## Experts that learn from each other', '', *_ALONE, '']
         heads = ['row', 'seeds', 'AP', 'AP of an expert alone', 'the worst', 'the best', 'swap: AP']
-        lines += table(heads, [_alone(row) for row in single])
+        learnt = table(heads, [_alone(row) for row in single])
+        lines += section('Experts that learn from each other', _ALONE, learnt)
     attacked = [row for row in record['rows'] if any(run.get('withstands') for run in row['seeds'])]
     if attacked:
-        lines += ['', '## What the rows withstand', '', *_WITHSTAND, '']
-        lines += table(WITHSTAND, [_withstands(row, rows) for row in attacked])
-    lines += ['', '## Expected before the runs', '', *(f'- {sentence}' for sentence in record['expected'])]
+        withstood = table(WITHSTAND, [_withstands(row, rows) for row in attacked])
+        lines += section('What the rows withstand', _WITHSTAND, withstood)
+    lines += section('Expected before the runs', bullets(record['expected']))
     return '\n'.join([*lines, *not_run(rows, TABLE)]) + '\n'
 
 
@@ -89,13 +86,10 @@ def _percent(shares: list[float]) -> str:
 
 def _introduction(record: dict) -> list[str]:
     start, more, data = record['schedule']['start'], record['schedule']['more'], record['data']
-    made = f'`{record["command"]}`'
-    if record['rows']:
-        made += f', {record["machine"]}, {record["date"]}; {listed(record["versions"])}'
     return [
         '# Neighbours on the shapes',
         '',
-        f'{made}.',
+        made(record) if record['rows'] else f'`{record["command"]}`.',
         '',
         'The mechanisms of [neighbours.md](../neighbours.md) beside the detector without experts, in one detector with',
         'one measure. Detector, images, start and schedule are those of [experts that pay](experts_that_pay.md): a',

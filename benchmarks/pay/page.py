@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 
 from common.intervals import against
-from common.page import MEASURES, MISSING, counted, curve, difference, listed, points, swap_cell, table
+from common.page import MEASURES, MISSING, bullets, counted, curve, difference, made, points, section, swap_cell, table
 
 from moe_det.analysis.slots import expert_name
 
@@ -75,38 +75,37 @@ def earlier_lines(record: dict) -> list[str]:
     lines = []
     for kept in record.get('earlier') or ():
         more, rows = kept['schedule'], {row['name']: row for row in kept['rows']}
-        lines += ['', f'## {more["epochs"]} epochs more at {more["learning_rate"]:g}', '']
-        lines += ['An earlier schedule from the same detectors; its runs are not repeated.', '']
         cells = []
         for row in kept['rows']:
             versus = '' if row['name'] == BASELINE else difference(against(row, rows.get(BASELINE), 'AP'))
-            cells.append([row['name'], str(len(row['seeds'])), points([run['AP'] for run in row['seeds']]), versus])
-        lines += table(['row', 'seeds', 'AP', 'AP minus control'], cells)
+            cells.append([row['name'], len(row['seeds']), points(run['AP'] for run in row['seeds']), versus])
+        told = ['An earlier schedule from the same detectors; its runs are not repeated.']
+        heads = ['row', 'seeds', 'AP', 'AP minus control']
+        lines += section(f'{more["epochs"]} epochs more at {more["learning_rate"]:g}', told, table(heads, cells))
     return lines
 
 
 def page(record: dict) -> str:
     """Markdown of everything that is finished."""
     rows = {row['name']: row for row in record['rows']}
-    lines = [*_introduction(record), '', '## What came out', '']
-    lines += [f'- {sentence}' for sentence in conclusion(rows)]
-    lines += ['', '## Average precision', '', *_READING, '']
-    lines += table(PRECISION, [precision_row(row, rows) for row in record['rows']])
-    lines += ['', 'What the rows are:', '', *(f'- {name}: {TABLE[name].about}' for name in TABLE.names)]
-    mixed = [row for row in record['rows'] if not row['control']]
-    lines += ['', '## Do the experts differ in what they can do?', '', *_SWAP, '']
-    lines += table(SWAPPED, [swap_row(row) for row in mixed])
+    controls, mixed = ([row for row in rows.values() if row['control'] is control] for control in (True, False))
+    precision = table(PRECISION, [precision_row(row, rows) for row in record['rows']])
+    lines = [*_introduction(record), *section('What came out', bullets(conclusion(rows)))]
+    lines += section('Average precision', _READING, precision, *rows_in_words(TABLE))
+    swapped = table(SWAPPED, [swap_row(row) for row in mixed])
+    lines += section('Do the experts differ in what they can do?', _SWAP, swapped)
     forced = forced_rows(rows.get(FORCED))
     if forced:
-        lines += ['', '## What each copy can do', '', *_FORCED, '']
-        lines += table(['layer', 'copy', 'seeds', *MEASURES], forced)
-    lines += ['', '## Has dense training ended?', '', 'AP by epoch, mean over seeds.', '']
-    controls = [row for row in record['rows'] if row['control']]
-    lines += table(['row', 'epoch: AP'], [[row['name'], curve(row['seeds'])] for row in controls])
-    lines += earlier_lines(record)
-    lines += ['', '## Expected before the runs', '', *(f'- {sentence}' for sentence in record['expected'])]
-    lines += not_run(rows, TABLE)
-    return '\n'.join(lines) + '\n'
+        lines += section('What each copy can do', _FORCED, table(['layer', 'copy', 'seeds', *MEASURES], forced))
+    curves = table(['row', 'epoch: AP'], [[row['name'], curve(row['seeds'])] for row in controls])
+    lines += section('Has dense training ended?', ['AP by epoch, mean over seeds.'], curves)
+    lines += [*earlier_lines(record), *section('Expected before the runs', bullets(record['expected']))]
+    return '\n'.join([*lines, *not_run(rows, TABLE)]) + '\n'
+
+
+def rows_in_words(of: Table) -> tuple[list[str], list[str]]:
+    """What the rows are, two blocks."""
+    return ['What the rows are:'], bullets(f'{name}: {of[name].about}' for name in of.names)
 
 
 def results(record: dict) -> str:
@@ -137,7 +136,7 @@ def _introduction(record: dict) -> list[str]:
     return [
         '# Experts that pay',
         '',
-        f'`{record["command"]}`, {record["machine"]}, {record["date"]}; {listed(record["versions"])}.',
+        made(record),
         '',
         f'A RetinaNet of `configs/shapes/kinds_dense.py` is trained for {start["epochs"]} epochs; each row below goes',
         f'on from it for {more["epochs"]} epochs at a peak learning rate of {more["learning_rate"]:g}, whole detector,',

@@ -1,1 +1,1 @@
-"""Parts of benchmarks/specialization_on_shapes.py: statistics over seeds, conclusion and page."""
+"""Parts of benchmarks/specialization_on_shapes.py: conclusion and page."""

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from common.intervals import welch
-from common.page import MEASURES, MISSING, difference, listed, points, swap_cell, table
+from common.page import MEASURES, MISSING, bullets, difference, listed, points, section, swap_cell, table
 
-from .conclusion import LAYERS, conclusion, label
-from .statistics import answers, layers_of, relative_bits
+from .conclusion import LAYERS, answers, conclusion, label, layers_of, relative_bits
 
 
 def by_seed(values: Sequence[float | None], digits: int) -> str:
@@ -67,25 +66,19 @@ def page(record: dict, order: list[str]) -> str:
     mixed = {name: setting for name, setting in finished.items() if setting['runs'][0]['layers']}
     missing = [name for name in order if name not in finished]
     dense = finished.get('dense')
-    lines = [*_introduction(record, finished), *_expected(record), '', '## Average precision and cost', '']
-    lines += [
-        'Cost: multiply-adds for one image over those of the detector without experts, in the head and in the whole',
-        'model. Only a row at equal cost is a fair comparison with `dense`. The last column is the difference from',
-        "`dense` in points, with Welch's 95 % interval over seeds (two seeds at least).",
-        '',
-    ]
+    lines = [*_introduction(record, finished), *_expected(record)]
     heads = ['setting', 'seeds', 'cost: head', 'cost: model', *MEASURES, 'AP minus dense']
-    lines += table(heads, [precision_row(name, setting, dense) for name, setting in finished.items()])
-    lines += ['', '## The three questions', '', *_QUESTIONS]
+    rows = table(heads, [precision_row(name, setting, dense) for name, setting in finished.items()])
+    lines += section('Average precision and cost', _COST, rows)
+    lines += section('The three questions', _QUESTIONS)
     heads = ['setting', 'COCO bins, bits', 'relative size, bits', 'sorts', 'random gates, %']
     heads += [f'swap: {measure}' for measure in MEASURES] + ['I(E;S), bits']
     for layer, branch in LAYERS.items():
         rows = table(heads, [branch_row(name, setting, layer) for name, setting in mixed.items()])
-        lines += ['', f'### {branch.capitalize()}', '', *rows]
-    lines += ['', '## Verdicts', '']
+        lines += section(branch.capitalize(), rows, level=3)
     heads = ['setting', *(f'{branch}: {what}' for branch in LAYERS.values() for what in ('by seed', 'over seeds'))]
-    lines += table(heads, [verdict_row(name, setting) for name, setting in mixed.items()])
-    lines += ['', '## What came out', '', *(f'- {sentence}' for sentence in conclusion(finished))]
+    lines += section('Verdicts', table(heads, [verdict_row(name, setting) for name, setting in mixed.items()]))
+    lines += section('What came out', bullets(conclusion(finished)))
     if missing:
         lines += ['', f'Not run yet: {", ".join(f"`{name}`" for name in missing)}.']
     return '\n'.join(lines) + '\n'
@@ -114,11 +107,15 @@ def _introduction(record: dict, finished: dict[str, dict]) -> list[str]:
 def _expected(record: dict) -> list[str]:
     if not record.get('expected'):
         return []
-    listed = [f'- {sentence}' for sentence in record['expected']]
-    told = 'Written down before these runs were measured, after a trial with single checkpoints:'
-    return ['', '## What was expected', '', told, '', *listed]
+    told = ['Written down before these runs were measured, after a trial with single checkpoints:']
+    return section('What was expected', told, bullets(record['expected']))
 
 
+_COST = [
+    'Cost: multiply-adds for one image over those of the detector without experts, in the head and in the whole',
+    'model. Only a row at equal cost is a fair comparison with `dense`. The last column is the difference from',
+    "`dense` in points, with Welch's 95 % interval over seeds (two seeds at least).",
+]
 _QUESTIONS = [
     '1. Does the gate sort by size beyond the level? *COCO bins*: I(E;S | level), *relative size*: I(E; third of log',
     '   area within the level | level), each by seed and with the most that it could be (*of*); *sorts*: seeds whose',

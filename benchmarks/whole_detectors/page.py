@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from common.intervals import against
-from common.page import MEASURES, MISSING, counted, difference, listed, points, swap_cell, table
+from common.page import MEASURES, MISSING, bullets, counted, difference, made, points, section, swap_cell, table
 
 from .settings import ENSEMBLE, EPOCHS, GATE, GATE_EPOCHS, ONE, ROWS
 
@@ -15,38 +15,20 @@ def page(record: dict) -> str:
     lines = [
         '# Whole detectors as experts',
         '',
-        f'`{record["command"]}`, {record["machine"]}, {record["date"]}; {listed(record["versions"])}.',
+        made(record),
         '',
         f'Shapes of {data["size"]} px whose objects are small or large by scene: {data["train"]} training images of',
         f'far scenes, of near ones, and of all; {data["val"]} of all for validation. Detectors of',
         f'`configs/shapes/retinanet_dense.py`, {EPOCHS} epochs; gates of `configs/shapes/mixture_of_detectors.py`,',
         f'{GATE_EPOCHS} epochs on all scenes, the detectors frozen. Multiply-adds are over those of one detector.',
         "Differences are in points, seed by seed, with Student's 95 % interval.",
-        '',
-        '## What came out',
-        '',
-        *(f'- {sentence}' for sentence in conclusion(rows)),
-        '',
-        '## Average precision',
-        '',
-        *_precision_table(rows),
-        '',
-        'What the rows are:',
-        '',
-        *(f'- {name}: {row.about}' for name, row in ROWS.items()),
-        '',
-        '## What the gate does',
-        '',
-        *_gate_table(rows),
-        '',
-        '## What was expected',
-        '',
-        'Written down before the runs.',
-        '',
-        *(f'- {sentence}' for sentence in record['expected']),
-        '',
+        *section('What came out', bullets(conclusion(rows))),
     ]
-    return '\n'.join(lines)
+    in_words = bullets(f'{name}: {row.about}' for name, row in ROWS.items())
+    lines += section('Average precision', _precision_table(rows), ['What the rows are:'], in_words)
+    lines += section('What the gate does', _gate_table(rows))
+    lines += section('What was expected', ['Written down before the runs.'], bullets(record['expected']))
+    return '\n'.join(lines) + '\n'
 
 
 def conclusion(rows: dict[str, dict]) -> list[str]:
@@ -70,14 +52,8 @@ def conclusion(rows: dict[str, dict]) -> list[str]:
 
 
 def _precision_table(rows: dict[str, dict]) -> list[str]:
-    heads = [
-        'row',
-        'seeds',
-        'multiply-adds',
-        *MEASURES,
-        'AP minus ensemble',
-        'AP minus one on all scenes, twice as long',
-    ]
+    heads = ['row', 'seeds', 'multiply-adds', *MEASURES]
+    heads += ['AP minus ensemble', 'AP minus one on all scenes, twice as long']
     cells = []
     for name, row in rows.items():
         compared = [

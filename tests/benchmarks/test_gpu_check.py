@@ -8,8 +8,7 @@ import time
 import gpu_check
 import pytest
 import torch
-from gpu import table
-from gpu.report import Report
+from gpu.report import Report, problems, tables
 
 
 def test_without_a_gpu_there_is_one_line(tmp_path, monkeypatch, capsys):
@@ -81,22 +80,22 @@ def good_sections() -> dict:
 
 
 def test_tables_show_every_section():
-    text = table.tables(good_sections())
+    text = tables(good_sections())
     parts = ['dispatch.py:72 (1)', '12.5     1.250', '2.00', 'B=16, tf32: out of memory', 'GPU busy 7 ms', '1 of 1']
     assert all(part in text for part in [*parts, 'nms equal'])
-    assert table.tables({}) == ''
+    assert tables({}) == ''
 
 
 def test_what_is_wrong_is_named_and_nothing_else():
     sections = good_sections()
-    assert list(table.problems(sections)) == []
+    assert list(problems(sections)) == []
     sections['agreement']['results'] |= {
         'patch': {'loss': float('nan'), 'gradient': 1e-6, 'waits': {}},
         'tower': {'loss': 1e-6, 'gradient': 0.2, 'waits': {}},
     }
     sections['determinism']['results'] |= {'tower': ['weight'], 'patch': 'no deterministic form'}
     sections['search'] = {'error': 'RuntimeError: x', 'seconds': 1.0}
-    found = list(table.problems(sections))
+    found = list(problems(sections))
     assert [line.split(': ')[:2] for line in found] == [
         ['search', 'RuntimeError'],
         ['agreement', 'patch'],

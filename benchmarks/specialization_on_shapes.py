@@ -29,21 +29,8 @@ HALF = 0.5  # width of the experts where they are not matched to the dense branc
 FORMAT = 2  # of size_specialization.json, which the record draws on
 IMAGE = (256, 256)  # height and width that costs are counted for: the network's input
 KEPT = (  # of each layer, as size_specialization.json has it
-    'verdict',
-    'plain',
-    'mi_bits',
-    'mi_p_value',
-    'mi_cramers_v',
-    'mi_given_level_bits',
-    'ceiling_bits',
-    'p_value',
-    'p_value_holm',
-    'cramers_v_given_level',
-    'level_mi_bits',
-    'swap',
-    'routes',
-    'counterfactual',
-    'n_objects',
+    *('verdict', 'plain', 'mi_bits', 'mi_p_value', 'mi_cramers_v', 'mi_given_level_bits', 'ceiling_bits', 'p_value'),
+    *('p_value_holm', 'cramers_v_given_level', 'level_mi_bits', 'swap', 'routes', 'counterfactual', 'n_objects'),
 )
 # written down before these runs were measured with swap test, random gates and relative size, after a trial of both on
 # one checkpoint each of a setting with one decision per level and of one with one per image
@@ -62,27 +49,24 @@ def settings() -> dict[str, tuple[str, dict[str, object]]]:
 
     Dense; the grid of unit, balance and constraint; similarity; the two that cost what dense costs.
     """
-    grid: dict[str, tuple[str, dict[str, object]]] = {'dense': ('dense', {})}
-    units = {'level': {}, 'image': {'unit': 'image'}, 'patch2': {'unit': 'patch', 'grid': 2}}
-    units['patch3'] = {'unit': 'patch', 'grid': 3}
+    grid: dict[str, tuple[str, dict[str, object]]] = {}
+    units = {'level': {}, 'image': {'unit': 'image'}, **{f'patch{n}': {'unit': 'patch', 'grid': n} for n in (2, 3)}}
     for kind in ('soft', 'hard'):
         for unit, keys in units.items():
-            for balance in ('all', 'level'):
-                if unit == 'image' and balance == 'level':
-                    continue  # one decision for all levels: nothing to balance inside levels
-                options = {f'{HEAD}.width': HALF, **{f'{HEAD}.{key}': value for key, value in keys.items()}}
-                if balance == 'level':
-                    options[f'{HEAD}.balance_over'] = 'level'
-                grid[f'{kind}-{unit}-{balance}'] = (f'moe_{kind}', options)
+            grid[f'{kind}-{unit}-all'] = f'moe_{kind}', keys
+            if unit != 'image':  # one decision for all levels: nothing to balance inside levels
+                grid[f'{kind}-{unit}-level'] = f'moe_{kind}', {**keys, 'balance_over': 'level'}
     for name, distance in (('similarity', 'features'), ('boxes', 'box_sizes')):
         for unit in ('level', 'patch3'):  # balanced inside levels by the config
-            options = {f'{HEAD}.width': HALF, **{f'{HEAD}.{key}': value for key, value in units[unit].items()}}
-            options[f'{HEAD}.constraint.distance'] = distance
-            grid[f'{name}-{unit}-level'] = ('moe_similarity', options)
+            grid[f'{name}-{unit}-level'] = 'moe_similarity', {**units[unit], 'constraint.distance': distance}
     for name in ('soft-level-all', 'hard-image-all'):
-        kind, options = grid[name]
-        grid[f'{name}-matched'] = (kind, {**options, f'{HEAD}.width': 'matched'})
-    return grid
+        kind, keys = grid[name]
+        grid[f'{name}-matched'] = kind, {**keys, 'width': 'matched'}
+
+    def changed(keys: dict[str, object]) -> dict[str, object]:
+        return {f'{HEAD}.{key}': value for key, value in {'width': HALF, **keys}.items()}
+
+    return {'dense': ('dense', {}), **{name: (kind, changed(keys)) for name, (kind, keys) in grid.items()}}
 
 
 @cache
@@ -114,13 +98,12 @@ def analyse(name: str, seeds: list[int], checkpoints: list[Path], args: argparse
     """
     kind, options = settings()[name]
     out_dir = folder_of(name, args) / 'analysis'
-    done = out_dir / 'seeds.json'
     if not analysed(out_dir, seeds):
         print(f'{name}: analysis of {len(checkpoints)} seeds', flush=True)
         arguments = [*checkpoints, '--out-dir', out_dir, '--no-figures', '--data-root', args.data_root, '--no-forcing']
         log = out_dir.with_name(f'{out_dir.name}.log')
         run_tool('analysis_tools/size_specialization.py', CONFIGS[kind], arguments, options, log, args.threads)
-        done.write_text(json.dumps({'format': FORMAT, 'seeds': seeds}), encoding='utf-8')
+        (out_dir / 'seeds.json').write_text(json.dumps({'format': FORMAT, 'seeds': seeds}), encoding='utf-8')
     results = [out_dir if i == 0 else out_dir / f'seed_{i + 1}' for i in range(len(checkpoints))]
     return [json.loads((folder / 'size_specialization.json').read_text(encoding='utf-8')) for folder in results]
 

@@ -135,7 +135,7 @@ def best_table(data_set: str, found: Runs, beside_published: bool = True) -> lis
         runs, published = found.get((data_set, row)), PUBLISHED[data_set].get(row)
         if not runs:
             continue
-        best = lowest_train_error(runs)
+        best = min(runs, key=lambda run: run['train_error'])
         of_runs = f'{len(runs)}, published: {published.chosen_from}' if beside_published and published else len(runs)
         cells = [name, str(of_runs)]
         for key, (_, attribute) in COLUMNS.items():
@@ -186,11 +186,6 @@ def _agreement(theirs: tuple[float, float] | None, apart: float | None) -> str:
     return f'{have}: {verdict} ({apart:+.1f} standard errors){reason}.'
 
 
-def lowest_train_error(runs: list[dict]) -> dict:
-    """The run that the paper would have chosen."""
-    return min(runs, key=lambda run: run['train_error'])
-
-
 def targets(found: Runs) -> list[tuple[str, str]]:
     """What was to be reached -> ``met``, ``not met``, ``not run``, and of several rows which are which."""
     checks = []
@@ -238,11 +233,6 @@ def _verdict(by_row: dict[str, bool | None]) -> str:
     return f'{word} ({" / ".join(details)})' if details else word
 
 
-def target_lines(found: Runs) -> list[str]:
-    """The targets as a list."""
-    return [f'- {text}: **{verdict}**' for text, verdict in targets(found)]
-
-
 def measured_on(runs: list[dict]) -> list[str]:
     """Machine, versions and command of the runs, with their seconds; once where they are the same."""
     lines = []
@@ -282,7 +272,7 @@ def section(epochs: int, runs: list[dict]) -> list[str]:
         lines += ['Of each row the run with the lowest train error, as the published ones are chosen:', '']
         lines += [*best_table(data_set, found, beside_published=full), '']
     if full:
-        lines += ['### Targets', '', *target_lines(found), '']
+        lines += ['### Targets', '', *(f'- {text}: **{verdict}**' for text, verdict in targets(found)), '']
     for data_set, name in DATA_SETS.items():
         if any((data_set, row) in found for row in TWENTY):
             lines += [f'### {name} with 20 experts: what a plain gate can be fitted to', '', TWENTY_EXPLAINED, '']

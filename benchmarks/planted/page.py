@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from common.page import MEASURES, table
+from common.page import MEASURES, section, table
 
 ALPHA = 0.01
+UNITS = ('detection', 'training')
+TESTS = ('COCO', 'relative', 'sorts')
 
 
 def page(record: dict) -> str:
@@ -23,10 +25,9 @@ def page(record: dict) -> str:
     ]
     if 'note' in made:  # which cases are older than the code they measure
         lines += ['', made['note']]
-    for section, write in _SECTIONS.items():
-        entries = {name: entry for name, entry in cases.get(section, {}).items()}
-        if entries:
-            lines += ['', *write(entries)]
+    for name, written in _SECTIONS.items():
+        if cases.get(name):
+            lines += written(cases[name])
     return '\n'.join(lines) + '\n'
 
 
@@ -73,75 +74,49 @@ def _null(entries: dict[str, dict]) -> list[str]:
         lines = []
         for name, results in found.items():
             (unit,) = results['units']
-            shares = [share(unit[key]) for key in ('COCO', 'relative', 'sorts')]
+            shares = [share(unit[key]) for key in TESTS]
             rest = [f'{100 * unit[key]["share"]:.0f}' for key in ('undetermined', *_UNUSED)]
             lines.append([name, results['images'], *shares, *rest])
         return lines
 
-    rates = {
-        f'{name} ({key})': results['units'][0][key]
-        for name, results in held.items()
-        for key in ('COCO', 'relative', 'sorts')
-    }
-    lines = [
-        '## Nothing to find: given the level, routing has nothing to do with size',
-        '',
+    rates = {f'{name} ({key})': results['units'][0][key] for name, results in held.items() for key in TESTS}
+    text = [
         f'{_counts(entries)}. *COCO* and *relative*: the permutation test of I(E; size | level), for the bins of COCO '
         'and for thirds of area within the level. *sorts*: what the verdict takes from it, relative size with p <= '
         '0.01 and V >= 0.1. *undetermined*: the test refuses, most often as too few arrangements exist. The last two '
         f'columns are tests that are not used (in {_unused_runs(entries)} of the simulations), of the bins of COCO at '
         '0.01: a chi-square of objects within levels, and rows that are exchanged whatever their number of objects, '
         'each level on its own. A world *again* is the same world with other random numbers.',
-        '',
-        *table(columns, rows(held)),
-        '',
-        _beyond(rates),
     ]
+    title = 'Nothing to find: given the level, routing has nothing to do with size'
+    lines = section(title, text, table(columns, rows(held)), [_beyond(rates)])
     if broken:
-        lines += [
-            '',
-            'Images that depend on each other, where the test is not told so (`groups=`): it cannot hold its level.',
-            '',
-            *table(columns, rows(broken)),
-        ]
+        told = 'Images that depend on each other, where the test is not told so (`groups=`): it cannot hold its level.'
+        lines += ['', told, '', *table(columns, rows(broken))]
     return lines
 
 
 def _units(entries: dict[str, dict]) -> list[str]:
-    columns = (
-        'experts',
-        'detection unit: p <= 0.01, COCO',
-        'relative',
-        'sorts',
-        'training unit: p <= 0.01, COCO',
-        'relative',
-        'sorts',
-        'both sort',
-    )
+    columns = ['experts']
+    columns += [name for unit in UNITS for name in (f'{unit} unit: p <= 0.01, COCO', 'relative', 'sorts')]
     rows = []
     for name, entry in entries.items():
-        units = entry['results']['units']
-        rows.append(
-            [name, *(share(unit[key]) for unit in units for key in ('COCO', 'relative', 'sorts'))]
-            + [share(entry['results']['sorts'])]
-        )
+        found = entry['results']
+        rows.append([name, *(share(unit[key]) for unit in found['units'] for key in TESTS), share(found['sorts'])])
     rates = {name: entry['results']['sorts'] for name, entry in entries.items()}
     training = {
         f'{name} ({key}, training unit)': entry['results']['units'][1][key]
         for name, entry in entries.items()
         for key in ('COCO', 'relative')
     }
-    return [
-        '## Nothing to find, but experts find different objects',
-        '',
+    text = [
         'A coin-toss gate. The detection unit sees what was found, at the level whose detection won, and both depend '
         'on the expert: alone it would be deceived. The verdict needs the training unit as well, which sees all '
         f'objects. {_images(entries)} images, {_counts(entries)}.',
-        '',
-        *table(columns, rows),
-        '',
-        f'Both units: {_lower_first(_beyond(rates))} Training unit: {_lower_first(_beyond(training))}',
     ]
+    told = f'Both units: {_lower_first(_beyond(rates))} Training unit: {_lower_first(_beyond(training))}'
+    found = table([*columns, 'both sort'], rows)
+    return section('Nothing to find, but experts find different objects', text, found, [told])
 
 
 def _lower_first(text: str) -> str:
@@ -156,38 +131,26 @@ def _power(entries: dict[str, dict]) -> list[str]:
     rows = []
     for name, entry in entries.items():
         (unit,) = entry['results']['units']
-        rows.append([name, *(share(unit[key]) for key in ('COCO', 'relative', 'sorts'))])
-    return [
-        '## Something to find: gates that sort by size',
-        '',
+        rows.append([name, *(share(unit[key]) for key in TESTS)])
+    text = [
         "V is Cramer's V of expert and size given the level, over very many images. Asked for, in the size that is "
         f'planted: 80 % at 100 images, 99 % at 200. {_counts(entries, "power")}.',
-        '',
-        *table(('planted', 'p <= 0.01, COCO', 'p <= 0.01, relative', 'sorts'), rows),
     ]
+    heads = ('planted', 'p <= 0.01, COCO', 'p <= 0.01, relative', 'sorts')
+    return section('Something to find: gates that sort by size', text, table(heads, rows))
 
 
 def _intervals(entries: dict[str, dict]) -> list[str]:
     rows = []
     for name, entry in entries.items():
         found = entry['results']
-        rows.append(
-            [
-                name.removeprefix('interval, '),
-                f'{found["truth_bits"]:.4f}',
-                share(found['covered']),
-                f'{found["mean_width_bits"]:.4f}',
-                f'{found["mean_error_bits"]:+.4f}',
-            ]
-        )
+        cells = [name.removeprefix('interval, '), f'{found["truth_bits"]:.4f}', share(found['covered'])]
+        rows.append([*cells, f'{found["mean_width_bits"]:.4f}', f'{found["mean_error_bits"]:+.4f}'])
     bootstrap = ' or '.join(str(n) for n in sorted({entry['plan']['bootstrap'] for entry in entries.values()}))
-    return [
-        '## How often the 95 % interval of I(E; size | level) holds the truth',
-        '',
-        f'{_counts(entries, "intervals")}, {bootstrap} bootstrap samples.',
-        '',
-        *table(('planted', 'truth (bits)', 'covered', 'mean width (bits)', 'mean error (bits)'), rows),
-    ]
+    text = [f'{_counts(entries, "intervals")}, {bootstrap} bootstrap samples.']
+    heads = ('planted', 'truth (bits)', 'covered', 'mean width (bits)', 'mean error (bits)')
+    title = 'How often the 95 % interval of I(E; size | level) holds the truth'
+    return section(title, text, table(heads, rows))
 
 
 def _swap(entries: dict[str, dict]) -> list[str]:
@@ -201,17 +164,14 @@ def _swap(entries: dict[str, dict]) -> list[str]:
     columns = ('detector', 'simulations', 'costs', *lost_of, 'mean change of AP / S / M / L, points')
     null = {name: entry['results'] for name, entry in entries.items() if entry['results']['truth'] == 'null'}
     one = next(iter(entries.values()))['results']
-    lines = [
-        '## The swap test on planted detectors',
-        '',
+    text = [
         f'{one["images"]} images, {one["draws"]} draws, {one["resamples"]} resamples. Each expert answers every object '
         'with noise of its own; its skill for the object moves score, box and the chance of a detection (a skill of 1 '
         'is one standard deviation of the score before the sigmoid). *costs*: a loss of AP, AP_S, AP_M or AP_L with p '
         '<= 0.01 after the correction by Holm; then which of them. The first detectors have nothing to lose: experts '
         'do not differ, or what the gate chooses has nothing to do with how.',
-        '',
-        *table(columns, rows),
     ]
+    lines = section('The swap test on planted detectors', text, table(columns, rows))
     if null:
         covered = [share(found['interval_holds_zero']['AP']) for found in null.values()]
         rates = {name: found['costs'] for name, found in null.items()}
@@ -221,31 +181,22 @@ def _swap(entries: dict[str, dict]) -> list[str]:
 
 
 def _gates(entries: dict[str, dict]) -> list[str]:
-    rows = [
-        [
-            name,
-            found['beyond']['of'],
-            share(found['beyond']),
-            f'{found["mean_place"]:.2f}',
-            f'{found["mean_bits"]:.3f}',
-            f'{found["mean_median_bits"]:.3f}',
-        ]
-        for name, found in ((name, entry['results']) for name, entry in entries.items())
-    ]
+    rows = []
+    for name, entry in entries.items():
+        found = entry['results']
+        bits = [f'{found[key]:.3f}' for key in ('mean_bits', 'mean_median_bits')]
+        rows.append([name, found['beyond']['of'], share(found['beyond']), f'{found["mean_place"]:.2f}', *bits])
     one = next(iter(entries.values()))['results']
     columns = ('trained gate', 'simulations', 'beyond random gates', 'mean place', 'mean bits', "random gates' median")
-    return [
-        '## Random gates',
-        '',
+    text = [
         f'{one["gates"]} random gates on features that tell the scale of the scene, {one["images"]} images. *beyond*: '
         'more bits than 95 % of the random gates, which a gate that is itself random has in 5 %.',
-        '',
-        *table(columns, rows),
     ]
+    return section('Random gates', text, table(columns, rows))
 
 
 def _time(entries: dict[str, dict]) -> list[str]:
-    lines = ['## Time and memory']
+    lines = section('Time and memory')
     for entry in entries.values():
         found = entry['results']
         lines += [

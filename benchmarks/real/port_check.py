@@ -23,13 +23,6 @@ SCORE, OVERLAP, MOST = 0.05, 0.6, 100  # detections below are left out, of the s
 PUBLISHED = 0.229  # AP of its authors on the whole val2017
 
 
-def whole_detector(weights: str) -> WholeNanoDetG:
-    """NanoDet-g as its authors trained it."""
-    model = WholeNanoDetG()
-    fill(model, nanodet_tensors(weights), weights)
-    return model.eval()
-
-
 def network_input(image: np.ndarray) -> tuple[Tensor, float]:
     """(h, w, 3) BGR bytes -> (1, 3, H, W) with its longer side at SIZE, padded with zeros, and the factor of size."""
     pixels = BACKBONES['nanodet'].pixels
@@ -86,7 +79,8 @@ def check_port(weights: str, folder: Folder) -> dict[str, object]:
         raise DataError(
             f"{folder.path}: {len(folder.classes)} categories; the check of the port needs COCO's {CLASSES}"
         )
-    model = whole_detector(weights)
+    model = WholeNanoDetG().eval()
+    fill(model, nanodet_tensors(weights), weights)
     images = folder.val_images()
     rows = []
     for position, image in enumerate(images):

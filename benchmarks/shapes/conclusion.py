@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -218,8 +218,7 @@ def soft_against_hard(mixed: dict[str, dict]) -> list[str]:
         for layer, branch in LAYERS.items():
             found = [layers_of(side, layer) for side in sides]
             compared[f'bits of relative size, {branch}'] = [list(map(relative_bits, side)) for side in found]
-            losses = [[swap_loss(one) for one in side] for side in found]
-            compared[f'AP under the swap, {branch}'] = [_in_points(side) for side in losses]
+            compared[f'AP under the swap, {branch}'] = [_in_points(map(swap_loss, side)) for side in found]
         # all intervals of a pair together hold with 95 % (Bonferroni)
         level = 1 - 0.05 / len(compared)
         apart = {what: welch(*values, level=level) for what, values in compared.items()}
@@ -240,5 +239,5 @@ def _interval(what: str, found: Difference) -> str:
     return f'{what} {found.mean:+.3g} [{found.low:+.3g}, {found.high:+.3g}]'
 
 
-def _in_points(values: Sequence[float | None]) -> list[float | None]:
+def _in_points(values: Iterable[float | None]) -> list[float | None]:
     return [None if value is None else 100 * value for value in values]

@@ -167,28 +167,18 @@ def scale_in_words(scale: dict) -> str:
     return f'{epochs}, {images}, {tested}, {scale["width"]} base channels'
 
 
-def by_setting(runs: list[dict]) -> dict[str, list[dict]]:
-    """Runs by setting."""
-    return {setting: [run for run in runs if run['setting'] == setting] for setting in NAMES}
-
-
-def layer_in_words(layer: tuple[int, int, bool]) -> str:
-    """Number of experts, place and variant."""
-    experts, stage, residual = layer
-    return f'{experts} experts in stage {stage}' + (', residual' if residual else '')
-
-
 def what_it_takes(runs: list[dict]) -> str:
     """A sentence on the time of the full schedule, from the pace of reduced runs; empty without any.
 
     Multiply-adds grow with the square of the width, and so, it is assumed, does time.
     """
     passes = FULL['epochs'] * TRAINING_IMAGES
-    paces = [
-        run['train_seconds'] / (run['scale']['epochs'] * images_of(run['scale'])) / run['scale']['width'] ** 2
-        for run in runs
-        if run.get('train_seconds')
-    ]
+    paces = []
+    for run in runs:
+        scale = run['scale']
+        if run.get('train_seconds'):
+            seen = scale['epochs'] * (scale['limit_train'] or TRAINING_IMAGES)
+            paces.append(run['train_seconds'] / seen / scale['width'] ** 2)
     if not paces:
         return ''
     days = passes * median(paces) * FULL['width'] ** 2 / 86_400
@@ -198,11 +188,6 @@ def what_it_takes(runs: list[dict]) -> str:
         f'below that is about {days:.0f} days, and {count} runs ({ENOUGH_SEEDS} seeds of every setting) take '
         f'{count * days:.0f}: it needs a GPU, and `python benchmarks/reproduce_soft_vs_hard.py --data-root DIR`.'
     )
-
-
-def images_of(scale: dict) -> int:
-    """Training images of a scale."""
-    return scale['limit_train'] or TRAINING_IMAGES
 
 
 def _section(group: dict) -> list[str]:
@@ -216,8 +201,10 @@ def _section(group: dict) -> list[str]:
         ]
     for data, by_layer in group['data'].items():
         for layer, runs in by_layer.items():
-            found = by_setting(runs)
-            lines += [f'### {DATA_SETS[data]}, {layer_in_words(layer)}', '', *settings_table(found, layer[0]), '']
+            found = {setting: [run for run in runs if run['setting'] == setting] for setting in NAMES}
+            experts, stage, residual = layer
+            place = f'{experts} experts in stage {stage}' + (', residual' if residual else '')
+            lines += [f'### {DATA_SETS[data]}, {place}', '', *settings_table(found, experts), '']
             lines += [finding(found), '']
             lines += [specialisation(found), ''] if specialisation(found) else []
     for (machine, versions, command), runs in origins(group['runs']).items():

@@ -7,7 +7,7 @@ from statistics import fmean
 from common.intervals import Difference, against
 from common.page import MEASURES, defined, difference, seeds_in_words, sure
 from pay.conclusion import MOST_COST, SWAP, TARGET, layers_of, swap_losses
-from pay.table import BASELINE
+from pay.settings import BASELINE
 
 from .settings import CONSISTENT, KERNELS, MUTUAL, SHARDS
 from .withstand import CLEAN, CORRUPTED, EPS, UNDER

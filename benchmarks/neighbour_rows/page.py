@@ -8,8 +8,7 @@ from common.intervals import against
 from common.page import MISSING, bullets, counted, difference, made, points, section, table
 from pay.conclusion import MOST_COST, layers_of
 from pay.page import PRECISION, SWAPPED, not_run, precision_row, rows_in_words, swap_row
-from pay.settings import BATCH
-from pay.table import BASELINE
+from pay.settings import BASELINE, BATCH
 
 from .conclusion import alone, conclusion, under, values
 from .settings import MUTUAL, TABLE, TEACHER

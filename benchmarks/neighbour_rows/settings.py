@@ -6,9 +6,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from pay.settings import BASELINE, HEAD, MOE, ROWS, STARTS, Row, Table, moe
 from pay.settings import FORCED as SHARDS
-from pay.settings import HEAD, MOE, ROWS, STARTS, moe
-from pay.table import BASELINE, Row, Table
 
 from .withstand import withstood
 

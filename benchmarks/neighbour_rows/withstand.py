@@ -9,7 +9,7 @@ from statistics import fmean
 
 from common import runs
 from pay.runs import changes_of
-from pay.table import Table
+from pay.settings import Table
 
 EPS = 4  # of 255
 SEVERITY = 3

@@ -12,8 +12,7 @@ from common.record import origin, publish, put_run, read, up_to_date
 from common.runs import finished, make_shapes, threads_of
 
 from .runs import clusters_of, cost_of, fingerprint_of, measure
-from .settings import DATA, MORE_EPOCHS, MORE_RATE, START_EPOCHS, START_RATE
-from .table import Table
+from .settings import DATA, MORE_EPOCHS, MORE_RATE, START_EPOCHS, START_RATE, Table
 from .times import timed, times_over_dense
 
 FORMAT = 1

@@ -10,8 +10,7 @@ from common.page import MEASURES, MISSING, bullets, counted, curve, difference, 
 from moe_det.analysis.slots import expert_name
 
 from .conclusion import conclusion, layers_of, swaps_of
-from .settings import AGAIN, BATCH, FORCED, TABLE, TWICE
-from .table import BASELINE, Table
+from .settings import AGAIN, BASELINE, BATCH, FORCED, TABLE, TWICE, Table
 
 PRECISION = (
     *('row', 'seeds', 'multiply-adds', 'parameters', 'time, inference', 'time, training', 'AP'),

@@ -12,8 +12,7 @@ from common import runs
 from common.page import MEASURES
 from common.runs import RunError, cost_over, curve_of, fingerprint
 
-from .settings import DATA, MORE_EPOCHS, MORE_RATE, START_EPOCHS, START_RATE
-from .table import Table
+from .settings import DATA, MORE_EPOCHS, MORE_RATE, START_EPOCHS, START_RATE, Table
 
 if TYPE_CHECKING:
     from mmengine.config import Config

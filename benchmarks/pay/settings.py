@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from common import ROOT
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from .table import BASELINE, Row, Start, Table
+from common import ROOT
 
 DENSE = ROOT / 'configs/shapes/kinds_dense.py'
 HARD = ROOT / 'configs/shapes/kinds_experts_hard.py'
@@ -17,10 +19,78 @@ BACKBONE = 'model.backbone.moe'
 START_EPOCHS, START_RATE = 40, 4e-3
 MORE_EPOCHS, MORE_RATE = 12, 4e-3
 BATCH = 8  # images of a training step, as in configs/shapes
+BASELINE = 'dense continued'  # the control that rows are compared with, by default
 AGAIN = 'dense, continued again'
 TWICE = 'dense, twice the width, continued'
 DATA = {'train': 1600, 'val': 400, 'size': 128, 'seed': 0, 'scene-kinds': 4}  # of tools/misc/make_shapes.py
 FORCED = 'shards, image'  # the row whose copies are looked at one by one
+
+
+@dataclass(frozen=True)
+class Start:
+    """A dense detector, trained from scratch.
+
+    Attributes:
+        about: what it is, for the page.
+        config: its config.
+        options: changed keys of it.
+    """
+
+    about: str
+    config: Path
+    options: dict[str, object] = field(default_factory=dict)
+
+    control = True
+    against = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A training that goes on from a dense detector.
+
+    Attributes:
+        about: what it is, for the page.
+        config: its config.
+        options: changed keys of it.
+        start: name of the detector, or of the row, that it starts from.
+        against: name of the control that it is compared with; None: it is one itself.
+        control: whether it has no experts.
+        forced: whether its experts are looked at one by one.
+        clusters: key of the config that names a file of clusters of the start's features; None: it needs none.
+    """
+
+    about: str
+    config: Path = ROOT / 'configs/shapes/kinds_experts.py'
+    options: dict[str, object] = field(default_factory=dict)
+    start: str = 'dense'
+    against: str | None = BASELINE
+    control: bool = False
+    forced: bool = False
+    clusters: str | None = None
+
+
+@dataclass(frozen=True, eq=False)  # one table equals itself alone, so that what is known of it can be cached
+class Table:
+    """The trainings of a benchmark.
+
+    Attributes:
+        starts: by name, what is trained from scratch.
+        rows: by name, what goes on from there.
+        measured: what else is measured of a finished row: (name, seed, checkpoint, args) -> what the run keeps of it.
+    """
+
+    starts: Mapping[str, Start]
+    rows: Mapping[str, Row]
+    measured: Iterable[Callable[..., dict]] = ()
+
+    def __getitem__(self, name: str) -> Start | Row:
+        """A start or a row."""
+        return self.starts.get(name) or self.rows[name]
+
+    @property
+    def names(self) -> list[str]:
+        """Of starts and rows, in the order of the page."""
+        return [*self.starts, *self.rows]
 
 
 STARTS = {

@@ -12,8 +12,7 @@ from speed.clock import interleave, ratio
 from torch import nn
 
 from .runs import checkpoint_of, config_of
-from .settings import BATCH
-from .table import BASELINE, Table
+from .settings import BASELINE, BATCH, Table
 
 if TYPE_CHECKING:
     from mmengine.hooks import Hook

@@ -27,9 +27,8 @@ def _ended(rows: dict[str, dict]) -> list[str]:
     more = against(rows[BASELINE], rows[START], 'AP') if {BASELINE, START} <= rows.keys() else None
     if more is None:
         return []
-    if more.mean >= STILL_LEARNING:
-        return [f'dense training has not ended: going on brought it {more.mean:+.1f} AP.']
-    return [f'dense training has ended: going on brought it {more.mean:+.1f} AP.']
+    ended = 'has not ended' if more.mean >= STILL_LEARNING else 'has ended'
+    return [f'dense training {ended}: going on brought it {more.mean:+.1f} AP.']
 
 
 def _pays(rows: dict[str, dict]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -79,13 +80,9 @@ def _figure(curves: dict, machine: str) -> Figure:
         experts = sorted({point[0] for points in curves[key].values() for point in points})
         axes.axhline(top_k, color=PAPER.muted, lw=1, ls='--')
         for number, name in enumerate(PATTERNS):
-            e, median, low, high = zip(*curves[key][name], strict=True)
-            bars = [
-                [m - a for m, a in zip(median, low, strict=True)],
-                [b - m for m, b in zip(median, high, strict=True)],
-            ]
+            e, median, low, high = np.array(curves[key][name]).T
             look = {'color': size_colour(number), 'marker': size_marker(number), 'ms': 5, 'lw': 1.6, 'capsize': 2}
-            axes.errorbar(e, median, yerr=bars, label=name, elinewidth=1, **look)
+            axes.errorbar(e, median, yerr=[median - low, high - median], label=name, elinewidth=1, **look)
         axes.set_xscale('log', base=2)
         axes.set_yscale('log', base=2)
         axes.xaxis.set_major_locator(FixedLocator(experts))

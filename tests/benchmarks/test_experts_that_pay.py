@@ -15,8 +15,7 @@ from pay import runs
 from pay.command import Work
 from pay.conclusion import conclusion
 from pay.page import NAME, page, results
-from pay.settings import AGAIN, DATA, ROWS, STARTS, TABLE, TWICE
-from pay.table import BASELINE
+from pay.settings import AGAIN, BASELINE, DATA, ROWS, STARTS, TABLE, TWICE
 
 MIXTURE = next(name for name, row in ROWS.items() if not row.control)
 

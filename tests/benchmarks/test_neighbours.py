@@ -16,8 +16,8 @@ from neighbour_rows.settings import CONSISTENT, EXPECTED, KERNELS, MUTUAL, SHARD
 from neighbour_rows.withstand import summary, withstood
 from pay import runs
 from pay.conclusion import MOST_COST
+from pay.settings import BASELINE
 from pay.settings import TABLE as PAY
-from pay.table import BASELINE
 from small_files import table_cells
 from small_models import build
 

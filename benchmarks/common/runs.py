@@ -185,7 +185,10 @@ def report(
         arguments = [checkpoint, '--out-dir', out_dir, '--no-figures', *arguments]
         log = out_dir.with_name(f'{out_dir.name}.log')
         run_tool('analysis_tools/size_specialization.py', config, arguments, options, log, threads)
-    return json.loads(numbers.read_text(encoding='utf-8'))
+    content = json.loads(numbers.read_text(encoding='utf-8'))
+    if len(content['layers']) == 1:  # the report has no swap of all layers beside that of the only one
+        content['swap'] = content['layers'][0]['swap']
+    return content
 
 
 def curve_of(checkpoint: Path) -> dict[str, dict[str, float]]:

@@ -74,7 +74,7 @@ def reported(
     content = runs.report(config, checkpoint, out_dir, [*arguments, '--no-forcing'], options, threads)
     (layer,) = content['layers']
     return {
-        'swap': content['swap'] or layer['swap'],
+        'swap': content['swap'],
         'verdict': layer['verdict'],
         'importance_share': layer['utilisation']['importance_share'],
         'gate_entropy_bits': layer['utilisation']['row_entropy'],

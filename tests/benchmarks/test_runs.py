@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 
@@ -60,3 +61,10 @@ def test_so_many_at_once_and_none_begins_after_an_interruption():
             threading.Timer(0.2, release.set).start()
             raise KeyboardInterrupt
     assert begun in ([0], [0, 1])
+
+
+@pytest.mark.parametrize(('layers', 'swap'), [(['own'], 'own'), (['one', 'other'], 'of both')])
+def test_the_swap_of_all_layers_is_that_of_an_only_one(tmp_path, layers, swap):
+    content = {'layers': [{'swap': layer} for layer in layers], 'swap': None if len(layers) == 1 else swap}
+    (tmp_path / 'size_specialization.json').write_text(json.dumps(content))
+    assert runs.report(tmp_path / 'config.py', tmp_path / 'a.pth', tmp_path, [], {})['swap'] == swap

@@ -6,6 +6,7 @@ import pytest
 import torch
 from speed.counters import count_macs, count_operators, saved_bytes
 from speed.layers import OURS, LayerShape, layer_step, moe_layer, pattern_layers, plant_routing
+from speed.patterns import GroupedConvolutions
 from torch import Tensor, nn
 
 from moe_det.layers.moe_layer import MoELayer
@@ -48,9 +49,9 @@ def gradients(module: nn.Module, x: Tensor, run) -> dict[str, Tensor]:
     found = {'output': output.detach(), 'input': x.grad}
     gate = module.router.gate.fc
     found.update({'gate.weight': gate.weight.grad.clone(), 'gate.bias': gate.bias.grad.clone()})
-    if hasattr(module, 'grouped'):
-        for kind in ('weight', 'bias'):
-            stacks = getattr(module.grouped, f'{kind}s' if kind == 'weight' else 'biases')
+    grouped = getattr(module, 'pattern', None)
+    if isinstance(grouped, GroupedConvolutions):
+        for kind, stacks in (('weight', grouped.weights), ('bias', grouped.biases)):
             for number, stack in enumerate(stacks):
                 found.update({f'{e}.{2 * number}.{kind}': g for e, g in enumerate(stack.grad)})
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
@@ -82,6 +82,13 @@ def sure(found: Difference) -> str:
     """How sure a mean of pairs is."""
     error = '' if found.error is None else f'standard error {found.error:.2f}, '
     return error + seeds_in_words(found.seeds)
+
+
+def in_words(text: str, shown: Mapping[str, str]) -> str:
+    """Sentences with README's words, without what stands in brackets, for the names of rows in quotes."""
+    for name, words in shown.items():
+        text = text.replace(f'"{name}"', f'"{words.partition(" (")[0]}"')
+    return text
 
 
 def swap_cell(swaps: Iterable[dict | None], measure: str) -> str:

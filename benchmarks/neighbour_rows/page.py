@@ -102,14 +102,14 @@ def _introduction(record: dict) -> list[str]:
 _READING = [
     'Multiply-adds, parameters and time: of the whole detector, over those of `dense`; "(more)" marks rows that cost',
     f'more than {MOST_COST} of it and are not at equal cost. Times are medians of ratios, an image and a training step',
-    f'of {BATCH} (forward, backward and what hooks compute), in turn with dense, by `--times`. Bold rows have none.',
-    f'Differences are from "{BASELINE}", in points, seed by seed, with Student\'s 95 % interval of the pairs.',
+    f'of {BATCH} (forward, backward and what hooks compute), in turn with dense, by `--times`. Rows in bold have no',
+    f'experts. Differences are from "{BASELINE}", in points, seed by seed, with Student\'s 95 % interval of the pairs.',
 ]
 _SWAP = [
-    'The swap test gives every image (patch, location) the route of another one with like many objects: what is lost',
-    "is what the gate's choice is worth (docs/size_specialization.md). Changes in points, mean over seeds, all layers",
-    'at once; in brackets the seeds whose interval lies below zero. Verdicts are of layers, in brackets how many; the',
-    'last column is what expert and object size share beyond what the pyramid level tells.',
+    'The swap test gives every image (patch, location) the route of another one with a similar number of objects: what',
+    "is lost is what the gate's choice is worth (docs/size_specialization.md). Changes in points, mean over seeds, all",
+    'layers at once; in brackets the seeds whose interval lies below zero. Verdicts are of layers, in brackets how',
+    'many; the last column is what expert and object size share beyond what the pyramid level tells.',
 ]
 _ALONE = [
     'AP of the mixture beside that of each expert which all images are forced to run in one branch while the other is',

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 
 from common.intervals import Difference, against
-from common.page import MEASURES, seeds_in_words, sure
+from common.page import MEASURES, difference, seeds_in_words, sure
 
 from .settings import AGAIN, BASELINE, ROWS, TWICE
 
@@ -54,11 +54,12 @@ def _pays(rows: dict[str, dict], baseline: dict) -> str:
     if not mixtures:
         return 'Whether a mixture pays is open: no row at equal cost has three seeds yet.'
     row, best = max(mixtures, key=lambda one: one[1].mean)
-    text = f'"{row["name"]}" has {best.mean:+.1f} AP (standard error {best.error:.2f}, Student\'s 95 % interval '
-    text += f'{best.low:+.1f} to {best.high:+.1f}, {best.seeds} seeds) at '
-    text += f'{row["multiply_adds_over_dense"]:.3f} of the multiply-adds'
+    text = f'"{row["name"]}" has {difference(best)} AP ({sure(best)}) at {row["multiply_adds_over_dense"]:.3f} of the '
+    text += 'multiply-adds'
+    if len(mixtures) > 1:
+        text += f', the best of {len(mixtures)} mixtures (interval uncorrected for the choice)'
     if best.mean >= TARGET and best.above:
-        return f'Experts pay here, by the bar of {TARGET:.0f} point and two standard errors: {text}.'
+        return f'Experts pay here, by our criterion (at least {TARGET:.0f} point and two standard errors): {text}.'
     return f'No mixture at equal cost is better by {TARGET:.0f} point and two standard errors; the nearest: {text}.'
 
 
@@ -93,9 +94,7 @@ def _differs(rows: dict[str, dict], baseline: dict) -> str:
             'the swap in three seeds.'
         )
     loss, name, gain = max(good)
-    return (
-        f'Both AP and experts that differ: "{name}" gains {gain:+.1f} AP and loses {loss:.1f} when images swap routes.'
-    )
+    return f'AP and experts that differ: "{name}" has {gain:+.1f} AP and loses {loss:.1f} when images swap routes.'
 
 
 def _not_enough(rows: dict[str, dict], baseline: dict) -> list[str]:
@@ -123,9 +122,9 @@ def _ended(rows: dict[str, dict], baseline: dict) -> list[str]:
     again = against(rows[AGAIN], baseline, 'AP') if AGAIN in rows else None
     if again is None:
         return [f'{text}; a better mixture may merely learn faster.']
-    text += f', and doing so once more {again.mean:+.1f}.'
+    text += f', and doing so once more {again.mean:+.1f} ({seeds_in_words(again.seeds)}).'
     for row in rows.values():
         if not row['control'] and ROWS[row['name']].against == AGAIN:
             found = against(row, rows[AGAIN], 'AP')
-            text += f' "{row["name"]}" then differs from it by {found.mean:+.1f} AP ({sure(found)}).'
+            text += f' "{row["name"]}" then has {difference(found)} AP more ({sure(found)}).'
     return [text]

@@ -5,7 +5,20 @@ from __future__ import annotations
 from statistics import fmean
 
 from common.intervals import against
-from common.page import MEASURES, MISSING, bullets, counted, curve, difference, made, points, section, swap_cell, table
+from common.page import (
+    MEASURES,
+    MISSING,
+    bullets,
+    counted,
+    curve,
+    difference,
+    in_words,
+    made,
+    points,
+    section,
+    swap_cell,
+    table,
+)
 
 from moe_det.analysis.slots import expert_name
 
@@ -21,7 +34,7 @@ SHOWN = {
     BASELINE: 'without experts',
     'kernels, image, 8 copies': 'mixed kernels, 8 copies (`retinanet_moe_from_dense.py`)',
     'kernels, image': 'mixed kernels, 4 copies',
-    'shards, image': 'shards, 2 of 4 copies',
+    'shards, image': '2 shards of 4 copies',
     TWICE: 'without experts, a head of twice the width',
 }
 SWAPPED = ('row', *(f'swap: {measure}' for measure in MEASURES), 'living experts', 'gate entropy, bits', 'verdicts')
@@ -119,8 +132,8 @@ def results(record: dict) -> str:
         cells = [words, f'{row["multiply_adds_over_dense"]:.3f}', len(row['seeds'])]
         cells.append(points(run['AP'] for run in row['seeds']))
         lines.append([*cells, versus, swap_cell(swaps_of(row), 'AP')])
-    heads = ['detector', 'multiply-adds', 'seeds', 'AP', 'AP more than without experts', 'AP when images swap routes']
-    return '\n'.join([*table(heads, lines), '', *conclusion(rows)[1:3]])
+    heads = ['detector', 'multiply-adds', 'seeds', 'AP', 'difference', 'change when images swap routes']
+    return '\n'.join([*table(heads, lines), '', in_words('\n'.join(conclusion(rows)[1:3]), SHOWN)])
 
 
 def not_run(rows: dict[str, dict], of: Table) -> list[str]:
@@ -157,10 +170,10 @@ _READING = [
     f'what was trained on once more is compared with "{AGAIN}".',
 ]
 _SWAP = [
-    'The swap test gives every image the route of another image with like many objects: what is lost is what the',
-    "gate's choice is worth (docs/size_specialization.md). Changes in points, mean over seeds, all layers at once; in",
-    'brackets the seeds whose interval lies below zero. Verdicts are of layers (class and box branch), in brackets how',
-    'many.',
+    'The swap test gives every image the route of another image with a similar number of objects: what is lost is what',
+    "the gate's choice is worth (docs/size_specialization.md). Changes in points, mean over seeds, all layers at once;",
+    'in brackets the seeds whose interval lies below zero. Verdicts are of layers (class and box branch), in brackets',
+    'how many.',
 ]
 _FORCED = [
     f'AP of "{FORCED}" while all images run one copy of one shard of one branch, and everything else is routed as the',

@@ -27,8 +27,8 @@ def _ended(rows: dict[str, dict]) -> list[str]:
     more = against(rows[BASELINE], rows[START], 'AP') if {BASELINE, START} <= rows.keys() else None
     if more is None:
         return []
-    ended = 'has not ended' if more.mean >= STILL_LEARNING else 'has ended'
-    return [f'dense training {ended}: going on brought it {more.mean:+.1f} AP.']
+    ended = 'had not converged' if more.mean >= STILL_LEARNING else 'had converged'
+    return [f'the detector without experts {ended}: further training changed it by {more.mean:+.1f} AP.']
 
 
 def _pays(rows: dict[str, dict]) -> str:
@@ -49,6 +49,8 @@ def _pays(rows: dict[str, dict]) -> str:
     if best.apart and best.mean > 0:
         return f'experts pay at equal cost: {text}{among}.'
     worse = sum(one.apart and one.mean < 0 for _, one, _ in equal)
+    if not worse:
+        return f'no mixture at equal cost is shown to be better or worse than its control: {text}{among}.'
     return f'no mixture at equal cost is shown to be better than its control: {text}{among}; {worse} shown to be worse.'
 
 

@@ -13,6 +13,7 @@ from common.page import (
     counted,
     curve,
     difference,
+    in_words,
     listed,
     mean,
     points,
@@ -38,9 +39,9 @@ NAME = 'real_images'  # of the marks in README
 SHOWN = {
     BASELINE: 'without experts',
     'kernels, image': 'mixed kernels, 8 copies',
-    'shards, image': 'shards, 2 of 4 copies',
+    'shards, image': '2 shards of 4 copies',
 }
-HEADS = ('photographs', 'detector', 'seeds', 'AP', 'AP more than without experts', 'AP when images swap routes')
+HEADS = ('photographs', 'detector', 'seeds', 'AP', 'difference', 'change when images swap routes')
 NOTHING = 'No photographs have been trained on yet.'
 
 
@@ -97,7 +98,7 @@ def results(record: dict) -> str:
         found = [(words, rows[name]) for name, words in SHOWN.items() if name in rows]
         lines += [_line(data, words, row, rows.get(BASELINE)) for words, row in found]
         said += [f'{data}: {sentence}' for sentence in conclusion(rows)[:2]] if found else []
-    return '\n'.join([*table(HEADS, lines), '', *said]) if lines else NOTHING
+    return '\n'.join([*table(HEADS, lines), '', in_words('\n'.join(said), SHOWN)]) if lines else NOTHING
 
 
 def _line(data: str, words: str, row: dict, baseline: dict | None) -> list[str]:
@@ -250,8 +251,9 @@ _READING = [
     'resampled 200 times, alike for all settings, and seeds with them; of a single seed, for other images alone.',
 ]
 _READING_EXPERTS = [
-    'The swap test gives every image the route of another image with like many objects; what is lost is what the',
-    "gate's choice is worth. Changes in points, mean over seeds; in brackets the seeds whose interval lies below zero.",
+    'The swap test gives every image the route of another image with a similar number of objects; what is lost is what',
+    "the gate's choice is worth. Changes in points, mean over seeds; in brackets the seeds whose interval lies below",
+    'zero.',
     '',
     "Two readings of size given the pyramid level: COCO's bins, and relative size, the thirds by area among the",
     "objects of a level. Bits of information of the expert about it and Cramér's V, mean over seeds, once for the",

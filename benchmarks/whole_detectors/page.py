@@ -44,7 +44,7 @@ def conclusion(rows: dict[str, dict]) -> list[str]:
         if found is None:
             continue
         seeds = f'{found.seeds} seed' + 's' * (found.seeds > 1)
-        said = 'is not told apart from'
+        said = 'is indistinguishable from'
         if found.seeds >= 3 and found.apart:  # the interval of three seeds leaves 0 out
             said = 'is better than' if found.mean > 0 else 'is worse than'
         sentences.append(f'The gate over two detectors {said} {words}: {difference(found)} AP, {seeds}.')

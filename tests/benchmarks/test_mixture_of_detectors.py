@@ -37,7 +37,7 @@ def test_a_gate_whose_interval_lies_above_zero_is_called_better():
 @pytest.mark.parametrize(('ensemble', 'seeds'), [((0.39,), '1 seed.'), ((0.39, 0.46, 0.40), '3 seeds.')])
 def test_one_seed_or_an_interval_across_zero_tells_nothing(ensemble, seeds):
     (sentence,) = conclusion(rows(row(GATE, 0.43, 0.41, 0.42), row(ENSEMBLE, *ensemble)))
-    assert 'is not told apart' in sentence and sentence.endswith(seeds)
+    assert 'is indistinguishable' in sentence and sentence.endswith(seeds)
 
 
 def test_the_page_has_all_rows_and_what_the_gate_does():

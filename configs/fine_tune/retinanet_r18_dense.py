@@ -1,18 +1,9 @@
 # The detector that retinanet_r18_moe.py starts from: the same without experts, for three times as many epochs and at
 # twice the learning rate. Nothing is to be changed here, as it reads the five lines of that file.
-_base_ = './retinanet_r18_moe.py'
+_base_ = './retinanet_r18_control.py'
 
 epochs = 3 * _base_.epochs
 load_from = None
-
-model = dict(
-    bbox_head=dict(
-        _delete_=True,
-        **{key: value for key, value in _base_.model.bbox_head.items() if key not in ('type', 'moe')},
-        type='RetinaHead',
-    )
-)
-custom_hooks = [dict(type='ExactResumeHook'), dict(type='SkipBadImagesHook'), dict(type='FiniteHook')]
 
 train_cfg = dict(max_epochs=epochs, val_interval=_base_.epochs)
 optim_wrapper = dict(optimizer=dict(lr=2e-3))

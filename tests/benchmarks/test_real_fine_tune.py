@@ -1,8 +1,9 @@
-"""configs/fine_tune: what a user changes in five lines reaches every place, and both configs train."""
+"""configs/fine_tune: what a user changes in five lines reaches every place, and the configs train."""
 
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from small_models import (
 from moe_det.routing import find_routers
 
 FOLDER = REPOSITORY / 'configs' / 'fine_tune'
-MOE, DENSE = 'retinanet_r18_moe.py', 'retinanet_r18_dense.py'
+MOE, DENSE, CONTROL = 'retinanet_r18_moe.py', 'retinanet_r18_dense.py', 'retinanet_r18_control.py'
 LINES = {
     'data_root': "'data/pets/'",
     'classes': "('dog', 'cat', 'small rabbit')",
@@ -35,15 +36,16 @@ LINES = {
 }
 
 
-def users_copy(folder: Path, more: str = '') -> tuple[Config, Config]:
-    """Both files copied, five lines of one changed and more added; the config with experts and the dense one."""
+def users_copy(folder: Path, more: str = '') -> tuple[Config, Config, Config]:
+    """The files copied, five lines of one changed and more added; with experts, dense, and the control."""
     text = (FOLDER / MOE).read_text(encoding='utf-8')
     for key, value in LINES.items():
         text, changed = re.subn(rf'^{key} = .*$', f'{key} = {value}', text, flags=re.MULTILINE)
         assert changed == 1, key
     (folder / MOE).write_text(text + more, encoding='utf-8')
-    (folder / DENSE).write_text((FOLDER / DENSE).read_text(encoding='utf-8'), encoding='utf-8')
-    return Config.fromfile(folder / MOE), Config.fromfile(folder / DENSE)
+    for name in (DENSE, CONTROL):
+        shutil.copy(FOLDER / name, folder)
+    return tuple(Config.fromfile(folder / name) for name in (MOE, DENSE, CONTROL))
 
 
 def test_five_lines_reach_every_place(tmp_path):
@@ -74,16 +76,19 @@ def test_other_layouts_and_logs_need_the_lines_of_the_documentation(tmp_path):
 
 
 def test_the_experts_start_from_the_end_of_the_dense_run(tmp_path):
-    moe, dense = users_copy(tmp_path)
+    moe, dense, control = users_copy(tmp_path)
     assert (moe.train_cfg.max_epochs, dense.train_cfg.max_epochs) == (4, 12)
     assert moe.load_from == f'work_dirs/{Path(DENSE).stem}/epoch_12.pth' and dense.load_from is None
     assert moe.optim_wrapper.optimizer.lr == dense.optim_wrapper.optimizer.lr / 2
     assert moe.model.backbone == dense.model.backbone and moe.model.neck == dense.model.neck
     assert moe.model.backbone.init_cfg.checkpoint == 'torchvision://resnet18'
     assert (dense.model.bbox_head.type, moe.model.bbox_head.type) == ('RetinaHead', 'MoERetinaHead')
+    assert control.model == dense.model and control.custom_hooks == dense.custom_hooks
+    for key in ('load_from', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'train_dataloader', 'val_dataloader'):
+        assert control[key] == moe[key], key
 
 
-@pytest.mark.parametrize('name', [MOE, DENSE])
+@pytest.mark.parametrize('name', [MOE, DENSE, CONTROL])
 def test_config_trains_a_step(name):
     cfg = shrink(Config.fromfile(FOLDER / name))
     torch.manual_seed(0)

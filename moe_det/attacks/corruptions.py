@@ -28,8 +28,7 @@ def check_corruptions() -> None:
         import imagecorruptions  # noqa: F401
     except ImportError as error:
         raise MoEConfigError(
-            f'corruptions are made by a package that is not installed ({error}): pip install {PACKAGE}, or '
-            '--corruptions none'
+            f'corruptions are made by a package that is not installed ({error}): pip install {PACKAGE}, or ask for none'
         ) from error
 
 

@@ -105,13 +105,20 @@ def _total(model: nn.Module, losses: dict, part: str) -> Tensor:
 
 @contextmanager
 def _loss_mode(model: BaseDetector) -> Iterator[None]:
-    """Lets detector and heads, but nothing inside them, act as in training; leaves out masks, which have no truth."""
+    """Lets detector and heads, but nothing inside them, act as in training.
+
+    Masks, which have no truth, and distillation, whose features only a training keeps, are left out.
+    """
     parts = [model, *(getattr(model, name) for name in _TELLS_MODE if hasattr(model, name))]
     before = [part.training for part in parts]
     regions: Any = getattr(model, 'roi_head', None)
     masks = getattr(regions, 'mask_head', None)
     if masks is not None:
         regions.mask_head = None
+    head: Any = getattr(model, 'bbox_head', None)
+    distillation = getattr(head, 'distillation', None)
+    if distillation is not None:
+        head.distillation = None
     for part in parts:
         part.training = True
     try:
@@ -122,6 +129,8 @@ def _loss_mode(model: BaseDetector) -> Iterator[None]:
             part.training = was
         if masks is not None:
             regions.mask_head = masks
+        if distillation is not None:
+            head.distillation = distillation
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..layers.moe_conv import MoEConv2d
 from ..layers.moe_ffn import MoEFFN
+from ..layers.multilinear import MultilinearExperts
 from ..routing.experts import ExpertGroup
 from ..routing.kept_weights import OwnStart
 from ..routing.router import Router
@@ -19,7 +20,8 @@ class InitWeights:
 
     Detectors draw weights in many ways: by a config, all matrices of a part, all convolutions, one named layer. None
     of them knows experts. Here every expert of a layer is drawn as the dense layer would be; gates and learned noise
-    start as their classes say; a common part and the differences from it are made of what was drawn.
+    and the factors of multilinear experts start as their classes say; a common part and the differences from it are
+    made of what was drawn.
 
     Args:
         detector: any module with ``init_weights``.
@@ -33,6 +35,6 @@ class InitWeights:
             for module in list(self.detector.modules()):  # a layer comes before its experts, as its context must
                 if isinstance(module, (MoEConv2d, MoEFFN, ExpertGroup)):
                     contexts.enter_context(module.starting())
-                elif isinstance(module, Router):
+                elif isinstance(module, (Router, MultilinearExperts)):
                     contexts.enter_context(OwnStart(module))
             type(self.detector).init_weights(self.detector)

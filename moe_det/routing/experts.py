@@ -155,8 +155,10 @@ class ExpertGroup(nn.Module):
         """Sets the mode, as of any module; frozen experts stay in evaluation.
 
         Raises:
-            MoEConfigError: experts of several have synchronised norms, which training would wait for without end.
+            MoEConfigError: experts of several that are trained have synchronised norms, which training would wait for
+                without end.
         """
+        mode = mode and not self.frozen_for_distillation
         if mode and len(self.experts) > 1:
             for name, module in self.experts.named_modules():
                 if 'SyncBatchNorm' in type(module).__name__:  # torch's or mmcv's
@@ -165,7 +167,7 @@ class ExpertGroup(nn.Module):
                         'never join the synchronisation. Take sync_bn out, and freeze the statistics (norm_eval=True) '
                         "or use norm_cfg=dict(type='GN', num_groups=32)"
                     )
-        return super().train(mode and not self.frozen_for_distillation)
+        return super().train(mode)
 
     def forward(
         self,

@@ -117,7 +117,7 @@ def prepare(
 
 
 def _attacks_on(rows: Sequence[Row], wanted: Sequence[str] | None) -> list[Attack]:
-    decide = any(row.decides for row in rows)
+    decide = [row for row in rows if row.decides]
     forced = any(row.expert is not None for row in rows)
     missing = {}
     for name, attack in ATTACKS.items():
@@ -125,6 +125,8 @@ def _attacks_on(rows: Sequence[Row], wanted: Sequence[str] | None) -> list[Attac
             missing[name] = 'no row has gates that decide (experts, and --rows own)'
         elif attack.objective == EXPERT and not forced:
             missing[name] = 'which expert is the worst is known by --rows forced alone'
+        elif attack.objective == EXPERT and all(row.model is not rows[0].model for row in decide):
+            missing[name] = 'the gates of the first detector do not decide in any row; add --rows own'
     if wanted is None:
         return [attack for name, attack in ATTACKS.items() if name not in missing]
     for name in wanted:

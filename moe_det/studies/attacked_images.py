@@ -14,7 +14,7 @@ from ..analysis.ground_truth import GroundTruth
 from ..attacks.agreement import KeptChoices
 from ..attacks.objectives import detection_loss, expert_probability, gate_entropy
 from ..attacks.perturbations import Ball, Objective, fgsm, pgd, random_signs, shifted, universal
-from ..attacks.plan import CHECKS, DETECTION, ENTROPY, FGSM, NOISE, PARTS, TRANSFERRED, UNIVERSAL, Attack
+from ..attacks.plan import CHECKS, DETECTION, ENTROPY, EXPERT, FGSM, NOISE, PARTS, TRANSFERRED, UNIVERSAL, Attack
 from ..attacks.rows import Row, forced_experts
 from ..probing.findings import detection_table
 from ..probing.places import Truth
@@ -104,9 +104,12 @@ def trials_of(attacks: Sequence[Attack], eps: Sequence[float], parts: Sequence[s
 def sources_of(trial: Trial, rows: Sequence[Row]) -> list[Row]:
     """The rows that images are made for.
 
-    Only gates that decide can be attacked. Attacks of many steps, which check that those of ten are enough, are made
+    Only gates that decide can be attacked, and driven to the worst expert only those of the first detector, whose
+    experts were forced. Attacks of many steps, which check that those of ten are enough, are made
     for detectors under their own routing alone: they would cost more than all others together (our own choice).
     """
+    if trial.attack.objective == EXPERT:
+        return [row for row in rows if row.decides and row.model is rows[0].model]
     if trial.attack.on_gate:
         return [row for row in rows if row.decides]
     if trial.attack.name in CHECKS:

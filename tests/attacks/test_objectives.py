@@ -130,6 +130,17 @@ def test_a_loss_that_asks_for_the_epoch_is_that_of_a_late_one():
     assert found[None] == found[100] != found[0]
 
 
+@pytest.mark.parametrize('kind', ['MutualDistillation', 'DenseTeacher'])
+def test_distillation_is_no_part_of_the_loss(kind):
+    images, sample, truth = scene()
+    tower = dict(placement='tower', top_k=2, width=1.0)
+    model = retinanet(**tower, distillation=dict(type=kind))
+    distillation = model.bbox_head.distillation
+    expected = detection_loss(retinanet(**tower), sample, truth)(images)
+    assert torch.equal(detection_loss(model, sample, truth)(images), expected)
+    assert model.bbox_head.distillation is distillation is not None
+
+
 def test_a_part_of_the_loss_that_is_not_there_is_an_error():
     images, sample, truth = scene()
     model = retinanet()

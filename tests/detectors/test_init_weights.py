@@ -89,6 +89,16 @@ def test_detr_family(name):
         assert sum(drawn['layers.1.bias'][::2]).abs().max() <= 1.3 * largest  # of the first copies
 
 
+def test_factorised_experts_keep_the_start_of_their_factors():
+    factorised = {'modules': 'encoder.layers.*.ffn', 'type': 'MuFFN', 'num_experts': 8}
+    model = detector(DETRS[0], factorised)
+    factors = {n: p.detach().clone() for n, p in model.named_parameters() if '.of_' in n}
+    initialise(model)
+    assert factors
+    for name, value in factors.items():
+        assert torch.equal(model.get_parameter(name), value), name
+
+
 def test_shards_start_as_the_slices_of_a_whole_ffn_does():
     shards = {**SHARDS, 'shared_expert': True, 'shards': 3, 'copies': 1, 'constraint': None}
     model = detector(DETRS[0], shards)

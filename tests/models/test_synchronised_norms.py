@@ -9,6 +9,7 @@ from small_models import detector
 from torch import nn
 
 from moe_det.errors import MoEConfigError
+from moe_det.routing.experts import ExpertGroup
 
 FOUR = dict(num_experts=4, top_k=2)
 SYNCHRONISED = dict(type='SyncBN', requires_grad=True)
@@ -43,6 +44,10 @@ def test_sync_bn_that_reaches_experts_is_refused_before_the_first_step(settings)
     with pytest.raises(MoEConfigError, match=r'sync_bn.*experts\.0.*norm_eval=True'):
         model.train()
     model.eval()
+    for group in (module for module in model.modules() if isinstance(module, ExpertGroup)):
+        group.freeze()
+    model.train()  # frozen experts stay in evaluation, where norms do not wait for other processes
+    assert not any(module.training for module in experts_of(model))
 
 
 def test_sync_bn_that_reaches_no_expert_is_accepted():

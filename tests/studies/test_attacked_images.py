@@ -44,15 +44,18 @@ def test_an_image_without_padding_is_attacked_everywhere():
 
 def test_who_attacks_and_who_is_shown_what():
     experts = spread_weights(detector(dict(num_experts=2, top_k=1, width=0.5))).eval()
+    other = spread_weights(detector(dict(num_experts=3, top_k=1, width=0.5))).eval()
     rows = [*rows_of_detector('mine', experts, ('own', 'forced')), Row('dense', detector().eval())]
+    rows += rows_of_detector('other', other, ('own',))
 
     def sources(name: str) -> list[str]:
         (trial,) = trials_of([ATTACKS[name]], [4.0], ['both'])
         return [row.name for row in sources_of(trial, rows)]
 
-    assert sources('pgd-10') == sources('noise') == ['mine', 'expert 0', 'expert 1', 'dense']
-    assert sources('pgd-20-restarts') == ['mine', 'dense']
-    assert sources('gate-entropy') == sources('worst-expert') == ['mine']
+    assert sources('pgd-10') == sources('noise') == ['mine', 'expert 0', 'expert 1', 'dense', 'other']
+    assert sources('pgd-20-restarts') == ['mine', 'dense', 'other']
+    assert sources('gate-entropy') == ['mine', 'other']
+    assert sources('worst-expert') == ['mine']  # another detector's layers and experts are others
     by_part = trials_of([ATTACKS['pgd-10'], ATTACKS['noise']], [2.0, 4.0], PARTS)
     assert [(t.attack.name, t.eps, t.part) for t in by_part[-2:]] == [('noise', 2.0, None), ('noise', 4.0, None)]
     assert len(by_part) == 2 * 3 + 2

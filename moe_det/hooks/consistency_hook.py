@@ -126,24 +126,26 @@ class _Look:
             with torch.no_grad(), _kept_statistics(module):
                 # not module(...): its hooks belong to the step
                 run_until_decided(lambda: module.forward(changed, **rest, mode='tensor'), self.everyone, calls)
-            losses = [
-                self._divergence(self.routers[name], *pair, change.mirrors)
-                for name in self.routers
-                for pair in zip(first[name], self.second[name], strict=True)
-            ]
+            losses = []
+            for name, router in self.routers.items():
+                calls_of = list(zip(first[name], self.second[name], strict=True))  # several where levels are separate
+                if calls_of:
+                    sums = [self._divergence(router, *call, change.mirrors) for call in calls_of]
+                    rows = sum(len(log_p) for (log_p, _), _ in calls_of)
+                    losses.append(torch.stack(sums).sum() / max(1, rows))
         finally:
             self.second = None
         return {**output, 'loss_moe_consistency': self.hook.weight * torch.stack(losses).sum()} if losses else output
 
     @staticmethod
     def _divergence(router: Router, before: tuple[Tensor, RowLayout], seen: Seen, mirrored: bool) -> Tensor:
-        """Mean over rows of KL(p(x) || p(x')) in nats, with gradient for the gate."""
+        """Sum over rows of KL(p(x) || p(x')) in nats, with gradient for the gate."""
         log_p, layout = before
         rows, changed, keys = seen
         with _kept_statistics(router):
             log_q = log_probabilities(router.gate_logits(rows, changed, keys), router.slots)
         log_q = log_q[matched_rows(layout, changed, mirrored).to(log_q.device)]
-        return (log_p.exp() * (log_p - log_q)).sum() / max(1, len(log_p))
+        return (log_p.exp() * (log_p - log_q)).sum()
 
 
 @contextmanager

@@ -120,6 +120,19 @@ def test_the_loss_is_the_divergence_of_the_gates_probabilities():
             assert 'running' not in key or not torch.equal(value, before[key])
 
 
+def test_a_layer_that_is_called_for_each_level_counts_the_mean_over_its_rows():
+    class Twice(Planted):
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            super().forward(inputs, data_samples)
+            return super().forward(inputs, data_samples, mode)
+
+    losses = []
+    for model in (Planted(mean), Twice(mean)):
+        attached(model, changes=['brightness:-60'])
+        losses.append(loss_of(model)['loss_moe_consistency'].item())
+    assert losses[1] == pytest.approx(losses[0]) and losses[0] > 0.1
+
+
 def test_a_gate_that_agrees_has_no_loss():
     model = Planted(mean)
     attached(model, changes=['flip'])

@@ -144,6 +144,11 @@ def output_channels(module: nn.Module) -> int | None:
     return channels if isinstance(channels, int) else None
 
 
+def _is_block(module: nn.Module, path: str) -> bool:
+    """Whether a module gives one map of known channels; a neck as a whole gives several."""
+    return path != 'neck' and output_channels(module) is not None and not isinstance(module, (nn.Conv2d, ConvModule))
+
+
 REPLACEMENTS = {
     'MoEConv2d': Replacement('convolutions', _is_conv, functools.partial(_in_place_of_conv, MoEConv2d)),
     'MuConv2d': Replacement('1x1 convolutions', _is_pointwise, functools.partial(_in_place_of_conv, MuConv2d)),
@@ -163,7 +168,7 @@ REPLACEMENTS = {
     ),
     'MoEBlock': Replacement(
         'stages and blocks',
-        lambda module, path: output_channels(module) is not None and not isinstance(module, (nn.Conv2d, ConvModule)),
+        _is_block,
         _with_block,
     ),
 }

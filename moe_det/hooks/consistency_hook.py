@@ -15,6 +15,7 @@ from ..checks import is_number
 from ..common.image_changes import Changer, changed_samples, read_changes
 from ..common.runner_parts import plain_model
 from ..errors import MoEConfigError
+from ..routing.constraint import FORBIDDEN
 from ..routing.router import Router, find_routers
 from ..routing.rows import RowLayout
 from ..routing.second_look import comparable_routers, matched_rows, run_until_decided
@@ -139,13 +140,18 @@ class _Look:
 
     @staticmethod
     def _divergence(router: Router, before: tuple[Tensor, RowLayout], seen: Seen, mirrored: bool) -> Tensor:
-        """Sum over rows of KL(p(x) || p(x')) in nats, with gradient for the gate."""
+        """Sum over rows of KL(p(x) || p(x')) in nats, with gradient for the gate.
+
+        Rows whose experts a constraint has taken from them after the change (another cluster's image) give nothing: no
+        gate could agree there.
+        """
         log_p, layout = before
         rows, changed, keys = seen
         with _kept_statistics(router):
             log_q = log_probabilities(router.gate_logits(rows, changed, keys), router.slots)
         log_q = log_q[matched_rows(layout, changed, mirrored).to(log_q.device)]
-        return (log_p.exp() * (log_p - log_q)).sum()
+        taken = (log_p.exp() > 0) & (log_q < FORBIDDEN / 2)
+        return (log_p.exp() * (log_p - log_q)).sum(1)[~taken.any(1)].sum()
 
 
 @contextmanager

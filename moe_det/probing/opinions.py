@@ -17,6 +17,7 @@ from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from ..routing.router import find_routers
 from .provenance import FILTER, ProvenanceRecorder, cannot_follow, selecting_module
 from .queries import QueryRecorder, cannot_follow_queries, makes_queries
 
@@ -39,7 +40,12 @@ class Asked:
 def cannot_ask(model: BaseDetector) -> str | None:
     """Why single detections of a detector cannot be asked about; None if they can."""
     head = getattr(model, 'bbox_head', None)
-    return cannot_follow_queries(head) if makes_queries(head) else cannot_follow(head)
+    if not makes_queries(head):
+        return cannot_follow(head)
+    earlier = [name for name in find_routers(model) if not name.startswith(('decoder.', 'bbox_head.'))]
+    if getattr(model, 'as_two_stage', False) and earlier:  # DINO: query q is the encoder's q-th best proposal
+        return f'the experts in {earlier[0]} change the proposals that object queries start from'
+    return cannot_follow_queries(head)
 
 
 def followed_detections(model: BaseDetector, inputs: Tensor, sample) -> tuple[InstanceData, Asked]:

@@ -197,6 +197,13 @@ def test_what_cannot_be_built_is_one_message(experts, message):
     assert message in str(error.value)
 
 
+def test_a_neck_that_gives_several_maps_is_no_block():
+    with pytest.raises(MoEConfigError) as error:
+        built({'modules': 'neck', 'type': 'MoEBlock'}, RETINANET)
+    message = str(error.value)
+    assert 'names FPN, and MoEBlock takes stages and blocks' in message and "'backbone.layer4' (1)" in message
+
+
 def test_a_detector_without_the_kind_is_told_what_it_has():
     with pytest.raises(
         MoEConfigError, match=r'this detector has no FFNs that can be replaced, but convolutions \(MoEC'

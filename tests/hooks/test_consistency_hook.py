@@ -20,6 +20,7 @@ from moe_det.hooks.consistency_hook import RoutingConsistencyHook
 from moe_det.layers import MoEConv2d
 from moe_det.routing import find_routers
 from moe_det.routing.collection import attach_collection
+from moe_det.routing.constraint import FORBIDDEN
 from moe_det.studies.routing_agreement import agreement_of, agreement_table
 
 
@@ -131,6 +132,23 @@ def test_a_layer_that_is_called_for_each_level_counts_the_mean_over_its_rows():
         attached(model, changes=['brightness:-60'])
         losses.append(loss_of(model)['loss_moe_consistency'].item())
     assert losses[1] == pytest.approx(losses[0]) and losses[0] > 0.1
+
+
+def test_rows_whose_experts_a_constraint_takes_after_the_change_do_not_count(monkeypatch):
+    model = Planted(mean)
+    attached(model, changes=['brightness:-60'])
+    router, everything = model.layer.router, loss_of(model)['loss_moe_consistency'].item()
+    plain = router.gate_logits
+
+    def without_the_first(rows, *args):
+        logits = plain(rows, *args)
+        if rows[0].mean() < 3:  # after the change
+            logits[0, 0] = FORBIDDEN
+        return logits
+
+    monkeypatch.setattr(router, 'gate_logits', without_the_first)
+    # the first two images are as bright, the third is dark before and after: they share the loss equally
+    assert loss_of(model)['loss_moe_consistency'].item() == pytest.approx(everything / 2, rel=0.01)
 
 
 def test_a_gate_that_agrees_has_no_loss():

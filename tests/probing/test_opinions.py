@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_models import batch, detector, detr_config, planted_detr, spread_weights
+from small_models import batch, build, detector, detr_config, family, planted_detr, spread_weights, with_experts
 from torch import nn
 
 from moe_det.attacks.rows import rows_of_detector
@@ -61,3 +61,14 @@ def test_an_expert_says_what_it_detects_where_it_is_forced(asked):
 def test_two_stage_detectors_say_why_not():
     assert 'two-stage' in cannot_ask(nn.Module())
     assert cannot_ask(retinanet()) is None
+
+
+@pytest.mark.parametrize(('where', 'changes'), [('decoder', False), ('encoder', True)])
+def test_queries_that_start_from_proposals_must_stay_the_same_ones(where, changes):
+    cfg = family('dino/dino-4scale_r50_8xb2-12e_coco.py').model
+    experts = [{'modules': f'{where}.layers.*.ffn', 'type': 'MoEFFN', 'num_experts': 2, 'top_k': 1}]
+    reason = cannot_ask(build(with_experts(cfg, experts)))
+    if changes:
+        assert reason == 'the experts in encoder.layers.0.ffn change the proposals that object queries start from'
+    else:
+        assert reason is None

@@ -7,10 +7,11 @@ what form a loss wants their outputs; only these few modules are told so while a
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from mmengine.logging import MessageHub
@@ -110,27 +111,29 @@ def _loss_mode(model: BaseDetector) -> Iterator[None]:
     Masks, which have no truth, and distillation, whose features only a training keeps, are left out.
     """
     parts = [model, *(getattr(model, name) for name in _TELLS_MODE if hasattr(model, name))]
-    before = [part.training for part in parts]
-    regions: Any = getattr(model, 'roi_head', None)
-    masks = getattr(regions, 'mask_head', None)
-    if masks is not None:
-        regions.mask_head = None
-    head: Any = getattr(model, 'bbox_head', None)
-    distillation = getattr(head, 'distillation', None)
-    if distillation is not None:
-        head.distillation = None
-    for part in parts:
-        part.training = True
+    left_out = (('roi_head', 'mask_head'), ('bbox_head', 'distillation'))
+    with contextlib.ExitStack() as stack:
+        for part, name in left_out:
+            stack.enter_context(_replaced(getattr(model, part, None), name, None))
+        for module in parts:
+            stack.enter_context(_replaced(module, 'training', True))
+        stack.enter_context(_buffers_kept(parts[1:]))
+        stack.enter_context(_late_epoch())
+        yield
+
+
+@contextmanager
+def _replaced(owner: object, name: str, value: object) -> Iterator[None]:
+    """Gives an attribute another value, where there is one."""
+    before = getattr(owner, name, None)
+    if before is None:
+        yield
+        return
+    setattr(owner, name, value)
     try:
-        with _buffers_kept(parts[1:]), _late_epoch():
-            yield
+        yield
     finally:
-        for part, was in zip(parts, before, strict=True):
-            part.training = was
-        if masks is not None:
-            regions.mask_head = masks
-        if distillation is not None:
-            head.distillation = distillation
+        setattr(owner, name, before)
 
 
 @contextmanager

@@ -40,7 +40,7 @@ class MixtureOfDetectors(SingleStageDetector):
         detectors: at least two dicts with ``checkpoint`` and ``config`` (a file, or the name of a config of this
             package or of mmdet) or ``model`` (the dict itself).
         top_k: detectors that an image runs; None: all of them. With 1 the weight is 1, straight through: such a gate
-            hears of one detector per image only, and may settle on one for all images.
+            gets a gradient from one detector per image only, and may settle on one for all images.
         test_top_k: detectors that an image runs in evaluation, where it is not ``top_k``: a gate that is trained to mix
             all detectors can choose one.
         classwise: whether each class has a gate of its own, and the boxes another; every detector then runs.

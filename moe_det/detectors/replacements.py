@@ -166,9 +166,5 @@ REPLACEMENTS = {
         lambda module, path: path.startswith(BOX_HEAD) and type(module) in (nn.Linear, WrappedLinear),
         _experts_of_linear,
     ),
-    'MoEBlock': Replacement(
-        'stages and blocks',
-        _is_block,
-        _with_block,
-    ),
+    'MoEBlock': Replacement('stages and blocks', _is_block, _with_block),
 }

@@ -18,7 +18,7 @@ from ..dataset_check.dataset_paths import annotation_file
 from ..errors import MoEConfigError
 from ..running.launch import Options, load_config
 from ..running.trained_model import TestBatches, analysis_device, load_trained_model, test_batches
-from .attacked_images import Scene, scenes_of
+from .attacked_images import Scene, scenes_of, with_gates
 
 
 @dataclass(frozen=True)
@@ -117,16 +117,14 @@ def prepare(
 
 
 def _attacks_on(rows: Sequence[Row], wanted: Sequence[str] | None) -> list[Attack]:
-    decide = [row for row in rows if row.decides]
     forced = any(row.expert is not None for row in rows)
     missing = {}
     for name, attack in ATTACKS.items():
-        if attack.on_gate and not decide:
-            missing[name] = 'no row has gates that decide (experts, and --rows own)'
+        if attack.on_gate and not with_gates(attack, rows):
+            whose = 'row of the first detector' if attack.objective == EXPERT else 'row'
+            missing[name] = f'no {whose} has gates that decide (experts, and --rows own)'
         elif attack.objective == EXPERT and not forced:
             missing[name] = 'which expert is the worst is known by --rows forced alone'
-        elif attack.objective == EXPERT and all(row.model is not rows[0].model for row in decide):
-            missing[name] = 'the gates of the first detector do not decide in any row; add --rows own'
     if wanted is None:
         return [attack for name, attack in ATTACKS.items() if name not in missing]
     for name in wanted:

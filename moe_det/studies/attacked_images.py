@@ -101,17 +101,22 @@ def trials_of(attacks: Sequence[Attack], eps: Sequence[float], parts: Sequence[s
     ]
 
 
+def with_gates(attack: Attack, rows: Sequence[Row]) -> list[Row]:
+    """The rows whose gates an attack on gates can reach: those that decide.
+
+    The worst expert is known of the first detector, whose experts were forced; another's layers and experts are others.
+    """
+    return [row for row in rows if row.decides and (attack.objective != EXPERT or row.model is rows[0].model)]
+
+
 def sources_of(trial: Trial, rows: Sequence[Row]) -> list[Row]:
     """The rows that images are made for.
 
-    Only gates that decide can be attacked, and driven to the worst expert only those of the first detector, whose
-    experts were forced. Attacks of many steps, which check that those of ten are enough, are made
-    for detectors under their own routing alone: they would cost more than all others together (our own choice).
+    Attacks of many steps, which check that those of ten are enough, are made for detectors under their own routing
+    alone: they would cost more than all others together (our own choice).
     """
-    if trial.attack.objective == EXPERT:
-        return [row for row in rows if row.decides and row.model is rows[0].model]
     if trial.attack.on_gate:
-        return [row for row in rows if row.decides]
+        return with_gates(trial.attack, rows)
     if trial.attack.name in CHECKS:
         return [row for row in rows if not row.interventions] or list(rows)
     return list(rows)

@@ -110,6 +110,7 @@ def test_corruptions_by_severity(attack):
     [
         (['--attacks', 'worst-expert', '--rows', 'own'], 'is known by --rows forced alone'),
         (['--attacks', 'gate-entropy', '--rows', 'forced'], 'no row has gates that decide'),
+        (['--attacks', 'worst-expert', '--rows', 'forced'], 'no row of the first detector has gates that decide'),
         (['--also', 'missing.py', 'missing.pth'], 'missing.py'),
     ],
 )

@@ -92,8 +92,6 @@ def cost_of(name: str) -> dict[str, float]:
 
     def model(row: str) -> dict:
         config, options = changes_of(row)
-        if 'model.test_top_k' in options:  # costs are those of a test
-            options['model.top_k'] = options.pop('model.test_top_k')
         return load_config(config, options).model
 
     return cost_over(model(name), model(EXPERTS[0]), IMAGE)

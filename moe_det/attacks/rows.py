@@ -76,7 +76,7 @@ def rows_of_detector(name: str, model: BaseDetector, kinds: Collection[str]) -> 
             if router.slots == 1
             else Intervention(forced=tuple(range(router.num_experts)))
             for layer, router in routers.items()
-            if router.top_k < router.num_experts
+            if router.test_top_k < router.num_experts
         }
         if every:
             rows.append(Row('all experts', model, every))

@@ -30,7 +30,7 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
             experts = sum(p.numel() for expert in group.experts for p in expert.parameters())
             router = router_of(model, path)
             if router is not None and not router.needs_keys:  # such a gate looks at what every expert computed
-                idle += experts - experts * min(router.top_k, len(group)) // len(group)
+                idle += experts - experts * min(router.test_top_k, len(group)) // len(group)
     return total, total - idle
 
 
@@ -67,12 +67,13 @@ def experts_in_words(model: nn.Module) -> str:
             'hard' if isinstance(constraint, HardConstraint) else 'soft' for constraint in router.constraints.values()
         }
         family = ' and '.join(sorted(families, reverse=True)) or 'unconstrained'
-        chosen = f'{router.top_k} of {router.num_experts}'
+        chosen = f'{router.test_top_k} of {router.num_experts}'
         if router.slots > 1:
             chosen = f'{router.slots} shards of {router.copies} copies'
         elif router.rows_per_expert is not None:
             chosen = (
-                f'{router.num_experts} experts that choose {router.rows_per_expert} rows each, at most {router.top_k}'
+                f'{router.num_experts} experts that choose {router.rows_per_expert} rows each, '
+                f'at most {router.test_top_k}'
             )
         elif router in kernels:
             chosen = f'one of the mixed kernels of {chosen}'

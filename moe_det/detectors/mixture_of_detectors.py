@@ -119,9 +119,9 @@ class MixtureOfDetectors(SingleStageDetector):
         if test_cfg is not None:
             self.bbox_head.test_cfg = test_cfg
         self.train_cfg, self.test_cfg = self.bbox_head.train_cfg, self.bbox_head.test_cfg
-        intervention = None
+        in_evaluation = None
         if forced is not None:
-            intervention = Intervention(
+            in_evaluation = Intervention(
                 forced=_numbers('forced', [forced] if isinstance(forced, int) else forced, count)
             )
         if test_top_k is not None:
@@ -132,9 +132,9 @@ class MixtureOfDetectors(SingleStageDetector):
                 )
             if not is_integer(test_top_k, 1) or test_top_k > count:
                 raise MoEConfigError(f'model.test_top_k={test_top_k!r}: expected from 1 to {count}')
-            intervention = Intervention(top_k=test_top_k)
+            in_evaluation = Intervention(top_k=test_top_k)
         for router in self.bbox_head.routers.values():
-            router.intervention = intervention
+            router.in_evaluation = in_evaluation
 
     @property
     def experts(self) -> list[DetectorExpert]:

@@ -87,7 +87,7 @@ def swept(top_k: int) -> str:
 def conditions_of(model: nn.Module, layers: Iterable[str] | None = None) -> list[Condition]:
     """Lists the conditions: for each layer every expert forced and knocked out, then K from 1 to the largest E.
 
-    The trained K is the detector's own routing and is left out. In the sweep a layer with fewer than K experts uses
+    The detector's own K is its own routing and is left out. In the sweep a layer with fewer than K experts uses
     all, and one with shards, of each of which a row runs one copy, stays as it is.
 
     Args:
@@ -102,10 +102,10 @@ def conditions_of(model: nn.Module, layers: Iterable[str] | None = None) -> list
         if experts > routers[layer].slots:
             found += [Condition(knocked_out(layer, e), {layer: Intervention(knocked_out=e)}) for e in range(experts)]
     swept_routers = {layer: router for layer, router in routers.items() if router.slots == 1}
-    trained = {layer: Intervention(top_k=router.top_k) for layer, router in swept_routers.items()}
+    own = {layer: Intervention(top_k=router.test_top_k) for layer, router in swept_routers.items()}
     most = max((router.num_experts for router in swept_routers.values()), default=0)
     sweep = [with_top_k(model, top_k) for top_k in range(1, most + 1)]
-    return [*found, *(condition for condition in sweep if condition.interventions != trained)]
+    return [*found, *(condition for condition in sweep if condition.interventions != own)]
 
 
 def with_top_k(model: nn.Module, top_k: int) -> Condition:

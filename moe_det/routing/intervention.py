@@ -74,6 +74,10 @@ class Intervention:
         if self.routes.slots != slots:
             raise ValueError(f'{label}: routes in {self.routes.slots} slots for a layer with {slots}')
 
+    def chosen(self, top_k: int) -> int:
+        """Experts that a row then runs in a layer without slots that was trained to choose ``top_k``."""
+        return len(self.forced_experts) or self.top_k or top_k
+
     def changing(self, choose: Choose) -> Choose:
         """A layer's way of choosing, changed."""
         return functools.partial(self.select, choose=choose)

@@ -35,7 +35,7 @@ class Router(nn.Module):
 
     Others attach from outside: who watches to ``decided`` and ``collected``, a schedule to ``annealing``,
     :func:`~moe_det.routing.intervention.intervene` to ``intervention``. Copies and pickles go without those who watch
-    or intervene, and without the rows of an unfinished step.
+    or intervene, and without the rows of an unfinished step; they keep ``in_evaluation``, which belongs to the model.
 
     Args:
         gate: maps (R, C, H, W) to (R, E) logits.
@@ -60,6 +60,7 @@ class Router(nn.Module):
         collected: tells of every training step that is collected: its usage (1, E) in all processes.
         annealing: of a schedule, in training alone.
         intervention: another choice than the gate's, in evaluation alone.
+        in_evaluation: the model's own choice in evaluation, where nobody intervenes; None: as in training.
 
     Raises:
         ValueError: two constraints of one kind, an unknown weighting, or slots or a weighting that K does not fit.
@@ -110,6 +111,7 @@ class Router(nn.Module):
         self.collected = Observers()
         self.annealing = Annealing()
         self.intervention: Intervention | None = None
+        self.in_evaluation: Intervention | None = None
 
     def extra_repr(self) -> str:
         slots = f'slots={self.slots}, ' if self.slots > 1 else ''
@@ -123,6 +125,11 @@ class Router(nn.Module):
     def copies(self) -> int:
         """Experts of each slot."""
         return self.num_experts // self.slots
+
+    @property
+    def test_top_k(self) -> int:
+        """Experts that a row runs in evaluation, where nobody intervenes."""
+        return self.top_k if self.in_evaluation is None else self.in_evaluation.chosen(self.top_k)
 
     @property
     def needs_keys(self) -> bool:
@@ -196,13 +203,13 @@ class Router(nn.Module):
         """The routing by these logits, and the logits that the constraints allow (as they stand, unless given)."""
         if allowed is None:
             allowed = self.constraints.mask(logits.detach(), groups)
-        top_k, choose = self.top_k, self._chooses(layout)
+        top_k, choose = self.top_k if self.training else self.test_top_k, self._chooses(layout)
         if self.training and self.annealing.top_k is not None:
             top_k = self.annealing.top_k
             if self.slots > 1:
                 raise ValueError(f'{self.label}: top_k={top_k} in training: a row runs one expert per slot')
-        elif not self.training and self.intervention is not None:
-            choose = self.intervention.changing(choose)
+        elif not self.training and (changed := self.intervention or self.in_evaluation) is not None:
+            choose = changed.changing(choose)
         straight_through = self.weighting == STRAIGHT_THROUGH and top_k in (1, self.slots)
         indices, log_weights = choose(logits, allowed, top_k, self.sums_to_one, self.slots, straight_through)
         routing = Routing(logits, indices, log_weights, self.sums_to_one, groups, self.num_groups, slots=self.slots)

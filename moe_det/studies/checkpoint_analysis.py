@@ -238,15 +238,15 @@ def _probe(
 
 
 def _sweep(model: nn.Module, precisions: dict[str, dict]) -> list[dict]:
-    """Average precision for every K that was tried, the trained one among them."""
-    trained = {router.top_k for router in find_routers(model).values() if router.slots == 1}
+    """Average precision for every K that was tried, the detector's own among them."""
+    own = {router.test_top_k for router in find_routers(model).values() if router.slots == 1}
     rows = [
         {'k': int(name.rpartition('/')[2]), **values}
         for name, values in precisions.items()
         if name.startswith('top_k/')
     ]
-    if rows and len(trained) == 1:
-        rows.append({'k': trained.pop(), **precisions['natural']})
+    if rows and len(own) == 1:
+        rows.append({'k': own.pop(), **precisions['natural']})
     return sorted(rows, key=lambda row: row['k'])
 
 

@@ -62,7 +62,7 @@ def check_health(
             model.test_step(batch)
     layers = [
         judge_layer(
-            name, recorder.usage[name], router.top_k, limits, by_level=router.num_groups > 1, slots=router.slots
+            name, recorder.usage[name], router.test_top_k, limits, by_level=router.num_groups > 1, slots=router.slots
         )
         for name, router in routers.items()
         if name in recorder.usage

@@ -28,10 +28,11 @@ from small_models import (
 )
 from torch import Tensor, nn
 
+from moe_det.attacks.rows import rows_of_detector
 from moe_det.converters.places import expert_places, place_named
 from moe_det.cost.part_costs import WHOLE, model_cost
 from moe_det.errors import CheckpointError, MoEConfigError
-from moe_det.probing.conditions import conditions_of, forced
+from moe_det.probing.conditions import conditions_of, forced, swept
 from moe_det.probing.places import Truth
 from moe_det.probing.probe import Probe
 from moe_det.routing import RoutingRecorder, find_routers
@@ -186,6 +187,24 @@ def test_a_gate_that_was_trained_to_mix_can_choose(trained):
     found = outputs(chosen, x)
     assert_chosen(found, detectors, x)
     assert not torch.allclose(outputs(mixed, x)[0][0], found[0][0], atol=1e-4)
+
+
+@pytest.mark.parametrize('keys', [dict(test_top_k=1), dict(forced=1)])
+def test_what_runs_in_evaluation_is_part_of_the_model_and_known_to_the_tools(trained, keys):
+    entries, _ = trained
+    model, x = mixture(entries, **keys), images().float()
+    assert_equal(outputs(copy.deepcopy(model), x), outputs(model, x))  # averaged weights are those of a copy
+    assert {condition.name for condition in conditions_of(model)} >= {swept(2)}
+    assert swept(1) not in {condition.name for condition in conditions_of(model)}  # its own
+    assert [row.name for row in rows_of_detector('model', model, ('own', 'all'))] == ['model', 'all experts']
+    with intervene(model, {'bbox_head.image': Intervention(top_k=2)}):
+        assert_equal(outputs(model, x), outputs(mixture(entries), x))
+    with mmdet_scope():
+        tested, trained_so = (
+            model_cost(dict(type='MixtureOfDetectors', detectors=entries, gate_sees=[0], **how), (64, 64))
+            for how in (keys, dict(top_k=1))
+        )
+    assert tested.parts[WHOLE].active_macs == trained_so.parts[WHOLE].active_macs
 
 
 @pytest.mark.parametrize('keys', [{}, dict(classwise=True), dict(top_k=1)])

@@ -25,15 +25,19 @@ class Agreement:
         rows: number of them.
         same_best: share of rows with the same most probable expert (with slots: of choices of a copy).
         overlap: mean share of the chosen experts that are chosen again.
-        divergence: mean KL(p || p') of the gate's probabilities, in bits.
+        divergence: mean KL(p || p') of the gate's probabilities, in bits, over the rows where it is finite; None
+            without such rows.
+        unbounded: rows where it is not, as a constraint opens other experts to the changed image
+            (:class:`~moe_det.routing.cluster_mask.ClusterMask`).
     """
 
     rows: int
     same_best: float
     overlap: float
-    divergence: float
+    divergence: float | None
+    unbounded: int
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float | None]:
         """As plain values."""
         return asdict(self)
 
@@ -51,6 +55,7 @@ class AgreementSums:
     same_best: float = 0.0
     overlap: float = 0.0
     divergence: float = 0.0
+    unbounded: int = 0
 
     def add(self, probs: np.ndarray, weights: np.ndarray, other_probs: np.ndarray, other_weights: np.ndarray) -> None:
         """Adds rows, matched.
@@ -65,10 +70,13 @@ class AgreementSums:
         chosen, chosen_again = weights > 0, other_weights > 0
         with np.errstate(divide='ignore', invalid='ignore'):
             terms = np.where(probs > 0, probs * (np.log2(probs) - np.log2(other_probs)), 0)
+        divergences = terms.sum(1)
+        finite = np.isfinite(divergences)
         self.rows += len(probs)
         self.same_best += share_kept(best, again) * len(probs)
         self.overlap += float(((chosen & chosen_again).sum(1) / np.maximum(chosen.sum(1), 1)).sum())
-        self.divergence += float(terms.sum())
+        self.divergence += float(divergences[finite].sum())
+        self.unbounded += int((~finite).sum())
 
     def mean(self) -> Agreement:
         """The means.
@@ -78,4 +86,6 @@ class AgreementSums:
         """
         if not self.rows:
             raise ValueError('no rows were compared')
-        return Agreement(self.rows, self.same_best / self.rows, self.overlap / self.rows, self.divergence / self.rows)
+        finite = self.rows - self.unbounded
+        divergence = self.divergence / finite if finite else None
+        return Agreement(self.rows, self.same_best / self.rows, self.overlap / self.rows, divergence, self.unbounded)

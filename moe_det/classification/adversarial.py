@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch.nn.functional as F
 from mmengine.hooks import Hook
@@ -15,6 +15,7 @@ from ..attacks.perturbations import Ball, pgd
 from ..checks import check_count, is_number
 from ..common.runner_parts import plain_model
 from ..errors import MoEConfigError
+from ..routing.router import find_routers
 
 
 class PGDHook(Hook):
@@ -105,11 +106,17 @@ class AdversarialTestHook(PGDHook):
 
 @contextmanager
 def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Puts a model into evaluation mode and each of its modules back into its own."""
+    """Puts a model into evaluation mode and each of its modules back into its own.
+
+    Who counts the decisions of its layers is not told of those in between, which belong to no image of the run.
+    """
     training = [module for module in model.modules() if module.training]
     model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+    with ExitStack() as stack:
+        for router in find_routers(model).values():
+            stack.enter_context(router.decided.silenced())
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True

@@ -6,7 +6,8 @@ import difflib
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import MoEConfigError
@@ -44,6 +45,31 @@ def near(name: str, known: Iterable[str], count: int = 3) -> str:
     return f' Did you mean {" or ".join(repr(match) for match in matches)}?' if matches else ''
 
 
+def check_result(option: str, path: str | os.PathLike | None) -> None:
+    """Says before a long run, and not after it, that :func:`write_result` will not be able to write.
+
+    Raises:
+        MoEConfigError: as there.
+    """
+    if path is None or (Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir()):
+        return  # a pipe waits for its reader
+    is_new = not Path(path).exists()
+    with _told_of(option, path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(path, 'a', encoding='utf-8'):
+            pass
+        if is_new:
+            Path(path).unlink()
+
+
+@contextmanager
+def _told_of(option: str, path: str | os.PathLike) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MoEConfigError(f'{option} {path}: cannot be written: {error.strerror}') from error
+
+
 def write_result(option: str, path: str | os.PathLike | None, content: dict | str) -> None:
     """Writes a result, a dict as JSON, where an option of a command says; nowhere without the option.
 
@@ -53,8 +79,6 @@ def write_result(option: str, path: str | os.PathLike | None, content: dict | st
     if path is None:
         return
     text = content if isinstance(content, str) else json.dumps(content, indent=2)
-    try:
+    with _told_of(option, path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(text + '\n', encoding='utf-8')  # it may be a pipe: nothing to rename to
-    except OSError as error:
-        raise MoEConfigError(f'{option} {path}: cannot be written: {error.strerror}') from error

@@ -216,7 +216,11 @@ class _GroupCounter:
 
     def idle(self, router: Router | None) -> int | None:
         """Multiply-adds that sorted dispatch leaves out: E - K experts and mixing their outputs; None: not known."""
-        if router is None or router.needs_keys or (router.test_top_k >= len(self.group) and router.rows_per_expert is None):
+        if (
+            router is None
+            or router.needs_keys
+            or (router.test_top_k >= len(self.group) and router.rows_per_expert is None)
+        ):
             return 0  # one expert, a gate that looks at all experts, or a soft mixture
         if router.rows_per_expert is not None or not (self.all.macs and self.experts.macs):
             return None

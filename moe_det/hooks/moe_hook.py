@@ -93,11 +93,20 @@ class MoEHook(Hook):
     # -- training ----------------------------------------------------------------------------------------------
 
     def before_train(self, runner) -> None:
-        """Takes the logger's interval by default; assumes an optimizer step in every iteration until told otherwise."""
+        """Takes the logger's interval by default; assumes an optimizer step in every iteration until told otherwise.
+
+        Warns of layers in a frozen part of the detector, which nothing trains.
+        """
         if self.interval is None:
             loggers = [hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)]
             self.interval = loggers[0] if loggers else INTERVAL_WITHOUT_LOGGER
         self._optimizer_follows = True
+        frozen = [name for name, router in self._routers.items() if _is_frozen(router.gate)]
+        if frozen:
+            runner.logger.warning(
+                f'{", ".join(frozen)}: frozen, as backbone.frozen_stages does: gate and experts are not trained and no '
+                'constraint acts on them'
+            )
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Checks whether an optimizer step follows this iteration."""
@@ -243,3 +252,8 @@ def utilisation_table(layers: dict[str, Utilisation]) -> str:
         living = f'{used.living}/{len(used.importance_share)}'
         lines.append(f'{name:{width}}  {living:>6}  {used.row_entropy:8.2f}  {used.batch_entropy:8.2f}  {shares}')
     return '\n'.join(lines)
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)

@@ -15,6 +15,7 @@ from ..analysis.ground_truth import GroundTruth
 from ..analysis.patches import patch_grid
 from ..analysis.sizes import SIZE_NAMES
 from ..analysis.slots import expert_name
+from ..common.image_frame import Frame
 from ..probing.regions import LEAST_OVERLAP
 from ..routing.records import RoutingRecord
 from ..routing.rows import patch_numbers
@@ -93,7 +94,7 @@ def weights_of_objects(
     Args:
         records: what one layer decided in the batch, one record per call, with images numbered by position.
         position: of the image in the batch.
-        meta: of the image: ``scale_factor``, ``batch_input_shape``.
+        meta: of the image: ``batch_input_shape``, and what :class:`~moe_det.common.image_frame.Frame` reads.
         objects: its ground truths.
         strides: of the head's levels; for a layer with another number of levels those of its maps are taken.
         scale: smallest anchor side in strides.
@@ -106,16 +107,16 @@ def weights_of_objects(
     row_of = {key: row for row, key in enumerate(zip(*(column.tolist() for column in columns), strict=True))}
     map_sizes = {level: size for record in records for level, size in record.map_sizes.items()}
     padded = np.array(meta['batch_input_shape'][::-1], dtype=float)  # x, y
-    factor = np.array(meta.get('scale_factor', (1.0, 1.0))[:2], dtype=float)
+    frame = Frame.of(meta)
     levels = np.zeros(len(objects.areas), dtype=int)
     if records[0].unit != 'image' and len(map_sizes) > 1:
         if len(strides) != len(map_sizes):
             strides = [padded[1] / map_sizes[level][0] for level in sorted(map_sizes)]
-        sides = np.sqrt(np.maximum(objects.areas * factor.prod(), 1e-6))
+        sides = np.sqrt(np.maximum(objects.areas * frame.scale.prod(), 1e-6))
         distance = np.abs(np.log2(np.array(strides)[:, None] * scale / sides))
         levels = np.array(sorted(map_sizes))[distance.argmin(axis=0)]
     rows = []
-    for level, centre in zip(levels.tolist(), objects.centres * factor / padded, strict=True):
+    for level, centre in zip(levels.tolist(), frame.to_input(objects.centres) / padded, strict=True):
         patch = 0
         if records[0].unit == 'patch':
             height, width = map_sizes[level]

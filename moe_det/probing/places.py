@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..analysis.units import NO_ROW
+from ..common.image_frame import Frame
 from ..routing.rows import patch_numbers
 
 
@@ -28,10 +29,10 @@ class Truth:
     labels: np.ndarray
 
     def resized(self, meta: Mapping) -> Tensor:
-        """(g, 4) boxes x1, y1, x2, y2 in pixels of the resized image."""
-        scale = np.tile(np.asarray(meta.get('scale_factor', (1.0, 1.0)), dtype=np.float64)[:2], 2)
+        """(g, 4) boxes x1, y1, x2, y2 in pixels of the input."""
         x, y, width, height = self.boxes.reshape(-1, 4).T
-        return torch.as_tensor(np.stack([x, y, x + width, y + height], axis=1) * scale, dtype=torch.float32)
+        corners = np.stack([x, y, x + width, y + height], axis=1)
+        return torch.as_tensor(Frame.of(meta).to_input(corners), dtype=torch.float32)
 
 
 @dataclass

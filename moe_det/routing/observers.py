@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from torch.utils.hooks import RemovableHandle
 
@@ -30,6 +31,15 @@ class Observers:
         handle = RemovableHandle(self._told)
         self._told[handle.id] = see
         return handle
+
+    @contextmanager
+    def silenced(self) -> Iterator[None]:
+        """While inside, nobody is told."""
+        told, self._told = self._told, OrderedDict()
+        try:
+            yield
+        finally:
+            self._told = told
 
     def tell(self, *news: object) -> None:
         """Tells all of them, in the order in which they came."""

@@ -16,6 +16,7 @@ from ..attacks.objectives import detection_loss, expert_probability, gate_entrop
 from ..attacks.perturbations import Ball, Objective, fgsm, pgd, random_signs, shifted, universal
 from ..attacks.plan import CHECKS, DETECTION, ENTROPY, EXPERT, FGSM, NOISE, PARTS, TRANSFERRED, UNIVERSAL, Attack
 from ..attacks.rows import Row, forced_experts
+from ..common.image_frame import Frame
 from ..probing.findings import detection_table
 from ..probing.places import Truth
 from ..probing.run import truths_of
@@ -42,20 +43,14 @@ class Scene:
     truth: Truth
 
     def only_content(self, images: Tensor) -> Tensor:
-        """These images where the scene has content, and the scene itself where its pipeline padded it.
-
-        Padding to the right and below the resized image is known by the image's size and scale.
-        """
-        meta = self.sample.metainfo
-        sizes = [
-            round(size * scale)
-            for size, scale in zip(meta['ori_shape'][:2], reversed(meta.get('scale_factor', (1, 1))), strict=True)
-        ]
-        if all(size >= side for size, side in zip(sizes, images.shape[-2:], strict=True)):
+        """These images where the scene has content, and the scene itself where its pipeline padded it."""
+        frame = Frame.of(self.sample.metainfo)
+        height, width = images.shape[-2:]
+        if frame.end is None or (not frame.offset.any() and (frame.end >= (width, height)).all()):
             return images
-        height, width = sizes
+        (left, top), (right, bottom) = frame.offset.astype(int), frame.end.astype(int)
         inside = torch.zeros_like(images, dtype=torch.bool)
-        inside[..., :height, :width] = True
+        inside[..., top:bottom, left:right] = True
         return torch.where(inside, images, self.images)
 
 
@@ -113,12 +108,12 @@ def sources_of(trial: Trial, rows: Sequence[Row]) -> list[Row]:
     """The rows that images are made for.
 
     Attacks of many steps, which check that those of ten are enough, are made for detectors under their own routing
-    alone: they would cost more than all others together (our own choice).
+    alone, or for the first row where there is none: they would cost more than all others together (our own choice).
     """
     if trial.attack.on_gate:
         return with_gates(trial.attack, rows)
     if trial.attack.name in CHECKS:
-        return [row for row in rows if not row.interventions] or list(rows)
+        return [row for row in rows if not row.interventions] or list(rows[:1])
     return list(rows)
 
 

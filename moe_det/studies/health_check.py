@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from ..analysis.health import HealthLimits, LayerHealth, health_report, health_table, judge_layer
 from ..analysis.usage import FEWEST_ROWS
-from ..common.console import say, write_result
+from ..common.console import check_result, say, write_result
 from ..errors import DataError, MoEConfigError
 from ..routing.records import UsageRecorder
 from ..routing.router import find_routers
@@ -49,6 +49,7 @@ def check_health(
         MoEDetError: the config, the checkpoint or the data cannot be used, or there are too few images to judge.
     """
     limits = HealthLimits(living_share, max_load_ratio, min_living)
+    check_result('--json', json_file)
     cfg = load_config(config, cfg_options, data_root)
     model = load_trained_model(cfg, checkpoint, device)
     routers = find_routers(model)

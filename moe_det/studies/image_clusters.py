@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..analysis.clusters import spherical_k_means
 from ..common.checkpoints import check_checkpoint, file_sha256
 from ..common.config_edit import split_datasets
-from ..common.console import say, write_result
+from ..common.console import check_result, say, write_result
 from ..errors import DataError, MoEConfigError
 from ..routing.gates import global_average
 from ..running.launch import load_config
@@ -55,6 +55,7 @@ def cluster_images(
     Raises:
         MoEDetError: the config, the checkpoint or the data cannot be used, or there are too few images.
     """
+    check_result('OUT', out)
     cfg = load_config(config, cfg_options, data_root)
     model = load_trained_model(cfg, checkpoint, device, require_moe=False)
     if not hasattr(model, 'backbone'):

@@ -19,6 +19,7 @@ from ..analysis.ground_truth import checked_area
 from ..analysis.patches import patch_cells
 from ..common.config_edit import split_datasets
 from ..common.console import near, say
+from ..common.image_frame import Frame
 from ..dataset_check.before_run import check_data
 from ..dataset_check.dataset_paths import annotation_file, dataset_class
 from ..dataset_check.labels import config_classes
@@ -148,10 +149,8 @@ def _levels(record: RoutingRecord, meta: Mapping, shape: tuple[int, int], slots:
         if record.unit == 'image' and len(record.map_sizes) > 1:
             title = 'all levels'
         cells = patch_cells((height, width), int(rows.sum()) if record.unit == 'patch' else 1)
-        # fractions of the padded input -> pixels of the resized image -> pixels of the original
-        padded_height, padded_width = meta['batch_input_shape']
-        scale_x, scale_y = meta.get('scale_factor', (1.0, 1.0))[:2]
-        cells = cells * np.tile([padded_width / scale_x, padded_height / scale_y], 2)
+        # fractions of the padded input -> its pixels -> pixels of the original
+        cells = Frame.of(meta).to_original(cells * np.tile(meta['batch_input_shape'][::-1], 2))
         cells = np.clip(cells, 0, np.tile(shape[::-1], 2))
         found.append(RoutedLevel(title, cells, record.weights[rows].double().numpy(), slots))
     return found

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ..analysis.agreement import Agreement, AgreementSums
 from ..common.checkpoints import check_checkpoint, file_sha256
-from ..common.console import say, write_result
+from ..common.console import check_result, say, write_result
 from ..common.image_changes import Changer, ImageChange, changed_samples, read_changes
 from ..errors import DataError
 from ..routing.records import Recorder
@@ -59,6 +59,7 @@ def routing_agreement(
         MoEDetError: the config, the checkpoint or the data cannot be used, or an unknown change.
     """
     wanted = read_changes(changes or DEFAULT_CHANGES, '--changes')
+    check_result('--json', json_file)
     cfg = load_config(config, cfg_options, data_root)
     model = load_trained_model(cfg, checkpoint, device)
     comparable_routers(find_routers(model))  # before the data are read
@@ -155,7 +156,7 @@ def agreement_table(found: Mapping[str, Mapping[str, Agreement]]) -> str:
     lines = [f'{"change":14} {"layer":{width}}  same best  overlap  KL bits     rows']
     for change, of in found.items():
         for layer, a in of.items():
-            lines.append(
-                f'{change:14} {layer:{width}}  {a.same_best:9.1%}  {a.overlap:7.1%}  {a.divergence:7.4f}  {a.rows:7d}'
-            )
+            divergence = '-' if a.divergence is None else f'{a.divergence:.4f}'
+            line = f'{change:14} {layer:{width}}  {a.same_best:9.1%}  {a.overlap:7.1%}  {divergence:>7}  {a.rows:7d}'
+            lines.append(f'{line}  (KL of {a.rows - a.unbounded})' if a.unbounded else line)
     return '\n'.join(lines)

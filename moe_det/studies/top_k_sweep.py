@@ -8,7 +8,7 @@ from numbers import Real
 from typing import Any
 
 from ..common.checkpoints import check_checkpoint, file_sha256
-from ..common.console import say, write_result
+from ..common.console import check_result, say, write_result
 from ..common.runner_parts import plain_model
 from ..dataset_check.before_run import check_data
 from ..errors import MoEConfigError
@@ -49,6 +49,7 @@ def sweep_top_k(
     Raises:
         MoEDetError: the config, the checkpoint or the data cannot be used, or a K that no layer has.
     """
+    check_result('--json', json_file)
     cfg = load_config(config, cfg_options, data_root)
     for key in ('test_dataloader', 'test_cfg', 'test_evaluator'):
         if cfg.get(key) is None:

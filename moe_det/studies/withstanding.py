@@ -15,7 +15,7 @@ from ..attacks.plan import EXPERT, NOISE, TRANSFERRED, UNIVERSAL
 from ..attacks.rows import Row
 from ..common.checkpoints import check_checkpoint, file_sha256
 from ..common.config_edit import is_remote
-from ..common.console import say, write_result
+from ..common.console import check_result, say, write_result
 from ..common.software import versions
 from ..running.launch import Options
 from ..running.trained_model import TestBatches
@@ -57,6 +57,8 @@ def attack(
     """
     if questions.corruptions:
         check_corruptions()
+    for path in out:
+        check_result('--out', path)
     bench = prepare(config, checkpoint, questions, also, data_root, device, cfg_options)
     worst = _look_at_clean_images(bench)
     maker = Maker(questions.seed, worst)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moe_det.analysis.agreement import best_experts
+from moe_det.analysis.agreement import AgreementSums, best_experts
 from moe_det.attacks.agreement import Choices, KeptChoices
 from moe_det.routing.gates import Gate
 from moe_det.routing.router import Router
@@ -57,3 +57,16 @@ def test_images_add_up_and_rows_without_a_partner_do_not_count():
     counted.add({}, {})
     assert counted.shares() == {'layer': pytest.approx(2 / 4)}
     assert KeptChoices().shares() == {}
+
+
+def test_rows_to_which_a_constraint_opens_other_experts_are_counted_and_have_no_divergence():
+    """A row of another cluster: its experts have the probability 0 before and after, each in one of them."""
+    sums = AgreementSums()
+    before, after = np.array([[0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0]]), np.array([[0, 0, 0.5, 0.5], [0.25, 0.75, 0, 0]])
+    sums.add(before, before, after, after)
+    found = sums.mean()
+    assert (found.rows, found.unbounded) == (2, 1)
+    assert found.divergence == pytest.approx(0.5 * np.log2(2) + 0.5 * np.log2(2 / 3))
+    sums = AgreementSums()
+    sums.add(before[:1], before[:1], after[:1], after[:1])
+    assert sums.mean().to_dict() == dict(rows=1, same_best=0, overlap=0, divergence=None, unbounded=1)

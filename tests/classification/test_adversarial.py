@@ -14,6 +14,7 @@ from moe_det.classification.adversarial import AdversarialTestHook, AdversarialT
 from moe_det.classification.base import MoEClassifier
 from moe_det.classification.preprocessor import ClassificationPreprocessor
 from moe_det.errors import MoEConfigError
+from moe_det.routing.records import UsageRecorder
 
 CONFIGS = REPOSITORY / 'configs' / 'classification'
 
@@ -88,6 +89,17 @@ def test_an_infinite_gate_noise_is_not_seen_by_the_attack():
     assert torch.equal(*found)
     assert all(torch.equal(value, statistics[key]) for key, value in model.state_dict().items())
     assert all(module.training for module in model.modules())
+
+
+def test_steps_of_the_attack_are_not_counted_as_decisions_of_the_test():
+    cfg = config_file(CONFIGS / 'resnet18_moe_adversarial_cifar10.py')
+    cfg.model.backbone.base_channels = 8
+    model = initialise(build(cfg.model)).eval()
+    data = batch(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), 0, 1, 2, 3)
+    with UsageRecorder(model) as recorder:
+        AdversarialTestHook(steps=3).before_test_iter(types.SimpleNamespace(model=model), 0, data)
+        model.test_step(data)
+    assert recorder.usage and all(usage.rows.sum() == 4 for usage in recorder.usage.values())
 
 
 def test_a_few_steps_on_attacked_images_lower_their_error():

@@ -265,6 +265,17 @@ def test_many_layers_are_summed_up(tmp_path):
     assert line['moe_living_experts'] == 2
 
 
+def test_experts_of_a_frozen_stage_are_named(tmp_path):
+    settings = dict(stages=(1, 4), **FOUR)
+    model = detector(dict(**FOUR), backbone=dict(type='MoEResNet', moe=settings, frozen_stages=1))
+    runner = make_runner(model, tmp_path / 'run', dict(type='MoEHook'), epochs=1)
+    log = Collect()
+    runner.logger.addHandler(log)
+    runner.train()
+    named = [record.getMessage() for record in log.records if ': frozen' in record.getMessage()]
+    assert len(named) == 1 and named[0].startswith('backbone.layer1: frozen, as backbone.frozen_stages does')
+
+
 def test_a_config_without_experts_is_refused(tmp_path):
     runner = make_runner(detector(), tmp_path / 'run', dict(type='MoEHook'))
     with pytest.raises(MoEConfigError, match='MoEHook is in the config, but the config builds no MoE layer'):

@@ -56,6 +56,9 @@ def test_who_attacks_and_who_is_shown_what():
     assert sources('pgd-20-restarts') == ['mine', 'dense', 'other']
     assert sources('gate-entropy') == ['mine', 'other']
     assert sources('worst-expert') == ['mine']  # another detector's layers and experts are others
+    rows_forced = rows_of_detector('mine', experts, ('forced',))
+    (checks,) = trials_of([ATTACKS['pgd-20-restarts']], [4.0], ['both'])
+    assert sources_of(checks, rows_forced) == rows_forced[:1]
     by_part = trials_of([ATTACKS['pgd-10'], ATTACKS['noise']], [2.0, 4.0], PARTS)
     assert [(t.attack.name, t.eps, t.part) for t in by_part[-2:]] == [('noise', 2.0, None), ('noise', 4.0, None)]
     assert len(by_part) == 2 * 3 + 2

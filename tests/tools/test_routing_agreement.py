@@ -80,3 +80,8 @@ def test_too_few_images_are_one_message(fails, tiny_config, tiny_coco, tmp_path,
 
 def test_an_unknown_change_is_one_message(fails, tiny_config):
     assert "--changes: unknown change 'blur'" in fails(AGREEMENT, tiny_config, 'none.pth', '--changes', 'blur:2')
+
+
+def test_a_file_that_cannot_be_written_is_said_before_the_images_are_looked_at(fails, tiny_config):
+    below_a_file = tiny_config / 'found.json'
+    assert '--json ' in fails(AGREEMENT, tiny_config, 'none.pth', '--json', below_a_file)

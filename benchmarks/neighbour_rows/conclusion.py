@@ -62,8 +62,8 @@ def _best(rows: dict[str, dict], baseline: dict) -> str:
         'Of the neighbours at equal cost ' if len(gains) > 1 else 'Of the neighbours at equal cost the only one yet, '
     )
     text += f'"{name}" has {"the most AP, " if len(gains) > 1 else ""}{found.mean:+.1f} over the control '
-    text += f'({sure(found)}); by the bar of {TARGET:.0f} point and two standard errors of three seeds it '
-    text += 'pays' if pays else 'is not shown to pay'
+    text += f'({sure(found)}); by our criterion (at least {TARGET:.0f} point and two standard errors, three seeds) '
+    text += 'it pays' if pays else 'it is not shown to pay'
     known = against(rows[KERNELS], baseline, 'AP') if KERNELS in rows else None
     return f'{text}. "{KERNELS}" has {known.mean:+.1f} ({sure(known)}).' if known else f'{text}.'
 
@@ -86,7 +86,7 @@ def _differ(rows: dict[str, dict]) -> str:
     rest = [texts[name] for name, found in losses.items() if min(found) < SWAP]
     text = f'Experts differ in what they can do, by a loss of {SWAP:.0f} AP in every seed when images swap routes: '
     text += ', '.join(differ) or 'none'
-    return f'{text}. Not by that bar: {", ".join(rest)}.' if rest else f'{text}.'
+    return f'{text}. Not so: {", ".join(rest)}.' if rest else f'{text}.'
 
 
 def _mutual(rows: dict[str, dict]) -> str:

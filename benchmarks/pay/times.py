@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,8 @@ COMPUTING = ('RoutingConsistencyHook', 'DenseTeacherHook')  # a forward of the g
 def times_over_dense(table: Table, names: list[str], args: Namespace) -> dict[str, dict[str, dict]]:
     """Times one image and one training step of every row beside the dense detector, in turn.
 
-    Routes are those of the first finished seed's checkpoint, and are real images' routes.
+    Routes are those of the first finished seed's checkpoint, and are real images' routes; without experts any weights
+    take the same time.
 
     Args:
         table: with the rows.
@@ -94,16 +96,23 @@ def _trained(table: Table, name: str, cfg: dict, args: Namespace) -> nn.Module:
     from mmdet.registry import MODELS
 
     model = MODELS.build(cfg)
-    path = next(path for path in (checkpoint_of(table, name, seed, args) for seed in args.seeds) if path.is_file())
-    model.load_state_dict(torch.load(path, map_location='cpu', weights_only=False)['state_dict'])
+    for path in _checkpoints(table, name, args)[:1]:
+        model.load_state_dict(torch.load(path, map_location='cpu', weights_only=False)['state_dict'])
     return model
 
 
+def _checkpoints(table: Table, name: str, args: Namespace) -> list[Path]:
+    return [path for path in (checkpoint_of(table, name, seed, args) for seed in args.seeds) if path.is_file()]
+
+
 def timed(table: Table, names: list[str], args: Namespace) -> list[str]:
-    """The rows of ``names`` that have a checkpoint, the control left out."""
+    """The rows of ``names`` that have a checkpoint, or that take the same time without: those that route nothing.
+
+    The control is left out.
+    """
     return [
         name
         for name in names
         if name in table.rows and name != BASELINE
-        if any(checkpoint_of(table, name, seed, args).is_file() for seed in args.seeds)
+        if table[name].control or _checkpoints(table, name, args)
     ]

@@ -15,7 +15,9 @@ from pay import runs
 from pay.command import Work
 from pay.conclusion import conclusion
 from pay.page import NAME, page, results
+from pay.runs import checkpoint_of
 from pay.settings import AGAIN, BASELINE, DATA, ROWS, STARTS, TABLE, TWICE
+from pay.times import timed
 
 MIXTURE = next(name for name, row in ROWS.items() if not row.control)
 
@@ -202,3 +204,13 @@ def test_a_norm_per_level_starts_as_the_plain_head_and_is_the_levels_own():
     head.cls_convs[1].norm.norms[2].weight.data += 1
     changed = [not torch.equal(a, b) for a, b in zip(head(maps)[0], before[0], strict=True)]
     assert changed == [False, False, True, False, False]
+
+
+def test_rows_without_experts_and_rows_with_a_checkpoint_can_be_timed(tmp_path):
+    """Experts are timed with real routes, so only from a checkpoint; without them any weights take the same time."""
+    args = Namespace(work_dir=tmp_path, seeds=[0, 1])
+    checkpoint = checkpoint_of(TABLE, MIXTURE, 1, args)
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    names = ['dense', BASELINE, TWICE, MIXTURE, 'shards, level']
+    assert timed(TABLE, names, args) == [TWICE, MIXTURE]

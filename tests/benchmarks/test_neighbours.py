@@ -114,7 +114,8 @@ def test_tables_of_a_made_up_record():
         (
             [0.76],
             1.0,
-            '+6.0 over the control (one seed); by the bar of 1 point and two standard errors of three seeds it is',
+            '+6.0 over the control (one seed); by our criterion (at least 1 point and two standard errors, three seeds) '
+            'it is',
         ),
         ([0.76, 0.77, 0.78], 1.03, 'none at equal cost is finished'),
         ([0.76], 1.03, f'not at equal cost: "{MIXTURE}" (1.030, +6.0 AP, one seed)'),
@@ -135,7 +136,7 @@ def test_the_best_of_the_other_page_is_no_neighbour():
 def test_experts_differ_by_the_swap_in_every_seed():
     both = row(MIXTURE, BASE, swap=-0.02), row(CONSISTENT, [0.7], swap=-0.005)
     text = said(row(BASELINE, BASE), *both)
-    assert f'routes: "{MIXTURE}" 2.0 (3 seeds). Not by that bar: "{CONSISTENT}" 0.5 (one seed).' in text
+    assert f'routes: "{MIXTURE}" 2.0 (3 seeds). Not so: "{CONSISTENT}" 0.5 (one seed).' in text
     assert 'no swap test is finished' in said(row(BASELINE, BASE))
 
 

@@ -114,8 +114,8 @@ def test_tables_of_a_made_up_record():
         (
             [0.76],
             1.0,
-            '+6.0 over the control (one seed); by our criterion (at least 1 point and two standard errors, three seeds) '
-            'it is',
+            '+6.0 over the control (one seed); by our criterion (at least 1 point and two standard errors, '
+            'three seeds) it is',
         ),
         ([0.76, 0.77, 0.78], 1.03, 'none at equal cost is finished'),
         ([0.76], 1.03, f'not at equal cost: "{MIXTURE}" (1.030, +6.0 AP, one seed)'),

@@ -12,7 +12,7 @@ import torch
 from speed.clock import interleave, ratio
 from torch import nn
 
-from .runs import checkpoint_of, config_of
+from .runs import config_of, folder_of
 from .settings import BASELINE, BATCH, Table
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ COMPUTING = ('RoutingConsistencyHook', 'DenseTeacherHook')  # a forward of the g
 def times_over_dense(table: Table, names: list[str], args: Namespace) -> dict[str, dict[str, dict]]:
     """Times one image and one training step of every row beside the dense detector, in turn.
 
-    Routes are those of the first finished seed's checkpoint, and are real images' routes; without experts any weights
-    take the same time.
+    Routes are real images' routes in a checkpoint of the row's first seed that has one, of the end or on the way there;
+    without experts any weights take the same time.
 
     Args:
         table: with the rows.
@@ -102,7 +102,10 @@ def _trained(table: Table, name: str, cfg: dict, args: Namespace) -> nn.Module:
 
 
 def _checkpoints(table: Table, name: str, args: Namespace) -> list[Path]:
-    return [path for path in (checkpoint_of(table, name, seed, args) for seed in args.seeds) if path.is_file()]
+    folders = [folder_of(table, name, seed, args) for seed in args.seeds]
+    return [
+        max(found, key=lambda path: path.stat().st_mtime) for one in folders if (found := [*one.glob('epoch_*.pth')])
+    ]
 
 
 def timed(table: Table, names: list[str], args: Namespace) -> list[str]:

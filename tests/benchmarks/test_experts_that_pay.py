@@ -209,8 +209,8 @@ def test_a_norm_per_level_starts_as_the_plain_head_and_is_the_levels_own():
 def test_rows_without_experts_and_rows_with_a_checkpoint_can_be_timed(tmp_path):
     """Experts are timed with real routes, so only from a checkpoint; without them any weights take the same time."""
     args = Namespace(work_dir=tmp_path, seeds=[0, 1])
-    checkpoint = checkpoint_of(TABLE, MIXTURE, 1, args)
-    checkpoint.parent.mkdir(parents=True)
-    checkpoint.touch()
+    on_the_way = checkpoint_of(TABLE, MIXTURE, 1, args).with_name('epoch_3.pth')
+    on_the_way.parent.mkdir(parents=True)
+    on_the_way.touch()
     names = ['dense', BASELINE, TWICE, MIXTURE, 'shards, level']
     assert timed(TABLE, names, args) == [TWICE, MIXTURE]

@@ -108,13 +108,11 @@ def _total(model: nn.Module, losses: dict, part: str) -> Tensor:
 def _loss_mode(model: BaseDetector) -> Iterator[None]:
     """Lets detector and heads, but nothing inside them, act as in training.
 
-    Masks, which have no truth, and distillation, whose features only a training keeps, are left out.
+    Masks, which have no truth, are left out.
     """
     parts = [model, *(getattr(model, name) for name in _TELLS_MODE if hasattr(model, name))]
-    left_out = (('roi_head', 'mask_head'), ('bbox_head', 'distillation'))
     with contextlib.ExitStack() as stack:
-        for part, name in left_out:
-            stack.enter_context(_replaced(getattr(model, part, None), name, None))
+        stack.enter_context(_replaced(getattr(model, 'roi_head', None), 'mask_head', None))
         for module in parts:
             stack.enter_context(_replaced(module, 'training', True))
         stack.enter_context(_buffers_kept(parts[1:]))

@@ -22,6 +22,7 @@ from ..routing.router import Router
 from ..routing.rows import rows_of
 from .box_sizes import supply_box_sizes
 from .dense_names import dense_name, replaced_keys, shard_axis
+from .distillation import DenseTeacher, MutualDistillation
 from .head_branch import BranchShape, Decision, build_branch_experts, experts_in_branch, feature_channels
 from .head_settings import BRANCHES, read_head_settings
 from .head_start import start_experts, start_predictor, without_predictor_overrides
@@ -179,6 +180,11 @@ class MoERetinaHead(RetinaHead):
         """The groups of experts; what they are given depends on the pyramid alone, whatever any router decides."""
         return list(self.branch_experts.values())
 
+    @property
+    def _distilling(self) -> MutualDistillation | DenseTeacher | None:
+        """Works while experts keep their features: not in evaluation, even if the head is asked for its loss."""
+        return self.distillation if all(group.training for group in self.experts_on_features) else None
+
     def forward(self, x: tuple[Tensor, ...]) -> tuple[list[Tensor], list[Tensor]]:
         """Predicts from the pyramid.
 
@@ -189,8 +195,8 @@ class MoERetinaHead(RetinaHead):
             Class logits, L tensors (N, num_anchors * num_classes, H_l, W_l), and box deltas, L tensors
             (N, num_anchors * 4, H_l, W_l).
         """
-        if self.distillation is not None and self.training:
-            self.distillation.note_pyramid(x)
+        if (distillation := self._distilling) is not None:
+            distillation.note_pyramid(x)
         decisions = self._decide(x)
         outputs = []
         for branch in BRANCHES:
@@ -239,8 +245,8 @@ class MoERetinaHead(RetinaHead):
         than they do in one process with the whole batch.
         """
         targets = list(super().get_targets(anchor_list, *args, **kwargs))
-        if self.distillation is not None:
-            self.distillation.note_targets(targets[0], targets[1])
+        if (distillation := self._distilling) is not None:
+            distillation.note_targets(targets[0], targets[1])
         if world()[1] > 1:
             # not read back to the host: the losses divide by a tensor as well
             targets[4] = reduce_mean(anchor_list[0][0].new_full((), float(targets[4])))
@@ -263,8 +269,8 @@ class MoERetinaHead(RetinaHead):
         for name, router in self.routers.items():
             for key, loss in router.collect().items():
                 losses[f'loss_moe_{key}_{name}'] = loss
-        if self.distillation is not None and self.training:
-            losses.update(self.distillation.losses_of(self, (cls_scores, bbox_preds)))
+        if (distillation := self._distilling) is not None:
+            losses.update(distillation.losses_of(self, (cls_scores, bbox_preds)))
         return losses
 
     # -- checkpoints -------------------------------------------------------------------------------------------

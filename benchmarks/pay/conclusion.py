@@ -98,11 +98,11 @@ def _differs(rows: dict[str, dict], baseline: dict) -> str:
 
 
 def _not_enough(rows: dict[str, dict], baseline: dict) -> list[str]:
-    """The mixture whose experts differ most among those that are not shown to be better than the control."""
+    """The mixture whose experts differ most among those that are about as good as the control."""
     apart = []
     for row, one in _mixtures(rows, baseline):
         losses = [loss['AP'] for loss in swap_losses(row)]
-        if not one.above and losses and min(losses) >= SWAP:
+        if one.mean >= -MARGIN and not one.above and losses and min(losses) >= SWAP:
             apart.append((fmean(losses), len(losses), row['name'], one.mean))
     if not apart:
         return []

@@ -92,6 +92,7 @@ def test_experts_differ_when_every_seed_loses_under_the_swap(swap, differ):
         ([0.71, 0.70, 0.73], -0.05, True),
         ([0.71, 0.72, 0.73], -0.05, False),  # these are better
         ([0.71, 0.70, 0.73], -0.005, False),  # these do not differ
+        ([0.66, 0.65, 0.68], -0.05, False),  # these have another fault
     ],
 )
 def test_experts_that_differ_without_being_better_are_named(mixture, swap, said_so):

@@ -97,13 +97,23 @@ def earlier_lines(record: dict) -> list[str]:
     return lines
 
 
+def again_lines(record: dict, rows: dict[str, dict]) -> list[list[str]]:
+    """What runs that were repeated gave: the record keeps the first of each in its row, the second apart."""
+    cells = []
+    for run in record.get('repeated') or ():
+        first = {one['seed']: one for one in rows[run['name']]['seeds']}[run['seed']]
+        cells.append([run['name'], run['seed'], *(f'{100 * one["AP"]:.1f}' for one in (first, run)), run['why']])
+    told = ['Runs that were repeated later, on another machine of the kind; the tables have the first.']
+    return [told, table(['row', 'seed', 'AP', 'AP again', 'why not equal'], cells)] if cells else []
+
+
 def page(record: dict) -> str:
     """Markdown of everything that is finished."""
     rows = {row['name']: row for row in record['rows']}
     controls, mixed = ([row for row in rows.values() if row['control'] is control] for control in (True, False))
     precision = table(PRECISION, [precision_row(row, rows) for row in record['rows']])
     lines = [*_introduction(record), *section('What came out', bullets(conclusion(rows)))]
-    lines += section('Average precision', _READING, precision, *rows_in_words(TABLE))
+    lines += section('Average precision', _READING, precision, *rows_in_words(TABLE), *again_lines(record, rows))
     swapped = table(SWAPPED, [swap_row(row) for row in mixed])
     lines += section('Do the experts differ in what they can do?', _SWAP, swapped)
     forced = forced_rows(rows.get(FORCED))

@@ -75,9 +75,9 @@ class Work:
         """Times what is finished."""
         rows = {row['name']: row for row in self.record['rows']}
         names = timed(self.table, [name for name in args.rows if name in rows], args)
-        for name, times in times_over_dense(self.table, names, args).items():
+        for name, times in times_over_dense(self.table, names, args):
             rows[name]['time_over_dense'] = times
-        self.keep(args)
+            self.keep(args)
 
     def drop_outdated(self) -> None:
         """Removes rows that were trained in another way, and says so."""

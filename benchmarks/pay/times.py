@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ ROUNDS, WARM_UP = 20, 4
 COMPUTING = ('RoutingConsistencyHook', 'DenseTeacherHook')  # a forward of the gates; averages and their forward
 
 
-def times_over_dense(table: Table, names: list[str], args: Namespace) -> dict[str, dict[str, dict]]:
+def times_over_dense(table: Table, names: list[str], args: Namespace) -> Iterator[tuple[str, dict[str, dict]]]:
     """Times one image and one training step of every row beside the dense detector, in turn.
 
     Routes are real images' routes in a checkpoint of the row's first seed that has one, of the end or on the way there;
@@ -33,30 +33,31 @@ def times_over_dense(table: Table, names: list[str], args: Namespace) -> dict[st
         names: rows that have a finished run.
         args: of the command line.
 
-    Returns:
-        Row -> ``'inference'`` (one image) and ``'training'`` (forward and backward of a batch) -> ratio to dense.
+    Yields:
+        Row, and ``'inference'`` (one image) and ``'training'`` (forward and backward of a batch) -> ratio to dense.
     """
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    found: dict[str, dict[str, dict]] = {}
     dense = None
     for name in names:
         dense = dense or _runs_of(table, BASELINE, args)
-        own = _runs_of(table, name, args)
+        own, found = _runs_of(table, name, args), {}
         for kind in ('inference', 'training'):
             times = interleave({'dense': dense[kind], 'own': own[kind]}, ROUNDS, WARM_UP, 'cpu')
-            one = ratio(times['own']['total'], times['dense']['total'])
-            found.setdefault(name, {})[kind] = one
+            found[kind] = one = ratio(times['own']['total'], times['dense']['total'])
             print(f'{name}: {kind} {one["median"]:.2f} of dense', flush=True)
-    return found
+        yield name, found
 
 
 def _runs_of(table: Table, name: str, args: Namespace) -> dict[str, Callable[[], None]]:
     from mmengine.registry import init_default_scope
     from mmengine.runner import Runner
 
+    from moe_det.routing.collection import attach_collection
+
     cfg = config_of(table, name)
     init_default_scope(cfg.default_scope)
     model = _trained(table, name, cfg.model, args)
+    attach_collection(model)  # as MoEHook does
     run = SimpleNamespace(model=model, epoch=0, iter=0, seed=0)  # what these hooks read of a runner
     hooks = _hooks_of(cfg.get('custom_hooks') or (), run)
     loader = cfg.train_dataloader

@@ -30,13 +30,18 @@ def _capacity(rows: dict[str, dict], baseline: dict) -> str:
     if found is None:
         return f'Whether capacity binds is open: "{TWICE}" is not finished.'
     binds = 'binds' if found.mean >= 1.5 and found.above else 'is not shown to bind'
-    cost = rows[TWICE]['multiply_adds_over_dense']
     best = max((one.mean for _, one in _mixtures(rows, baseline)), default=found.mean)
     wider = ' If you can afford that, width gains more than experts do.' if found.mean > best else ''
     return (
         f'Capacity {binds}: a head of twice the width has {found.mean:+.1f} AP ({seeds_in_words(found.seeds)}) at '
-        f'{cost:.2f} of the multiply-adds.{wider}'
+        f'{_cost(rows[TWICE], 2)}.{wider}'
     )
+
+
+def _cost(row: dict, digits: int = 3) -> str:
+    text = f'{row["multiply_adds_over_dense"]:.{digits}f} of the multiply-adds'
+    times = row.get('time_over_dense')
+    return f'{text} and {times["training"]["median"]:.2f} of the training time' if times else text
 
 
 def _mixtures(rows: dict[str, dict], baseline: dict) -> list[tuple[dict, Difference]]:
@@ -54,8 +59,7 @@ def _pays(rows: dict[str, dict], baseline: dict) -> str:
     if not mixtures:
         return 'Whether a mixture pays is open: no row at equal cost has three seeds yet.'
     row, best = max(mixtures, key=lambda one: one[1].mean)
-    text = f'"{row["name"]}" has {difference(best)} AP ({sure(best)}) at {row["multiply_adds_over_dense"]:.3f} of the '
-    text += 'multiply-adds'
+    text = f'"{row["name"]}" has {difference(best)} AP ({sure(best)}) at {_cost(row)}'
     if len(mixtures) > 1:
         text += f', the best of {len(mixtures)} mixtures (interval uncorrected for the choice)'
     if best.mean >= TARGET and best.above:

@@ -27,13 +27,11 @@ MUTUAL = {0.0: 'mutual distillation 0', **{weight: f'mutual distillation {weight
 
 
 def _mutual(weight: float) -> Row:
-    about = 'towers, 4 copies, of which an image runs two, without distillation: the control of the next rows'
-    distilled = {f'{MOE}.distillation.type': 'MutualDistillation', f'{MOE}.distillation.weight': weight}
-    return Row(
-        f'the same, and the two learn from each other with weight {weight:g} (MoDE)' if weight else about,
-        options=moe(**TOWERS) | (distilled if weight else {}),
-        forced=True,
-    )
+    if not weight:
+        about = 'towers, 4 copies, of which an image runs two, without distillation: the control of the next rows'
+        return Row(about, options=moe(**TOWERS), forced=True)
+    about = f'the same, and the two learn from each other with weight {weight:g} (MoDE)'
+    return Row(about, HERE / 'kinds_mutual.py', moe(distillation__weight=weight), forced=True)
 
 
 TABLE = Table(

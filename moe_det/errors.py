@@ -34,11 +34,20 @@ class NonFiniteError(MoEDetError, FloatingPointError):
     """A gate logit, loss or gradient became NaN or infinite; names the layer, the iteration and the images."""
 
 
-def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
-    """Returns one sentence that refuses ``name``, lists the names that exist and suggests a near one."""
+def unknown_name(kind: str, name: object, known: Iterable[str], lister: str | None = None) -> str:
+    """Returns one sentence that refuses ``name``, suggests a near one and lists the names that exist.
+
+    Args:
+        kind: of thing.
+        name: that does not exist.
+        known: names that exist.
+        lister: the command that lists them where they are too many for a message.
+    """
     known = sorted(known)
     if not known:
         return f'unknown {kind} {name!r}; none is registered'
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f' Did you mean {near[0]!r}?' if near else ''
+    if lister is not None:
+        return f'unknown {kind} {name!r}.{hint} All names: {lister}'
     return f'unknown {kind} {name!r}; the names that exist are: {", ".join(known)}.{hint}'

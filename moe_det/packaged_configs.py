@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+from .called import command
 from .errors import MoEConfigError, unknown_name
 
 PREFIX = 'moe_det::'
@@ -66,7 +67,7 @@ def copy_config(name: str, to: str | os.PathLike = '.') -> list[Path]:
     """
     entry = packaged_config(name)
     if entry is None:
-        raise MoEConfigError(unknown_name('config', name, config_names()))
+        raise MoEConfigError(unknown_name('config', name, config_names(), command('configs', 'list')))
     files = _with_bases(entry)
     root = Path(os.path.commonpath([file.parent for file in files]))
     copies = [Path(to) / file.relative_to(root) for file in files]

@@ -14,7 +14,8 @@ from small_files import table_cells, write_mnist
 def run_of(experts: int, share: float, error: float, active: float, seed: int = 0) -> dict:
     return dict(
         data_set='mnist', experts=experts, share=share, epochs=20, seed=seed, squared_error=error,
-        active_experts=active, machine='a machine', versions=dict(torch='2.10'), date='2026-01-01', command='python x',
+        active_experts=active, squared_error_of_all=error - 2,
+        machine='a machine', versions=dict(torch='2.10'), date='2026-01-01', command='python x',
     )  # fmt: skip
 
 
@@ -32,7 +33,8 @@ def test_page_has_a_row_for_each_share_and_the_best_number_in_use():
     lines = table_cells(page(RUNS))
     assert lines[0] == ['training images', 'E = 1', 'E = 5', 'E = 10', 'best number in use']
     assert lines[2] == ['5 %', '24.00 (1.0)', '22.50 ± 0.71 (3.0)', '22.40 (4.0)', '4 (22.40)']
-    assert lines[3] == ['100 %', '-', '-', '16.00 (8.0)', '8 (16.00)']
+    assert lines[3] == ['5 %, all mixed', '22.00', '20.50 ± 0.71', '20.40', '']
+    assert lines[4] == ['100 %', '-', '-', '16.00 (8.0)', '8 (16.00)']
 
 
 def test_settings_change_experts_and_data():
@@ -51,6 +53,8 @@ def test_a_run_is_recorded_and_not_repeated(tmp_path, monkeypatch, capsys):
     assert benchmark.main(command) == 0
     runs = json.loads((tmp_path / 'record.json').read_text())['runs']
     assert [run['experts'] for run in runs] == [1, 3] and all(run['squared_error'] > 0 for run in runs)
+    assert runs[0]['squared_error_of_all'] == runs[0]['squared_error'] != runs[1]['squared_error_of_all']
+    assert runs[1]['squared_error_of_all'] != runs[1]['squared_error']
     assert 1 <= runs[1]['active_experts'] <= 3 and '--experts 1 3' in runs[0]['command']
     assert '## MNIST, 1 epochs' in (tmp_path / 'page.md').read_text()
     capsys.readouterr()

@@ -173,8 +173,8 @@ def _introduction(record: dict) -> list[str]:
 
 _READING = [
     'Multiply-adds, parameters and time: of the whole detector, over those of `dense`. Times are medians of ratios: an',
-    f'image, and a training step of {BATCH}, in turn with dense, by `--times`, routed as by a checkpoint of the row, of',
-    'its end or, for rows trained on another machine, of the first epoch. These detectors take milliseconds, so',
+    f'image, and a training step of {BATCH}, in turn with dense, by `--times`, routed as by a checkpoint of the row:',
+    'its last or, for rows trained on another machine, one of the first epoch. These detectors take milliseconds, so',
     'what experts cost besides multiply-adds shows; docs/performance.md has the times of a detector for photographs.',
     f'Bold rows are controls without experts. Differences are from "{BASELINE}", in points, seed by seed, with',
     f'Student\'s 95 % interval of the pairs; "{TWICE}" starts from a detector of its own, and',

@@ -1,7 +1,7 @@
 """The neighbours beside each other: other papers' ways to make experts specialise, each continued from one trained
 detector, with AP by size, living experts, specialisation, what they withstand, and their cost.
 
-    python benchmarks/neighbours.py [--rows NAME ...] [--seeds 0 1 2] [--jobs N] [--attacked N]
+    python benchmarks/neighbours.py [--rows NAME ...] [--seeds 0 1 2] [--jobs N] [--attacked N] [--closer NAME ...]
     python benchmarks/neighbours.py --times --threads 1
 
 Every finished run is kept and an interrupted one goes on, so the command can be repeated, also with more rows or
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from common.options import at_least, parser_of
 from neighbour_rows.page import page
-from neighbour_rows.settings import EXPECTED, TABLE
+from neighbour_rows.settings import CLOSELY, EXPECTED, TABLE
 from pay.command import Work
 
 
@@ -28,6 +28,15 @@ def main() -> None:
         default=100,
         metavar='N',
         help='validation images that are attacked (%(default)s)',
+    )
+    parser.add_argument(
+        '--closer',
+        nargs='*',
+        default=CLOSELY,
+        choices=list(TABLE.rows),
+        metavar='NAME',
+        help='rows that are attacked with more steps, and shown images made for their control (default: '
+        f'{"; ".join(CLOSELY)})',
     )
     work.run(parser.parse_args())
 

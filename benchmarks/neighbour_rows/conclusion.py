@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from common.intervals import Difference, against
+from common.intervals import Difference, against, paired
 from common.page import MEASURES, defined, difference, seeds_in_words, sure
 from pay.conclusion import MOST_COST, SWAP, TARGET, layers_of, swap_losses
 from pay.settings import BASELINE
 
 from .settings import CONSISTENT, KERNELS, MUTUAL, SHARDS
-from .withstand import CLEAN, CORRUPTED, EPS, UNDER
+from .withstand import CLEAN, CORRUPTED, EPS, LONG, SHORT, UNDER
 
 
 def conclusion(rows: dict[str, dict]) -> list[str]:
@@ -21,7 +21,8 @@ def conclusion(rows: dict[str, dict]) -> list[str]:
     if baseline is None:
         return [f'"{BASELINE}" is not finished: nothing can be compared yet.']
     found = [_best(rows, baseline), _dearer(rows, baseline), _differ(rows), _mutual(rows)]
-    return [sentence for sentence in (*found, *_withstand(rows, baseline), _consistent(rows)) if sentence]
+    found += [*_withstand(rows, baseline), *map(_closer, rows.values()), _consistent(rows)]
+    return [sentence for sentence in found if sentence]
 
 
 def under(row: dict, kind: str) -> dict:
@@ -34,6 +35,17 @@ def values(row: dict, kind: str, key: str) -> list[float]:
     """``'AP'``, ``'drop'`` or ``'agreement'`` under an attack of all seeds that have it."""
     found = [run['withstands'][kind].get(key) for run in row['seeds'] if run.get('withstands')]
     return [value for value in found if value is not None]
+
+
+def looks(row: dict) -> list[dict]:
+    """The closer looks at a row, of the seeds that have one."""
+    return [run['closer'] for run in row['seeds'] if run.get('closer')]
+
+
+def under_more_steps(row: dict) -> Difference | None:
+    """AP that a row keeps under twenty steps, over its control, in points."""
+    ends = [one[LONG] for one in looks(row)]
+    return paired([100 * end['own'] for end in ends], [100 * end['control'] for end in ends])
 
 
 def alone(row: dict) -> dict[str, list[float]]:
@@ -126,6 +138,20 @@ def _withstand(rows: dict[str, dict], baseline: dict) -> list[str]:
         text += f'is "{name}" with {one.mean:+.1f} ({sure(one)}), '
         sentences.append(text + ('above it by two standard errors.' if one.above else 'not shown to be above it.'))
     return sentences
+
+
+def _closer(row: dict) -> str:
+    more = under_more_steps(row)
+    if more is None:
+        return ''
+    found = looks(row)
+    own, foreign, long = (
+        100 * fmean(one[attack][what] for one in found)
+        for attack, what in ((SHORT, 'own'), (SHORT, 'from_control'), (LONG, 'own'))
+    )
+    text = f'A closer look at "{row["name"]}": after {LONG} it keeps {long:.1f} AP, {more.mean:+.1f} over the control '
+    text += f'({sure(more)}){", above it by two standard errors" if more.above else ", not shown to be above it"}; '
+    return f'{text}images that {SHORT} made for the control leave it {foreign:.1f}, those made for itself {own:.1f}.'
 
 
 def _consistent(rows: dict[str, dict]) -> str:

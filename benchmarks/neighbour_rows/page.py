@@ -10,15 +10,20 @@ from pay.conclusion import MOST_COST, layers_of
 from pay.page import PRECISION, SWAPPED, not_run, precision_row, rows_in_words, swap_row
 from pay.settings import BASELINE, BATCH
 
-from .conclusion import alone, conclusion, under, values
+from .conclusion import alone, conclusion, looks, under, under_more_steps, values
 from .settings import MUTUAL, TABLE, TEACHER
-from .withstand import ATTACKS, CLEAN, CORRUPTED, EPS, SEVERITY, UNDER
+from .withstand import ATTACKS, CLEAN, CORRUPTED, EPS, LONG, NOISE, SEVERITY, SHORT, UNDER
 
 WITHSTAND = (
     *('row', 'seeds', 'images', 'AP'),
     *(f'{kind}: {what}' for kind in UNDER for what in ('AP', 'minus control', 'AP lost')),
     *(f'decisions that stay, {kind}' for kind in UNDER),
     'signs of masking',
+)
+
+CLOSER = (
+    *('row', 'seeds', 'images', 'random signs: AP', f'{SHORT}: AP', f'{LONG}: AP', f'{LONG}: minus control'),
+    *("the control's images: AP", 'the control, its own: AP', "the control, the row's: AP", 'signs of masking'),
 )
 
 
@@ -41,6 +46,9 @@ def page(record: dict) -> str:
     if attacked:
         withstood = table(WITHSTAND, [_withstands(row, rows) for row in attacked])
         lines += section('What the rows withstand', _WITHSTAND, withstood)
+    closer = [row for row in record['rows'] if looks(row)]
+    if closer:
+        lines += section('A closer look', _CLOSER, table(CLOSER, [_looked_at(row) for row in closer]))
     lines += section('Expected before the runs', bullets(record['expected']))
     return '\n'.join([*lines, *not_run(rows, TABLE)]) + '\n'
 
@@ -77,6 +85,21 @@ def _withstands(row: dict, rows: dict[str, dict]) -> list[str]:
         cells += [points(values(row, kind, 'AP')), versus, _percent(values(row, kind, 'drop'))]
     cells += [_percent(values(row, kind, 'agreement')) for kind in UNDER]
     return [*cells, counted([sign for one in runs for sign in one['masking']]) or 'none']
+
+
+def _looked_at(row: dict) -> list[str]:
+    found = looks(row)
+
+    def cell(attack: str, what: str) -> str:
+        return points(one[attack][what] for one in found)
+
+    images = ', '.join(map(str, dict.fromkeys(one['images'] for one in found)))
+    cells = [row['name'], str(len(found)), images, *(cell(attack, 'own') for attack in (NOISE, SHORT, LONG))]
+    cells += [
+        difference(under_more_steps(row)),
+        *(cell(SHORT, what) for what in ('from_control', 'control', 'on_control')),
+    ]
+    return [*cells, counted([sign for one in found for sign in one['masking']]) or 'none']
 
 
 def _percent(shares: list[float]) -> str:
@@ -121,4 +144,10 @@ _WITHSTAND = [
     f'loss, gradients through gates and experts, and the mean of 15 common {CORRUPTED} of severity {SEVERITY}.',
     'Differences are from the control, in points; "AP lost" is the share of the AP on the clean images. Decisions stay',
     'if a row keeps its set of experts (the most probable one where all are mixed).',
+]
+_CLOSER = [
+    f'Some rows once more, with {LONG}, and beside their control: `moe-det attack ... --also` shows each of the two',
+    f'the images that {SHORT} made for the other. Images made for another detector need no gradient of the one that is',
+    'shown them: where they do more than its own, its gradients hide something. Random signs of the same size are what',
+    'the gradient has to do better than.',
 ]

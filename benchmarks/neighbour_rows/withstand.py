@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 from common import runs
-from pay.runs import changes_of
+from pay.runs import changes_of, checkpoint_of
 from pay.settings import Table
 
 EPS = 4  # of 255
@@ -17,6 +17,7 @@ ATTACKS = ('fgsm', 'pgd-10')
 CORRUPTED = 'corruptions'
 UNDER = (*ATTACKS, CORRUPTED)
 CLEAN = 'clean'
+CLOSER = NOISE, SHORT, LONG = ('noise', 'pgd-10', 'pgd-20')
 
 
 def withstood(table: Table, name: str, seed: int, checkpoint: Path, args: Namespace) -> dict[str, dict]:
@@ -31,15 +32,44 @@ def withstood(table: Table, name: str, seed: int, checkpoint: Path, args: Namesp
     """
     if not args.attacked:
         return {}
-    found = checkpoint.with_name(f'attack_{args.attacked}.json')
+    asked = ['--attacks', *ATTACKS, '--severities', SEVERITY]
+    found = _attacked(table, name, f'seed {seed}: attacks', checkpoint, 'attack', asked, args)
+    return {'withstands': summary(found)}
+
+
+def looked_at_closer(table: Table, name: str, seed: int, checkpoint: Path, args: Namespace) -> dict[str, dict]:
+    """``closer`` of a run whose row is named in ``args.closer``: more steps, and images made for the row's control and
+    the other way round; empty for other rows, and where nothing is attacked.
+
+    Args:
+        table: with the row and its control.
+        name: of the row.
+        seed: of the run.
+        checkpoint: of the run; that of its control is there.
+        args: with ``attacked`` and ``closer``.
+    """
+    control = table[name].against
+    if not args.attacked or name not in args.closer or control is None:
+        return {}
+    also = ['--also', table[control].config, checkpoint_of(table, control, seed, args)]
+    asked = [*also, '--attacks', *CLOSER, '--corruptions', 'none']
+    found = _attacked(table, name, f'seed {seed}: a closer look', checkpoint, 'closer', asked, args)
+    return {'closer': closer_summary(found)}
+
+
+def _attacked(
+    table: Table, name: str, what: str, checkpoint: Path, file: str, asked: list[object], args: Namespace
+) -> dict:
+    """The attack's JSON, which is made once and lies beside the checkpoint."""
+    found = checkpoint.with_name(f'{file}_{args.attacked}.json')
     if not found.is_file():
-        print(f'{name}, seed {seed}: attacks', flush=True)
+        print(f'{name}, {what}', flush=True)
         config, options = changes_of(table, name)
-        asked = f'--attacks {" ".join(ATTACKS)} --eps {EPS} --severities {SEVERITY} --rows own --limit {args.attacked}'
-        arguments = [checkpoint, '--out', found, *asked.split(), '--data-root', args.data_root]
+        common = ['--eps', EPS, '--rows', 'own', '--limit', args.attacked, '--data-root', args.data_root]
+        arguments = [checkpoint, '--out', found, *asked, *common]
         log = found.with_suffix('.log')
         runs.run_tool('analysis_tools/robustness.py', config, arguments, options, log, args.threads)
-    return {'withstands': summary(json.loads(found.read_text(encoding='utf-8')))}
+    return json.loads(found.read_text(encoding='utf-8'))
 
 
 def summary(found: dict) -> dict:
@@ -55,6 +85,24 @@ def summary(found: dict) -> dict:
     for entry in found['attacks']:
         kept[entry['attack']] = _mean([entry])
     kept[CORRUPTED] = _mean(found['corruptions'])
+    return kept
+
+
+def closer_summary(found: dict) -> dict:
+    """What the record keeps of an attack's JSON whose two rows are a mixture and its control.
+
+    Returns:
+        ``images``, ``masking`` of the mixture, and for ``'clean'`` and each of ``CLOSER`` the AP of ``own`` and of the
+        ``control``, each on images made for itself; for the attack that is shown to others also the mixture's AP on
+        images ``from_control``, and the control's ``on_control`` of those made for the mixture.
+    """
+    own, control = found['rows']
+    kept = {'images': found['images'], 'masking': found['masking'][own]}
+    kept[CLEAN] = {'own': found['clean'][own]['ap']['AP'], 'control': found['clean'][control]['ap']['AP']}
+    keys = {(own, own): 'own', (control, control): 'control', (control, own): 'from_control'}
+    keys[own, control] = 'on_control'
+    for entry in found['attacks']:
+        kept.setdefault(entry['attack'], {})[keys[entry['source'], entry['victim']]] = entry['ap']['AP']
     return kept
 
 

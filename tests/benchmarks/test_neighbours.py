@@ -13,7 +13,7 @@ from common.runs import RunError
 from neighbour_rows.conclusion import conclusion
 from neighbour_rows.page import page
 from neighbour_rows.settings import CONSISTENT, EXPECTED, KERNELS, MUTUAL, SHARDS, TABLE, TEACHER
-from neighbour_rows.withstand import summary, withstood
+from neighbour_rows.withstand import closer_summary, looked_at_closer, summary, withstood
 from pay import runs
 from pay.conclusion import MOST_COST
 from pay.settings import BASELINE
@@ -225,6 +225,69 @@ def test_summary_of_an_attack_by_hand():
     }
 
 
+def test_a_closer_look_by_hand():
+    def entry(attack, source, victim, precision):
+        return {'attack': attack, 'source': source, 'victim': victim, 'ap': {'AP': precision}}
+
+    found = {
+        'rows': ['a', 'b'],
+        'images': 7,
+        'masking': {'a': ['a sign'], 'b': []},
+        'clean': {'a': {'ap': {'AP': 0.8}}, 'b': {'ap': {'AP': 0.7}}},
+        'attacks': [
+            *(entry('noise', name, name, precision) for name, precision in (('a', 0.79), ('b', 0.69))),
+            entry('pgd-10', 'a', 'a', 0.4),
+            entry('pgd-10', 'a', 'b', 0.5),
+            entry('pgd-10', 'b', 'a', 0.6),
+            entry('pgd-10', 'b', 'b', 0.3),
+            *(entry('pgd-20', name, name, precision) for name, precision in (('a', 0.35), ('b', 0.2))),
+        ],
+    }
+    looked = closer_summary(found)
+    assert looked == {
+        'images': 7,
+        'masking': ['a sign'],
+        'clean': {'own': 0.8, 'control': 0.7},
+        'noise': {'own': 0.79, 'control': 0.69},
+        'pgd-10': {'own': 0.4, 'on_control': 0.5, 'from_control': 0.6, 'control': 0.3},
+        'pgd-20': {'own': 0.35, 'control': 0.2},
+    }
+    control, mixture = row(BASELINE, BASE), row(MIXTURE, BASE)
+    mixture['seeds'][1]['closer'] = looked
+    cells = table_cells(page(record_of(control, mixture)), f'{MIXTURE} ')[-1]
+    assert cells[1:] == ['1', '7', '79.0', '40.0', '35.0', '+15.0', '60.0', '30.0', '50.0', 'a sign (1)']
+    text = said(control, mixture)
+    assert f'"{MIXTURE}": after pgd-20 it keeps 35.0 AP, +15.0 over the control (one seed), not shown to' in text
+    assert 'made for the control leave it 60.0, those made for itself 40.0.' in text
+
+
+def test_a_closer_look_attacks_the_row_beside_its_control(tmp_path, monkeypatch):
+    calls = []
+
+    def attack(script, config, arguments, options, log, threads):
+        calls.append([str(argument) for argument in arguments])
+        attacks = [
+            {'attack': 'noise', 'source': name, 'victim': name, 'ap': {'AP': 0.5}} for name in ('moe', 'kinds_dense')
+        ]
+        clean = {name: {'ap': {'AP': 0.5}} for name in ('moe', 'kinds_dense')}
+        content = {'rows': list(clean), 'images': 9, 'masking': dict.fromkeys(clean, []), 'clean': clean}
+        arguments[arguments.index('--out') + 1].write_text(json.dumps({**content, 'attacks': attacks}))
+
+    monkeypatch.setattr('neighbour_rows.withstand.runs.run_tool', attack)
+    args = Namespace(work_dir=tmp_path, data_root='data', threads=1, attacked=9, closer=[MIXTURE])
+    checkpoint = tmp_path / 'epoch_12.pth'
+    for _ in range(2):  # the second time what lies there is read
+        found = looked_at_closer(TABLE, MIXTURE, 3, checkpoint, args)
+        assert found['closer']['noise'] == {'own': 0.5, 'control': 0.5}
+    (call,) = calls
+    control = runs.checkpoint_of(TABLE, BASELINE, 3, args)
+    assert call[call.index('--also') + 1 :][:2] == [str(TABLE[BASELINE].config), str(control)]
+    assert call[0] == str(checkpoint) and call[call.index('--limit') + 1] == '9'
+    for nothing in ({'closer': []}, {'attacked': 0}):
+        assert looked_at_closer(TABLE, MIXTURE, 3, checkpoint, Namespace(**{**vars(args), **nothing})) == {}
+    assert looked_at_closer(TABLE, BASELINE, 3, checkpoint, Namespace(**{**vars(args), 'closer': [BASELINE]})) == {}
+
+
 def test_clusters_are_made_once_from_the_start_and_named_in_the_training(tmp_path, monkeypatch):
     calls = []
 
@@ -261,6 +324,7 @@ def test_clusters_are_made_once_from_the_start_and_named_in_the_training(tmp_pat
     ('words', 'message'),
     [
         (['--rows', 'no row'], "invalid choice: 'no row'"),
+        (['--closer', 'no row'], "invalid choice: 'no row'"),
         (['--attacked', '-1'], '-1: expected at least 0'),
         (['--record', 'record.txt'], 'expected a name that ends in .json'),
     ],

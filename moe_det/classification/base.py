@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModel
@@ -13,7 +10,7 @@ from torch import Tensor
 from ..checks import check_count
 from ..errors import MoEConfigError
 from ..routing.collection import collect_losses
-from ..routing.intervention import Intervention, intervene
+from ..routing.intervention import Intervention
 from ..routing.records import Recorder
 from ..routing.router import find_routers
 from ..routing.routing import Routing
@@ -28,7 +25,8 @@ class MoEClassifier(BaseModel):
     A batch is ``dict(inputs=(N, C, H, W), labels=(N,))``, as
     :class:`~moe_det.classification.dataset.ClassificationDataset` gives it. A subclass defines :meth:`classify`, and
     also :meth:`task_loss` where its loss is not the cross entropy, and :meth:`classify_with_experts` where its
-    experts are classifiers of their own. It may hold any number of :class:`~moe_det.routing.router.Router`.
+    experts are classifiers of their own. It may hold any number of :class:`~moe_det.routing.router.Router`; with
+    :func:`choose_in_evaluation` at the end of its ``__init__`` tools know ``test_top_k`` before the first forward.
 
     - ``mode='tensor'`` returns the scores (N, K), whose softmax over the classes is the class probabilities.
     - ``mode='loss'`` returns ``loss_cls`` (or what :meth:`task_loss` gives), the routers' auxiliary losses
@@ -96,16 +94,16 @@ class MoEClassifier(BaseModel):
         Raises:
             ValueError: an unknown mode, or a loss without labels.
         """
+        if mode not in MODES:
+            raise ValueError(f'mode={mode!r}: expected one of {", ".join(MODES)}')
+        choose_in_evaluation(self, self.test_top_k)  # of a subclass that did not when its layers were there
         if mode == 'tensor':
-            with routing_in_evaluation(self, self.test_top_k):
-                return self.classify(inputs)
-        if mode == 'loss':
-            if labels is None:
-                raise ValueError("mode='loss' needs the labels of the images")
-            return self.loss(inputs, labels)
+            return self.classify(inputs)
         if mode == 'predict':
             return self.predict(inputs, labels)
-        raise ValueError(f'mode={mode!r}: expected one of {", ".join(MODES)}')
+        if labels is None:
+            raise ValueError("mode='loss' needs the labels of the images")
+        return self.loss(inputs, labels)
 
     def loss(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Losses of a batch; see the class."""
@@ -121,30 +119,29 @@ class MoEClassifier(BaseModel):
 
     def predict(self, inputs: Tensor, labels: Tensor | None = None) -> list[dict]:
         """Predictions of a batch; see the class."""
-        with routing_in_evaluation(self, self.test_top_k), GateProbabilities(self) as gates:
+        with GateProbabilities(self) as gates:
             scores, expert_classes = self.classify_with_experts(inputs)
         return [dict(probs=scores.float().softmax(1), labels=labels, gates=gates.found, expert_classes=expert_classes)]
 
 
-@contextmanager
-def routing_in_evaluation(model: torch.nn.Module, top_k: int | None) -> Iterator[None]:
-    """Applies ``test_top_k`` where nothing else intervenes; interventions act in evaluation alone.
+def choose_in_evaluation(model: torch.nn.Module, top_k: int | None) -> None:
+    """Makes ``test_top_k`` the choice of all layers in evaluation, where nobody intervenes.
 
     Args:
         model: a model with MoE layers.
         top_k: number of experts in evaluation, in every layer; None takes the trained one.
 
     Raises:
-        MoEConfigError: a layer has fewer experts.
+        MoEConfigError: a layer has fewer experts, or slots.
     """
-    with ExitStack() as stack:
-        if top_k is not None:
-            free = [name for name, router in find_routers(model).items() if router.intervention is None]
+    choice = None if top_k is None else Intervention(top_k=top_k)
+    for name, router in find_routers(model).items():
+        if choice is not None:
             try:
-                stack.enter_context(intervene(model, dict.fromkeys(free, Intervention(top_k=top_k))))
+                choice.check(name, router.num_experts, router.slots)
             except ValueError as error:
                 raise MoEConfigError(f'model.test_top_k, layer {error}') from error
-        yield
+        router.in_evaluation = choice
 
 
 class GateProbabilities(Recorder):

@@ -26,7 +26,7 @@ from ..routing.dispatch import mix_all, plan_dispatch, run_sorted, touch_idle
 from ..routing.router import Router
 from ..routing.routing import Routing
 from ..routing.rows import rows_of
-from .base import MoEClassifier
+from .base import MoEClassifier, choose_in_evaluation
 from .networks import SmallConvNet, run_side_by_side
 
 MIXTURES = {
@@ -97,6 +97,7 @@ class MixtureClassifier(MoEClassifier):
         )
         if self.router is not None and self.router.gate.freezes_experts:
             self.expert_group.freeze()
+        choose_in_evaluation(self, test_top_k)
 
     def _check(self, temperature: float | None) -> None:
         moe = self.settings

@@ -18,7 +18,7 @@ from ..routing.dispatch import plan_dispatch
 from ..routing.router import find_routers
 from ..routing.routing import Routing
 from ..routing.rows import rows_of
-from .base import MODES, routing_in_evaluation
+from .base import MODES, choose_in_evaluation
 from .preprocessor import ClassificationPreprocessor
 
 IMAGE_SIZE, SMALLEST_MAP = 28, 7
@@ -108,6 +108,7 @@ class MixtureVAE(BaseModel):
         self.to_log_variance = nn.Linear(widths[-1] * SMALLEST_MAP**2, latent)
         self.expert_group = self.settings.build_experts(lambda: LiteDecoder(latent, in_channels))
         self.router = self.settings.build_router(latent, 'model.moe', label='decoders', key_channels=None)
+        choose_in_evaluation(self, test_top_k)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, 28, 28) -> mean and logarithm of the variance of z, (N, latent).
@@ -146,8 +147,8 @@ class MixtureVAE(BaseModel):
             return self.loss(inputs)
         if mode not in MODES:
             raise ValueError(f'mode={mode!r}: expected one of {", ".join(MODES)}')
-        with routing_in_evaluation(self, self.test_top_k):
-            images, routing = self.decode(self.encode(inputs)[0])
+        choose_in_evaluation(self, self.test_top_k)
+        images, routing = self.decode(self.encode(inputs)[0])
         if mode == 'tensor':
             return images
         errors = (images - inputs).square().flatten(1).sum(1)

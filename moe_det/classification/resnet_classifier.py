@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..errors import MoEConfigError
 from ..routing.gates import global_average
-from .base import MoEClassifier
+from .base import MoEClassifier, choose_in_evaluation
 
 
 class ResNetClassifier(MoEClassifier):
@@ -44,6 +44,7 @@ class ResNetClassifier(MoEClassifier):
                 f'model.backbone.out_indices={self.backbone.out_indices!r}: the last stage, {last}, is classified'
             )
         self.fc = nn.Linear(channels, num_classes)
+        choose_in_evaluation(self, self.test_top_k)
 
     def classify(self, inputs: Tensor) -> Tensor:
         """(N, C, H, W) normalised images -> (N, K) logits."""

@@ -247,6 +247,7 @@ def count_experts(model) -> list[int]:
 @pytest.mark.parametrize('dispatch', ['sorted', 'dense'])
 def test_one_expert_per_image_at_test_time(dispatch):
     model = model_of(test_top_k=1, dispatch=dispatch).eval()
+    assert model.router.test_top_k == 1  # known before the first forward
     inputs, labels = batch(30)
     rows = count_experts(model)
     with torch.no_grad():
@@ -352,6 +353,7 @@ def test_sources_that_are_not_attentive():
     ('options', 'message'),
     [
         (dict(mixture='sum'), "model.mixture: unknown mixture 'sum'"),
+        (dict(test_top_k=4), 'model.test_top_k, layer router: top_k=4: expected 1 to 3'),
         (dict(mixture='top1_published'), 'model.moe.top_k=3, model.test_top_k=None: .* one expert per image'),
         (dict(mixture='stochastic', top_k=2), "model.moe.top_k=2: mixture='stochastic' trains all experts"),
         (dict(temperature=2.0, top_k=2), 'model.moe.top_k=2: temperature trains all experts'),

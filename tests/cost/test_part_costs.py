@@ -215,10 +215,11 @@ def test_classifiers_have_a_counterpart_too():
 
 
 def test_experts_that_compute_side_by_side_are_counted_when_chosen():
-    def mixture(**moe) -> dict:
+    def mixture(test_top_k=None, **moe) -> dict:
         return dict(
             type='MixtureClassifier',
             num_classes=4,
+            test_top_k=test_top_k,
             data_preprocessor=dict(type='ClassificationPreprocessor'),
             expert=dict(in_channels=1, image_size=12, channels=(2,), hidden=(6,)),
             moe=dict(noise=False, gate=dict(type='GAPLinearGate'), **moe),
@@ -232,3 +233,6 @@ def test_experts_that_compute_side_by_side_are_counted_when_chosen():
     single = cost_of(plain, (12, 12)).parts[WHOLE]
     assert one.active_macs == single.macs + 3  # the gate: one channel, three logits
     assert one.macs == 3 * single.macs + 3
+    in_evaluation = cost_of(mixture(num_experts=3, top_k=3, soft_mixture=True, test_top_k=1), (12, 12))
+    assert in_evaluation.parts[WHOLE].active_macs == one.active_macs and '1 of 3' in in_evaluation.experts
+    assert in_evaluation.parts[WHOLE].active_params == one.active_params < one.params

@@ -23,7 +23,7 @@ def boolean_mask(rows: Tensor, routing: Routing, experts: Experts) -> Tensor:
     (R, E) weights and summed over E. Reading and writing through a mask makes the host wait, twice per expert forward
     and again backward, and the backward pass handles the whole buffer once per write.
     """
-    weights = routing.dense(routing.log_weights.exp(), 0.0).to(rows.dtype)
+    weights = routing.over_experts(routing.log_weights.exp(), 0.0).to(rows.dtype)
     buffer = None
     for number, expert in enumerate(experts):
         mask = weights[:, number] != 0

@@ -142,7 +142,7 @@ class MixtureClassifier(MoEClassifier):
             keys = features.detach() if self.training and self.temperature is not None else features
             return router(rows, layout, [keys]), outputs
         routing = router(rows, layout)
-        if self.settings.dispatch == 'dense' or routing.indices.shape[1] == router.num_experts:
+        if self.settings.dispatch == 'all' or routing.indices.shape[1] == router.num_experts:
             return routing, run_side_by_side(self._nets, inputs)[0]
         return routing, None
 
@@ -174,7 +174,7 @@ class MixtureClassifier(MoEClassifier):
         routing, outputs = self._run(self.router, inputs)
         mixed, best = self._mix(inputs, routing, outputs)
         if self.mixture == 'stochastic' and not self.training:
-            drawn = sample_experts(routing.dense(routing.log_weights, float('-inf')))
+            drawn = sample_experts(routing.over_experts(routing.log_weights, float('-inf')))
             alone = dataclasses.replace(routing, indices=drawn, log_weights=drawn * 0.0, sums_to_one=True)
             mixed = self._mix(inputs, alone, outputs)[0]
         return mixed, {'router': best}

@@ -79,7 +79,7 @@ def export_onnx(
         raise MoEConfigError('the export needs the package onnx: pip install onnx onnxruntime')
     cfg = read_model_config(config, cfg_options)
     for found in moe_keys(cfg.model):
-        found.keys['dispatch'] = 'dense'
+        found.keys['dispatch'] = 'all'
     path = check_checkpoint(checkpoint, 'checkpoint')
     model = load_trained_model(cfg, path, 'cpu', require_moe=False)
     if getattr(model, 'with_roi_head', False):

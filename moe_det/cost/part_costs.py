@@ -109,7 +109,7 @@ def _count(
     """Multiply-adds of each part, and of the experts that sorted dispatch would leave out.
 
     Args:
-        model: with ``dispatch='dense'`` where idle experts are to be counted.
+        model: with ``dispatch='all'`` where idle experts are to be counted.
         data: of one image, preprocessed.
         sorted_groups: paths of the groups whose experts will not all run.
 
@@ -141,9 +141,9 @@ def _run_all_experts(model: nn.Module) -> None:
     for module in model.modules():
         for key, value in list(vars(module).items()):
             if isinstance(value, MoESettings):
-                setattr(module, key, dataclasses.replace(value, dispatch='dense'))
+                setattr(module, key, dataclasses.replace(value, dispatch='all'))
         if isinstance(module, ExpertGroup):
-            module.dispatch = 'dense'
+            module.dispatch = 'all'
 
 
 def _one_image(model: nn.Module, shape: tuple[int, int]) -> dict:

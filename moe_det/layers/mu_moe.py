@@ -95,7 +95,7 @@ def build_router(settings: MoESettings, in_features: int, where: str) -> Router:
 def coefficients(router: Router, rows: Tensor, layout: RowLayout) -> Tensor:
     """(R, N) coefficients of (R, C) rows, in the rows' dtype."""
     routing = router([rows[:, :, None, None]], layout)
-    return routing.dense(routing.weights, 0.0).to(rows.dtype)
+    return routing.over_experts(routing.weights, 0.0).to(rows.dtype)
 
 
 class MuConv2d(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -66,7 +67,7 @@ class MoESettings:
             (pMoE, arXiv 2306.04073), for ``unit='patch'`` or ``'token'``: no expert is idle, and nothing needs balance.
             ``top_k`` is then the largest number of experts that a row runs. Rows that no expert chose have the shared
             expert alone, which layers without a residual connection need.
-        dispatch: ``sorted`` (cost of K experts) or ``dense`` (all experts run on every row; for export and
+        dispatch: ``sorted`` (cost of K experts) or ``all`` (all experts run on every row; for export and
             compilation).
         soft_mixture: confirms that ``top_k == num_experts`` is intended.
         copy_noise: relative standard deviation of the noise that is added to experts copied from a dense checkpoint,
@@ -124,6 +125,13 @@ class MoESettings:
         for key in cfg:
             if key not in known:
                 raise MoEConfigError(f'{where}: {unknown_name("key", key, known)}')
+        if cfg.get('dispatch') == 'dense':
+            warnings.warn(
+                f"{where}.dispatch='dense' is now 'all'; the old name ends with the next release",
+                FutureWarning,
+                stacklevel=2,
+            )
+            cfg = {**cfg, 'dispatch': 'all'}
         settings = cls(**cfg)
         settings.check(where, units)
         return settings

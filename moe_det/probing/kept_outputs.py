@@ -27,12 +27,12 @@ def keep_outputs(groups: Sequence[ExpertGroup]) -> Iterator[None]:
     for group in groups:
         kept = _Kept(group)
         # in place of the methods of its class
-        vars(group).update(run_all=kept.run_all, run_sorted=kept.mix, run_dense=kept.mix)
+        vars(group).update(run_all=kept.run_all, run_sorted=kept.mix, run_unsorted=kept.mix)
     try:
         yield
     finally:
         for group in groups:
-            del group.run_all, group.run_sorted, group.run_dense
+            del group.run_all, group.run_sorted, group.run_unsorted
 
 
 class _Kept:

@@ -12,7 +12,7 @@ from .class_mixtures import (
 )
 from .cluster_mask import ClusterMask
 from .constraint import Constraint
-from .dispatch import LevelPlan, mix_all, plan_dispatch, run_dense, run_sorted, touch_idle
+from .dispatch import LevelPlan, mix_all, plan_dispatch, run_sorted, run_unsorted, touch_idle
 from .distillation import DistilledGate, finish_distillation, train_gates_alone
 from .entmax import entmax15
 from .expert_choice import ExpertChoice
@@ -95,7 +95,7 @@ __all__ = [
     'next_temperature',
     'plan_dispatch',
     'rows_of',
-    'run_dense',
+    'run_unsorted',
     'run_sorted',
     'sample_experts',
     'select',

@@ -193,7 +193,7 @@ def _joined(outputs: dict[int, Tensor], routing: Routing, plan: LevelPlan, mixtu
     return mixture(joined.unflatten(0, log_weights.shape), log_weights, routing.sums_to_one)
 
 
-def run_dense(rows: Tensor, routing: Routing, first_row: int, experts: Experts, mixture: Mixture) -> Tensor:
+def run_unsorted(rows: Tensor, routing: Routing, first_row: int, experts: Experts, mixture: Mixture) -> Tensor:
     """Runs every expert on every row: same result as :func:`run_sorted`, no data-dependent control flow.
 
     For export and ``torch.compile``. Costs E experts.
@@ -223,7 +223,7 @@ def mix_all(outputs: Tensor, routing: Routing, first_row: int, mixture: Mixture)
     Returns:
         (R_l, C', H', W').
     """
-    spread = routing.dense(routing.log_weights, float('-inf')).narrow(0, first_row, outputs.shape[0])
+    spread = routing.over_experts(routing.log_weights, float('-inf')).narrow(0, first_row, outputs.shape[0])
     chosen = (spread > float('-inf')).reshape(*spread.shape, *[1] * (outputs.dim() - 2))
     # not a product with 0: an expert that was not chosen must not pass a NaN on
     outputs = torch.where(chosen, outputs, outputs.new_zeros(()))

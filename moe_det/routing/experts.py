@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, MoEConfigError
 from .dense_copies import DenseCopy, copy_dense_to_experts
-from .dispatch import Experts, LevelPlan, Mixture, mix_all, run_dense, run_sorted, touch_idle
+from .dispatch import Experts, LevelPlan, Mixture, mix_all, run_sorted, run_unsorted, touch_idle
 from .gates import global_average
 from .mixtures import mix_linear
 from .routing import Routing
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ['DISPATCH_MODES', 'DenseCopy', 'ExpertGroup', 'copy_dense_to_experts', 'fold_common']
 
-DISPATCH_MODES = ('sorted', 'dense')
+DISPATCH_MODES = ('sorted', 'all')
 
 
 class ExpertGroup(nn.Module):
@@ -37,7 +37,7 @@ class ExpertGroup(nn.Module):
         shared: an expert, or :class:`~moe_det.routing.shared_experts.SharedExperts`, that runs on every row and whose
             output is added (DeepSeekMoE, arXiv 2401.06066).
         mixture: how outputs become one, see :mod:`moe_det.routing.mixtures`.
-        dispatch: ``'sorted'`` (cost of K experts) or ``'dense'`` (all experts run, for export and compilation).
+        dispatch: ``'sorted'`` (cost of K experts) or ``'all'`` (all experts run, for export and compilation).
         slots: groups of experts of which every row runs one each; see :mod:`moe_det.routing.selection`.
         common: whether experts hold differences from a common part, see :mod:`moe_det.routing.shared_copies`. It
             starts at 0: call :meth:`start_common` when the experts are initialised, or do so in :meth:`starting`.
@@ -182,7 +182,7 @@ class ExpertGroup(nn.Module):
             rows: L tensors (R_l, C, h_l, w_l).
             routing: the decision; None with a single expert (of each slot), which then is a plain module.
             layout: where the rows lie; None without a decision.
-            plan: per level, from :func:`~moe_det.routing.dispatch.plan_dispatch`; not needed with ``dispatch='dense'``.
+            plan: per level, from :func:`~moe_det.routing.dispatch.plan_dispatch`; not needed with ``dispatch='all'``.
 
         Returns:
             L tensors (R_l, C', h'_l, w'_l).
@@ -192,8 +192,8 @@ class ExpertGroup(nn.Module):
             outputs = [functools.reduce(torch.add, [expert(x) for expert in experts]) for x in rows]
             return self.with_shared(outputs, rows)
         assert layout is not None  # comes with a decision
-        if self.dispatch == 'dense':
-            return self.with_shared(self.run_dense(rows, routing, layout), rows)
+        if self.dispatch == 'all':
+            return self.with_shared(self.run_unsorted(rows, routing, layout), rows)
         assert plan is not None  # needed by sorted dispatch
         return self.with_shared(self.run_sorted(rows, routing, layout, plan), rows)
 
@@ -264,11 +264,11 @@ class ExpertGroup(nn.Module):
             idle += [common for i, common in enumerate(self.common) if i not in slots]
         return [*outputs[:-1], touch_idle(outputs[-1], idle)]
 
-    def run_dense(self, rows: Sequence[Tensor], routing: Routing, layout: RowLayout) -> list[Tensor]:
+    def run_unsorted(self, rows: Sequence[Tensor], routing: Routing, layout: RowLayout) -> list[Tensor]:
         experts = self.runnable()
         first, outputs = 0, []
         for x in rows:
-            outputs.append(run_dense(x, routing, first, experts, self.mixture))
+            outputs.append(run_unsorted(x, routing, first, experts, self.mixture))
             if layout.unit != 'image':
                 first += x.shape[0]
         return outputs

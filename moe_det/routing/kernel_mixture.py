@@ -41,7 +41,7 @@ class KernelMixture(ExpertGroup):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.dispatch = 'dense'  # nothing is sorted
+        self.dispatch = 'all'  # nothing is sorted
         for name, module in self.experts[0].named_modules():
             if isinstance(module, _BatchNorm) or (isinstance(module, _InstanceNorm) and module.track_running_stats):
                 raise MoEConfigError(
@@ -61,7 +61,7 @@ class KernelMixture(ExpertGroup):
         if routing is None:
             return super().forward(rows, routing, layout, plan)
         assert layout is not None  # comes with a decision
-        weights = routing.dense(routing.weights, 0.0)
+        weights = routing.over_experts(routing.weights, 0.0)
         counts = [len(x) for x in rows]
         if layout.unit == 'image':  # a row is an image, on all levels
             merged = [self._merged(weights)] * len(rows)

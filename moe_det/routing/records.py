@@ -110,7 +110,7 @@ class RoutingRecorder(Recorder):
         self._next_level[layer] = first + len(layout.level_rows)
         map_sizes = {first + i: size for i, size in enumerate(layout.map_sizes)}
         patches = layout.numbers()
-        weights = routing.dense(routing.weights, 0.0).detach().cpu()
+        weights = routing.over_experts(routing.weights, 0.0).detach().cpu()
         probs = routing.probs.detach().cpu()
         ids = self._image_ids[images]
         self.records.append(RoutingRecord(layer, weights, probs, ids, levels, patches, layout.unit, map_sizes))

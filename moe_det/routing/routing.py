@@ -98,7 +98,7 @@ class Routing:
         """E."""
         return self.logits.shape[1]
 
-    def dense(self, values: Tensor, fill: float) -> Tensor:
+    def over_experts(self, values: Tensor, fill: float) -> Tensor:
         """Spreads (R, K) values of the chosen experts over (R, E), with ``fill`` elsewhere."""
         spread = values.new_full((len(values), self.num_experts + 1), fill)
         return spread.scatter(1, self.indices, values)[:, : self.num_experts]
@@ -115,9 +115,9 @@ class Routing:
     def _sums(self, reduce: Callable[[Tensor], Tensor]) -> Usage:
         experts = self.num_experts
         entropy = -(self.probs * self.log_probs).sum(1, keepdim=True)
-        chosen = self.dense(torch.ones_like(self.weights.detach()), 0.0)
+        chosen = self.over_experts(torch.ones_like(self.weights.detach()), 0.0)
         columns = torch.cat(
-            [self.dense(self.weights, 0.0), chosen, self.probs, entropy, torch.ones_like(entropy)], dim=1
+            [self.over_experts(self.weights, 0.0), chosen, self.probs, entropy, torch.ones_like(entropy)], dim=1
         )
         groups = torch.arange(self.num_groups, device=self.groups.device)
         member = (self.groups[:, None] == groups).to(columns.dtype)

@@ -136,7 +136,7 @@ class _Decisions(Recorder):
         self.found: dict[str, list[Decision]] = {name: [] for name in self.routers}
 
     def receive(self, layer: str, routing: Routing, layout: RowLayout) -> None:
-        weights = routing.dense(routing.weights, 0.0)
+        weights = routing.over_experts(routing.weights, 0.0)
         self.found[layer].append((routing.probs.double().cpu(), weights.cpu(), layout))
 
 

@@ -244,7 +244,7 @@ def count_experts(model) -> list[int]:
     return rows
 
 
-@pytest.mark.parametrize('dispatch', ['sorted', 'dense'])
+@pytest.mark.parametrize('dispatch', ['sorted', 'all'])
 def test_one_expert_per_image_at_test_time(dispatch):
     model = model_of(test_top_k=1, dispatch=dispatch).eval()
     assert model.router.test_top_k == 1  # known before the first forward
@@ -327,7 +327,7 @@ def test_sparse_inference_after_distillation():
     with torch.no_grad():
         sparse = model(inputs, labels, mode='predict')[0]['probs']
         assert sum(rows) == 30
-        model.settings = type(model.settings)(**{**vars(model.settings), 'dispatch': 'dense'})
+        model.settings = type(model.settings)(**{**vars(model.settings), 'dispatch': 'all'})
         dense = model(inputs, labels, mode='predict')[0]['probs']
     assert torch.allclose(sparse, dense, atol=1e-6)
     # the finished model is that of the plain config

@@ -87,7 +87,7 @@ def without_reader(graph: bytes, name: str) -> bytes:
 )
 def test_an_ffn_chooses_for_each_token_in_the_graph(moe, tmp_path):
     torch.manual_seed(0)
-    layer = MoEFFN(FFN(8, 24, ffn_drop=0.0), 'ffn', dispatch='dense', **moe).eval()
+    layer = MoEFFN(FFN(8, 24, ffn_drop=0.0), 'ffn', dispatch='all', **moe).eval()
     torch.nn.init.normal_(layer.router.gate.fc.weight)  # so that tokens choose differently
     x, other = torch.randn(2, 7, 8), torch.randn(2, 7, 8)
     path = tmp_path / 'ffn.onnx'

@@ -88,7 +88,7 @@ def really_run(model: dict, size: tuple[int, int] = SIZE) -> int:
         dict(FOUR, placement='tower'),
         dict(FOUR, placement='tower', shared_expert=2, weighting='full_softmax'),
         dict(FOUR, top_k=4, placement='last', unit='patch', grid=2, rows_per_expert=1, shared_expert=True),
-        dict(FOUR, dispatch='dense'),
+        dict(FOUR, dispatch='all'),
         dict(FOUR, gate=dict(type='AttentiveGate')),
         dict(num_experts=3, top_k=3, soft_mixture=True),
         dict(num_experts=1, top_k=1),
@@ -104,8 +104,8 @@ def really_run(model: dict, size: tuple[int, int] = SIZE) -> int:
 def test_active_and_all_are_what_runs_sorted_and_dense(moe):
     cost = cost_of(small(moe)).parts[WHOLE]
     assert cost.active_macs == really_run(small(moe))
-    assert cost.macs == really_run(small(dict(moe, dispatch='dense')))
-    runs_all = moe.get('dispatch') == 'dense' or moe.get('gate') == dict(type='AttentiveGate') or 'soft_mixture' in moe
+    assert cost.macs == really_run(small(dict(moe, dispatch='all')))
+    runs_all = moe.get('dispatch') == 'all' or moe.get('gate') == dict(type='AttentiveGate') or 'soft_mixture' in moe
     assert (cost.active_macs == cost.macs) == (runs_all or moe.get('num_experts') == 1 or moe.get('copies') == 1)
 
 

@@ -41,7 +41,7 @@ HEADS = {
     'image, box sizes': dict(**FOUR, unit='image', constraint=BOX_SIZES),
     'patch': dict(**ONE, unit='patch', grid=2, constraint=dict(type='SampleSimilarityConstraint')),
     'patch, box sizes': dict(**ONE, unit='patch', grid=2, constraint=BOX_SIZES),
-    'every expert': dict(**FOUR, dispatch='dense', shared_expert=True, constraint=dict(type='KLConstraint')),
+    'every expert': dict(**FOUR, dispatch='all', shared_expert=True, constraint=dict(type='KLConstraint')),
     'attentive': dict(**FOUR, gate=ATTENTIVE, constraint=dict(type='ImportanceConstraint')),
     'distilled': dict(
         **FOUR, gate=dict(type='DistilledGate', teacher=ATTENTIVE, student=dict(type='GAPLinearGate'), kl_weight=1.0)

@@ -22,7 +22,7 @@ def mixed(layer, x: torch.Tensor) -> torch.Tensor:
     return (weights[:, :, None, None, None] * outputs).sum(1)
 
 
-@pytest.mark.parametrize('dispatch', ['sorted', 'dense'])
+@pytest.mark.parametrize('dispatch', ['sorted', 'all'])
 def test_convolution(dispatch):
     layer = MoEConv2d(3, 5, 3, stride=2, padding=1, num_experts=3, top_k=2, gate=GATE, dispatch=dispatch).eval()
     x = torch.randn(4, 3, 8, 8)

@@ -220,10 +220,10 @@ class TestExpert:
             torch.testing.assert_close(built(x[row : row + 1]), whole[row : row + 1], rtol=1e-12, atol=1e-12)
         assert built(x[:0]).shape == (0, *whole.shape[1:])
 
-    def test_sorted_dispatch_is_dense_dispatch(self, expert):
+    def test_sorted_dispatch_is_running_all(self, expert):
         layer = build_layer(expert={'type': expert}).eval()
         found = layer(maps(7))
-        layer.expert_group.dispatch = 'dense'
+        layer.expert_group.dispatch = 'all'
         torch.testing.assert_close(layer(maps(7)), found, rtol=1e-12, atol=1e-12)
 
     def test_gradients_of_idle_experts_are_zero_not_none(self, expert):

@@ -19,7 +19,7 @@ from moe_det.layers import MoEBlock
         {'shared_expert': True, 'unit': 'patch', 'grid': 2},
         {'num_experts': 1, 'top_k': 1},
         {'copies_share': True},
-        {'dispatch': 'dense', 'top_k': 1, 'reduction': 2},
+        {'dispatch': 'all', 'top_k': 1, 'reduction': 2},
     ],
     ids=str,
 )

@@ -256,10 +256,10 @@ def test_no_images(training, shape):
     [{}, {'unit': 'patch', 'grid': 2}, {'balance_over': 'level', 'num_levels': 3}, {'shared_expert': True, 'top_k': 1}],
     ids=str,
 )
-def test_dense_dispatch_compiles_as_one_graph(settings):
+def test_running_all_experts_compiles_as_one_graph(settings):
     torch._dynamo.reset()
     layer = MoEConv2d(
-        4, 4, 3, padding=1, dispatch='dense', constraint={'type': 'SelectionBiasConstraint'}, **settings
+        4, 4, 3, padding=1, dispatch='all', constraint={'type': 'SelectionBiasConstraint'}, **settings
     ).eval()
     compiled = torch.compile(layer, fullgraph=True, backend='aot_eager')
     with torch.no_grad():

@@ -55,7 +55,7 @@ BAD = [
     ({'unit': 'pixel'}, ['unit', "'pixel'", 'image, level, patch']),
     ({'unit': None}, ['unit', 'None', 'image, level, patch']),
     ({'balance_over': 'levels'}, ['balance_over', "'levels'", 'all, level', "Did you mean 'level'"]),
-    ({'dispatch': 'sparse'}, ['dispatch', "'sparse'", 'dense, sorted']),
+    ({'dispatch': 'sparse'}, ['dispatch', "'sparse'", 'all, sorted']),
     ({'unit': 'patch'}, ['grid=None', 'integer >= 2']),
     ({'unit': 'patch', 'grid': 1}, ['grid=1', 'integer >= 2']),
     ({'unit': 'patch', 'grid': (2, 2)}, ['grid=(2, 2)', 'integer >= 2']),
@@ -165,3 +165,9 @@ def test_a_soft_mixture_runs_all_experts_when_it_is_meant():
     first, second = (expert(x) for expert in layer.expert_group.experts)
     expected = weights[:, :1, None, None] * first + weights[:, 1:, None, None] * second
     torch.testing.assert_close(layer(x), expected)
+
+
+def test_the_old_name_of_running_all_experts_works_with_a_warning():
+    with pytest.warns(FutureWarning, match="layer.moe.dispatch='dense' is now 'all'"):
+        settings = MoESettings.from_config({'dispatch': 'dense'}, 'layer.moe')
+    assert settings == MoESettings.from_config({'dispatch': 'all'}, 'layer.moe')

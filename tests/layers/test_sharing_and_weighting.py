@@ -17,7 +17,7 @@ def conv(**moe) -> MoEConv2d:
 
 
 @pytest.mark.parametrize('share', [False, True])
-@pytest.mark.parametrize('dispatch', ['sorted', 'dense'])
+@pytest.mark.parametrize('dispatch', ['sorted', 'all'])
 def test_one_straight_through_copy_computes_what_the_plain_convolution_does(share, dispatch):
     plain = nn.Conv2d(6, 8, 3, padding=1)
     layer = conv(weighting='straight_through', copies_share=share, copy_noise=0, dispatch=dispatch)
@@ -83,10 +83,10 @@ def test_a_group_of_another_class_gets_what_the_settings_say():
     class Group(ExpertGroup):
         """Told apart by its class."""
 
-    settings = MoESettings(num_experts=4, top_k=2, copies_share=True, copy_noise=0.5, dispatch='dense')
+    settings = MoESettings(num_experts=4, top_k=2, copies_share=True, copy_noise=0.5, dispatch='all')
     group = settings.build_experts(lambda: nn.Conv2d(2, 2, 1), slots=2, group=Group)
     assert type(group) is Group
-    assert (group.slots, group.copies, group.copy_noise, group.dispatch, len(group.common)) == (2, 2, 0.5, 'dense', 2)
+    assert (group.slots, group.copies, group.copy_noise, group.dispatch, len(group.common)) == (2, 2, 0.5, 'all', 2)
 
 
 @pytest.mark.parametrize('build', [conv, lambda **moe: MoEBlock(8, **moe)])

@@ -43,7 +43,7 @@ def test_a_window_holds_the_tokens_of_its_place(map_size):
         windows.cut(tokens[:, :3])
 
 
-@pytest.mark.parametrize('dispatch', ['sorted', 'dense'])
+@pytest.mark.parametrize('dispatch', ['sorted', 'all'])
 def test_all_tokens_of_a_window_run_its_experts(dispatch):
     windows = Windows(3)
     windows.map_size = (4, 5)

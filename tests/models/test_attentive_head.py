@@ -133,8 +133,8 @@ def test_a_plain_gate_is_fitted_and_runs_k_experts(kl_weight, tmp_path):
     found = predictions_of(model, batch())
     assert sum(rows) == 2 * 2 * 5 * 2  # branches, images, levels, k
     for group in model.bbox_head.branch_experts.values():
-        group.dispatch = 'dense'
-    model.bbox_head.settings = dataclasses.replace(model.bbox_head.settings, dispatch='dense')
+        group.dispatch = 'all'
+    model.bbox_head.settings = dataclasses.replace(model.bbox_head.settings, dispatch='all')
     for ours, theirs in zip(predictions_of(model, batch()), found, strict=True):
         assert_same_detections(ours, theirs)
     # its checkpoint serves the config of the plain gate

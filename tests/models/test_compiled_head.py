@@ -1,4 +1,4 @@
-"""MoERetinaHead with dense dispatch compiles as one graph."""
+"""MoERetinaHead with dispatch='all' compiles as one graph."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from small_models import head, head_outputs, pyramid, spread_weights
 )
 def test_the_head_is_one_graph(moe):
     torch._dynamo.reset()
-    plain = spread_weights(head(dict(dispatch='dense', **moe))).eval()
+    plain = spread_weights(head(dict(dispatch='all', **moe))).eval()
     sorted_dispatch = head(moe).eval()
     sorted_dispatch.load_state_dict(plain.state_dict())
     # a break of the graph would be an error

@@ -78,7 +78,7 @@ def test_hard_constraint_moves_once_per_training_step():
     assert state.abs().sum() == 0
     usage = {}
     model.bbox_head.branch_experts['cls'].register_forward_pre_hook(
-        lambda _, args: usage.update(importance=args[1].dense(args[1].weights.detach(), 0.0).sum(0))
+        lambda _, args: usage.update(importance=args[1].over_experts(args[1].weights.detach(), 0.0).sum(0))
     )
     losses_of(model, batch())
     # two images and five levels: ten rows of weight 1 over three experts

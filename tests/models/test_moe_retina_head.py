@@ -58,7 +58,7 @@ SAME_AS_DENSE = [
     *[dict(**FOUR, placement=p, shared_gate=s, **PATCH) for p in ('first', 'last') for s in (False, True)],
     dict(**FOUR, branches=('cls',)),
     dict(**FOUR, branches='reg', placement='last'),
-    dict(**FOUR, dispatch='dense'),
+    dict(**FOUR, dispatch='all'),
     dict(num_experts=2, top_k=2, soft_mixture=True),
 ]
 
@@ -126,7 +126,7 @@ def test_outputs_and_gradients_match_the_row_by_row_reference(keys, top_k, share
     theirs = [y for branch in ('cls', 'reg') for y in naive_branch(moe, branch, maps, keys)]
     directions = [torch.sin(torch.arange(y.numel(), dtype=y.dtype)).reshape(y.shape) for y in theirs]
     for group in moe.branch_experts.values():
-        group.dispatch = 'dense'  # every expert runs, for export
+        group.dispatch = 'all'  # every expert runs, for export
     for a, b, c in zip(ours, theirs, head_outputs(moe, maps), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(c, b, rtol=1e-10, atol=1e-10)
@@ -209,7 +209,7 @@ def test_one_copy_to_the_host_per_call(monkeypatch, moe, training):
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize('moe', [dict(num_experts=4, dispatch='dense'), dict(num_experts=1, top_k=1)], ids=str)
+@pytest.mark.parametrize('moe', [dict(num_experts=4, dispatch='all'), dict(num_experts=1, top_k=1)], ids=str)
 def test_no_copy_to_the_host_where_nothing_depends_on_the_decision(monkeypatch, moe):
     monkeypatch.setattr(dispatch, 'copy_to_host', lambda counts: pytest.fail('copied'))
     head(moe)(tuple(pyramid()))

@@ -58,13 +58,13 @@ SAME_AS_DENSE = [
     (dict(shards=2, copies=1), GN),
     (dict(shards=2, copies=1), BN),
     (dict(shards=1, copies=1), {}),
-    (dict(dispatch='dense'), GN),
+    (dict(dispatch='all'), GN),
     (dict(copies_share=True), GN),
     (dict(branches=('cls',)), GN),
     ({}, dict(stacked_convs=1, feat_channels=16)),
     ({}, dict(norm_cfg=dict(type='IN', affine=True))),
     (dict(constraint=KL), GN),
-    *[(dict(shards=1, shared_expert=True, **moe), GN) for moe in ({}, dict(unit='image', dispatch='dense'))],
+    *[(dict(shards=1, shared_expert=True, **moe), GN) for moe in ({}, dict(unit='image', dispatch='all'))],
     (dict(shards=3, shared_expert=True, copies_share=True), BN),
     (dict(shards=1, shared_expert=True, **PATCH), {}),
     (dict(shards=3, shared_expert=True, copies=1), GN),
@@ -131,7 +131,7 @@ def naive_branch(model, branch: str, maps: list[Tensor], per_image: bool) -> lis
     return outputs
 
 
-@pytest.mark.parametrize('dispatch', ['sorted', 'dense'])
+@pytest.mark.parametrize('dispatch', ['sorted', 'all'])
 @pytest.mark.parametrize(
     'moe, changes',
     [
@@ -169,7 +169,7 @@ def test_outputs_and_gradients_match_the_row_by_row_reference(moe, changes, disp
 def dense_outputs(model, maps: list[Tensor]) -> list[Tensor]:
     """What the same head computes when it runs every expert."""
     for group in model.branch_experts.values():
-        group.dispatch = 'dense'
+        group.dispatch = 'all'
     try:
         return head_outputs(model, maps)
     finally:
@@ -178,7 +178,7 @@ def dense_outputs(model, maps: list[Tensor]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize('changes', [{}, GN, BN], ids=str)
-def test_patches_match_dense_dispatch(changes):
+def test_patches_match_running_all(changes):
     model = shards(dict(unit='patch', grid=3), **changes).eval()
     maps = pyramid(images=2, size=128)
     with torch.no_grad():
@@ -272,7 +272,7 @@ def test_idle_copies_get_zero_gradients_and_used_ones_others():
 
 
 @pytest.mark.parametrize('training', [False, True])
-@pytest.mark.parametrize('moe', [{}, dict(dispatch='dense'), dict(copies=1)], ids=str)
+@pytest.mark.parametrize('moe', [{}, dict(dispatch='all'), dict(copies=1)], ids=str)
 def test_no_images(moe, training):
     model = shards(moe, **GN).train(training)
     outputs = head_outputs(model, [x[:0] for x in pyramid()])
@@ -289,7 +289,7 @@ def test_no_images(moe, training):
     [dict(forced=1), dict(forced=(1, 6)), dict(forced=(0, 1)), dict(forced=(0, 1, 2, 3, 5)), dict(knocked_out=6)],
     ids=str,
 )
-def test_interventions_match_dense_dispatch(intervention):
+def test_interventions_match_running_all(intervention):
     model = shards(**GN).eval()
     maps = pyramid(images=3)
     with torch.no_grad(), intervene(model, {'routers.cls': Intervention(**intervention)}):

@@ -32,7 +32,7 @@ MODELS = {
     'one of a patch': dict(moe=dict(MOE, top_k=1, unit='patch', grid=3)),
     'tower': dict(moe=dict(MOE, placement='tower')),
     'one gate for both branches': dict(moe=dict(MOE, shared_gate=True)),
-    'shared expert, dense dispatch': dict(moe=dict(MOE, shared_expert=True, dispatch='dense')),
+    'shared expert, all run': dict(moe=dict(MOE, shared_expert=True, dispatch='all')),
     'attentive': dict(moe=dict(MOE, gate=dict(type='AttentiveGate', hidden_channels=8), noise=False)),
     'masks of a hard constraint': dict(moe=dict(MOE, constraint=dict(type='SelectionBiasConstraint'))),
     'shards': dict(moe=SHARDS),

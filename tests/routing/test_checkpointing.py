@@ -100,7 +100,7 @@ MASKING = (RelativeImportanceConstraint, ZLossConstraint)
         {'constraints': SOFT},
         {'constraints': SOFT, 'top_k': 1},
         {'constraints': SOFT, 'unit': 'patch', 'over': 'level'},
-        {'constraints': SOFT, 'dispatch': 'dense'},
+        {'constraints': SOFT, 'dispatch': 'all'},
         {'constraints': MIXED},
         {'constraints': MASKING, 'top_k': 1},
         {'constraints': MIXED, 'noise': True, 'over': 'level'},

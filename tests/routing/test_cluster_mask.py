@@ -90,7 +90,7 @@ def test_balance_is_that_inside_the_groups_and_has_a_gradient():
     given = [x.double() for x in given]
     routing = made(given, layout)
     loss = made.collect()['kl']
-    importance = routing.dense(routing.weights, 0.0).sum(0).detach()
+    importance = routing.over_experts(routing.weights, 0.0).sum(0).detach()
     by_group = importance.view(2, 2)
     mass = by_group.sum(1) / importance.sum()
     inside = sum(float(m * sum(p * math.log(2 * p) for p in g / g.sum())) for m, g in zip(mass, by_group, strict=True))
@@ -111,7 +111,7 @@ def test_balance_inside_a_group_by_hand():
     logits = torch.tensor([[math.log(3), 0.0, 9.0, 9.0], [7.0, 1.0, 2.0, 2.0]] * 2)
     made.gate.forward = lambda feature, keys=None: logits
     routing = made(*rows_of([torch.zeros(4, 3, 2, 2)], 'level'))
-    torch.testing.assert_close(routing.dense(routing.weights, 0.0).sum(0), torch.tensor([1.5, 0.5, 1.0, 1.0]))
+    torch.testing.assert_close(routing.over_experts(routing.weights, 0.0).sum(0), torch.tensor([1.5, 0.5, 1.0, 1.0]))
     assert made.collect()['kl'].item() == pytest.approx(0.5 * (0.75 * math.log(1.5) + 0.25 * math.log(0.5)))
 
 

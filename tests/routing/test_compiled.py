@@ -27,7 +27,7 @@ class Layer(nn.Module):
             GAPLinearGate(3, 4), [constraint()], top_k=top_k, unit=unit, balance_over=over, num_levels=2, **router
         )
         experts = [nn.Conv2d(3, 2, 3, padding=1) for _ in range(4)]
-        self.group = ExpertGroup(experts, dispatch='dense', slots=self.router.slots)
+        self.group = ExpertGroup(experts, dispatch='all', slots=self.router.slots)
         if mixture is not None:
             self.group.mixture = mixture
 

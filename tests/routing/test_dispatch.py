@@ -15,8 +15,8 @@ from moe_det.routing import (
     mix_linear,
     mix_probabilities,
     plan_dispatch,
-    run_dense,
     run_sorted,
+    run_unsorted,
     split_patches,
 )
 
@@ -85,7 +85,7 @@ def test_sorted_and_dense_equal_the_loop(num_experts, top_k, images, unit, mixtu
 
     expected = naive_layer(maps, unit, 2, gate, group.experts, top_k, mixture)
     expected_gradients = gradients(expected, tensors)
-    for dispatch in ('sorted', 'dense'):
+    for dispatch in ('sorted', 'all'):
         group.dispatch = dispatch
         outputs = run_layer(router, group, maps, unit, 2)
         for actual, wanted in zip(outputs, expected, strict=True):
@@ -129,7 +129,7 @@ def check_routing(num_experts: int, top_k: int, choices: list[list[int]], split:
     first = [0, split]
     for outputs in (
         [run_sorted(x, routing, plan, experts, mixture) for x, plan in zip(levels, plans, strict=True)],
-        [run_dense(x, routing, at, experts, mixture) for x, at in zip(levels, first, strict=True)],
+        [run_unsorted(x, routing, at, experts, mixture) for x, at in zip(levels, first, strict=True)],
     ):
         flat = [row for level in outputs for row in level]
         for actual, wanted in zip(flat, expected, strict=True):

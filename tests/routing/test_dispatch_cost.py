@@ -81,7 +81,7 @@ def test_a_plan_copies_once_whatever_it_plans(host_copies, routing_from):
 
 @pytest.mark.parametrize('constraint', [None, KLConstraint, RelativeImportanceConstraint])
 @pytest.mark.parametrize('unit', ['level', 'image', 'patch'])
-@pytest.mark.parametrize('mode', ['sorted', 'dense'])
+@pytest.mark.parametrize('mode', ['sorted', 'all'])
 @pytest.mark.parametrize('training', [True, False])
 def test_nothing_else_waits_for_the_device(training, mode, unit, constraint, host_copies, run_layer, conv_group):
     constraints = [constraint()] if constraint else []

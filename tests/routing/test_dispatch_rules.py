@@ -69,7 +69,7 @@ def test_an_unchosen_expert_with_nan_weights_leaks_nowhere(top_k, rows, mixture,
     healthy = [nn.Conv2d(3, 2, 3, padding=1) for _ in range(4)]
     group = ExpertGroup([*healthy, NaNExpert()], None, mixture).double().train()
     maps = [torch.randn(1 if rows == 'one' else 6, 3, 4, 4, dtype=torch.float64, requires_grad=True)]
-    for group.dispatch in ('sorted', 'dense'):
+    for group.dispatch in ('sorted', 'all'):
         (output,) = run_layer(router, group, maps, 'level')
         assert torch.isfinite(output).all(), group.dispatch
         if group.dispatch == 'sorted':
@@ -103,7 +103,7 @@ def test_no_images(unit, run_layer, conv_group):
     router = Router(GAPLinearGate(3, 4).double(), top_k=2, unit=unit).train()
     group = conv_group(4, 3, 2).train()
     maps = [torch.zeros(0, 3, 4, 6, dtype=torch.float64, requires_grad=True)]
-    for group.dispatch in ('sorted', 'dense'):
+    for group.dispatch in ('sorted', 'all'):
         (output,) = run_layer(router, group, maps, unit, 2)
         assert output.shape[:2] == (0, 2)
         group.zero_grad()
@@ -113,7 +113,7 @@ def test_no_images(unit, run_layer, conv_group):
 
 @pytest.mark.parametrize('gate_kind', [GAPLinearGate, ConvGAPGate, TwoConvGAPGate])
 @pytest.mark.parametrize('unit', ['level', 'image', 'patch'])
-@pytest.mark.parametrize('dispatch', ['sorted', 'dense'])
+@pytest.mark.parametrize('dispatch', ['sorted', 'all'])
 def test_an_image_does_not_depend_on_its_batch(dispatch, unit, gate_kind, run_layer, conv_group):
     gate = gate_kind(3, 4).double()
     router = Router(gate, top_k=2, unit=unit).eval()

@@ -68,7 +68,7 @@ def test_a_router_leaves_out_experts_without_weight(route_rows):
     x = torch.randn(20, 3, 2, 2, generator=torch.Generator().manual_seed(2))
     routing = route_rows(router, x)
     weights = entmax15(router.gate(x))
-    torch.testing.assert_close(routing.dense(routing.weights, 0.0), weights)
+    torch.testing.assert_close(routing.over_experts(routing.weights, 0.0), weights)
     assert 20 < (routing.indices < 4).sum() < 80 and routing.sums_to_one
     assert torch.equal((routing.indices < 4).sum(1), (weights > 0).sum(1))
 
@@ -79,7 +79,7 @@ def test_a_knocked_out_expert_leaves_its_weight_to_the_others(route_rows):
     with intervene(model, {'layer': Intervention(knocked_out=1)}):
         routing = route_rows(model['layer'], x)
     others = entmax15(model['layer'].gate(x)[:, [0, 2, 3]])
-    torch.testing.assert_close(routing.dense(routing.weights, 0.0)[:, [0, 2, 3]], others)
+    torch.testing.assert_close(routing.over_experts(routing.weights, 0.0)[:, [0, 2, 3]], others)
     assert (routing.indices != 1).all()
 
 

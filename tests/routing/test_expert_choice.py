@@ -67,7 +67,7 @@ def test_a_row_keeps_its_largest_values():
     torch.testing.assert_close(log_weights.exp()[:, 0], torch.tensor(expected).double())
 
 
-@pytest.mark.parametrize('dispatch', ['sorted', 'dense'])
+@pytest.mark.parametrize('dispatch', ['sorted', 'all'])
 def test_a_layer_is_the_shared_expert_and_the_chosen_ones(dispatch):
     layer = layer_of(dispatch=dispatch).eval()
     x = maps()

@@ -42,7 +42,7 @@ def weights(model: nn.Module, **changes) -> torch.Tensor:
     """Dense weights, under an intervention where changes are given."""
     with intervene(model, {'layer': Intervention(**changes)} if changes else {}):
         routing = route(model['layer'])
-    return routing.dense(routing.weights, 0.0)
+    return routing.over_experts(routing.weights, 0.0)
 
 
 def sigmoid(x: float) -> float:
@@ -213,7 +213,7 @@ def test_interventions_act_in_their_own_slot(intervention, rows):
     for row, of_row in enumerate(rows):
         for expert, weight in of_row.items():
             expected[row, expert] = weight
-    torch.testing.assert_close(routing.dense(routing.weights, 0.0), expected)
+    torch.testing.assert_close(routing.over_experts(routing.weights, 0.0), expected)
     assert torch.equal(routing.indices, routing.indices.sort(1).values)  # slots, and experts in them, in order
 
 

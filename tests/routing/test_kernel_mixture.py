@@ -88,7 +88,7 @@ def test_of_bare_convolutions_it_is_the_mixture_of_outputs():
         return nn.Conv2d(CHANNELS, OUT, 3, padding=1)
 
     decide, levels = router(), maps()
-    kernels, outputs = (mixture(make=make, group=group, dispatch='dense') for group in (KernelMixture, ExpertGroup))
+    kernels, outputs = (mixture(make=make, group=group, dispatch='all') for group in (KernelMixture, ExpertGroup))
     for a, b in zip(run(kernels, decide, levels), run(outputs, decide, levels), strict=True):
         torch.testing.assert_close(a, b, **EXACT)
 
@@ -156,7 +156,7 @@ def test_autocast_keeps_experts_apart_that_differ_by_little():
     rows, layout = rows_of(levels, 'level', 1)
     with torch.autocast('cpu', dtype=torch.bfloat16):
         routing = decide(rows, layout)
-        weights = routing.dense(routing.weights, 0.0)
+        weights = routing.over_experts(routing.weights, 0.0)
         mixed = mix_weights(weights, [one[0].bias for one in layer.experts])
     torch.testing.assert_close(mixed[:, 0], 1 + (weights @ torch.arange(3.0)) * 2**-12, rtol=1e-6, atol=0)
 

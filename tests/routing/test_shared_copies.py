@@ -61,7 +61,7 @@ def test_an_expert_computes_with_the_sum_and_its_own_statistics(slots, run_layer
             for name, parameter in module.named_parameters():
                 common = shared.common[e // shared.copies].get_parameter(name)
                 parameter.copy_(common + shared.experts[e].get_parameter(name))
-    for dispatch in ('sorted', 'dense'):
+    for dispatch in ('sorted', 'all'):
         for mode in (True, False):
             for group in (shared, plain):
                 group.dispatch = dispatch

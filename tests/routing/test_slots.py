@@ -87,7 +87,7 @@ def maps_of_two_levels() -> list[torch.Tensor]:
     return [torch.randn(5, 3, 4, 3, dtype=torch.float64), torch.randn(5, 3, 2, 2, dtype=torch.float64)]
 
 
-@pytest.mark.parametrize('dispatch', ['sorted', 'dense'])
+@pytest.mark.parametrize('dispatch', ['sorted', 'all'])
 @pytest.mark.parametrize('unit', ['level', 'image'])
 def test_a_layer_adds_the_chosen_experts_and_the_gate_learns_from_each(dispatch, unit, run_layer):
     router, group = layer(dispatch)

@@ -53,12 +53,12 @@ def test_the_gradient_of_large_logits_stays_finite():
 
 @pytest.mark.parametrize('mixture', [mix_linear, mix_probabilities])
 @pytest.mark.parametrize('num_rows', [1, 6])
-def test_sorted_and_dense_dispatch_agree_in_values_and_gradients(mixture, num_rows, conv_group, run_layer):
+def test_both_dispatches_agree_in_values_and_gradients(mixture, num_rows, conv_group, run_layer):
     router = router_of(weighting='straight_through').double().train()
     maps = [torch.randn(num_rows, 3, 5, 4, dtype=torch.float64)]
     group = conv_group(4, 3, 2, mixture).train()
     results = []
-    for dispatch in ('sorted', 'dense'):
+    for dispatch in ('sorted', 'all'):
         group.dispatch = dispatch
         router.zero_grad(), group.zero_grad()
         (output,) = run_layer(router, group, maps, 'level')
@@ -97,7 +97,7 @@ def test_a_forced_expert_counts_in_full(route_rows):
     model = nn.ModuleDict({'layer': router_of(weighting='straight_through')}).eval()
     with intervene(model, {'layer': Intervention(forced=(1, 3))}):
         routing = route_rows(model['layer'], torch.randn(5, 3, 6, 6))
-    torch.testing.assert_close(routing.dense(routing.weights, 0.0), torch.tensor([[0, 0.5, 0, 0.5]] * 5))
+    torch.testing.assert_close(routing.over_experts(routing.weights, 0.0), torch.tensor([[0, 0.5, 0, 0.5]] * 5))
 
 
 # -- checkpoints ------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""MoE layers and the modules that fill mmdet's slots."""
+"""MoE layers and those of them that mmdet builds."""
 
 from .. import registry as _registry  # noqa: F401 - first, or a module would be registered half imported
 

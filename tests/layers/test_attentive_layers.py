@@ -1,4 +1,4 @@
-"""Layers that fill mmdet's slots, under an attentive gate."""
+"""Layers that mmdet builds, under an attentive gate."""
 
 from __future__ import annotations
 

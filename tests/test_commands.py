@@ -147,6 +147,25 @@ def test_the_index_of_models_names_every_config():
     assert len({model['Name'] for model in models}) == len(models)
 
 
+def needs_mmdet(module: Path) -> bool:
+    """Whether a module imports a package of OpenMMLab's when it is imported."""
+    tree = ast.parse(module.read_text(encoding='utf-8'))
+    absolute = [node.module for node in tree.body if isinstance(node, ast.ImportFrom) and not node.level]
+    names = absolute + [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
+    return any(name.partition('.')[0] in ('mmcv', 'mmdet', 'mmengine') for name in names)
+
+
+def test_packages_that_need_mmdet_register_first_whichever_of_their_modules_is_imported():
+    # attacks: its plan is read by commands that answer at once; compat: what registering itself begins with
+    others = {'attacks', 'compat'}
+    packages = [path.parent for path in PACKAGE.glob('*/__init__.py') if path.parent.name not in others]
+    needing = [package for package in packages if any(map(needs_mmdet, package.glob('*.py')))]
+    assert {'hooks', 'layers', 'dataset_check'} <= {package.name for package in needing}
+    for package in needing:
+        first = ast.parse((package / '__init__.py').read_text(encoding='utf-8')).body[1]  # after the docstring
+        assert ast.unparse(first).startswith('from .. import registry'), package.name
+
+
 WITHOUT_MMDET = """
 import importlib, pkgutil, sys
 
@@ -175,6 +194,8 @@ def test_routing_and_analysis_need_no_mmdet():
         'import moe_det\nfrom mmdet.registry import MODELS',
         'import moe_det.hooks.moe_hook',
         'import moe_det.layers',
+        'import moe_det.dataset_check',
+        'import moe_det.attacks.objectives',
     ],
 )
 def test_classes_are_registered_once_mmdet_is_there(first):

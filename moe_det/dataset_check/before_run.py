@@ -19,12 +19,12 @@ from ..common.config_edit import split_datasets, split_metrics
 from ..common.console import warn
 from ..errors import DataError
 from ..robustness.bad_images_hook import tolerated_images
-from . import BROKEN_IMAGE, Reading, Report, check_images
 from .coco_file import CocoFile, read_coco
 from .dataset_paths import check_paths, dataset_class, is_local, reading_of, reads_plain_coco, registered_class
-from .images import missing_files
+from .images import Reading, check_images, missing_files
 from .labels import Labels, check_labels, config_classes
 from .metric_check import Scored, check_metrics, scores_with_coco
+from .report import BROKEN_IMAGE, Report
 from .trained_labels import TrainedLabels, check_trained_labels, name_labels
 
 HEADERS_READ = 256  # of each data set, spread over it; the command check-data reads all of them

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from ..analysis.coco_json import no_collection, read_json
 from ..errors import DataError
-from . import ImageEntry, Report, check_entries
-from .entries import ENTRY_KEYS
+from .entries import ENTRY_KEYS, check_entries
+from .images import ImageEntry
+from .report import Report
 
 
 @dataclass

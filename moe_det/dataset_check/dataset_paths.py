@@ -11,7 +11,7 @@ from ..called import command
 from ..common.config_edit import is_remote, split_datasets, split_metrics
 from ..common.console import near
 from ..errors import DataError
-from . import Reading
+from .images import Reading
 
 _DEMO_CONFIG = 'shapes/retinanet_moe_soft'
 

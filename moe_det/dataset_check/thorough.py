@@ -13,10 +13,11 @@ from ..common.config_file import merge_options, read_config
 from ..common.console import say, warn, write_result
 from ..common.software import cores
 from ..errors import DataError, MoEConfigError
-from . import Reading, Report, check_images
 from .before_run import DataSets
 from .coco_file import CocoFile, read_coco
 from .dataset_paths import check_paths, dataset_class, is_local, reading_of, reads_plain_coco
+from .images import Reading, check_images
+from .report import Report
 
 CLEAN, PROBLEMS = 0, 1
 

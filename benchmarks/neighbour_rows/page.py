@@ -23,7 +23,8 @@ WITHSTAND = (
 
 CLOSER = (
     *('row', 'seeds', 'images', 'random signs: AP', f'{SHORT}: AP', f'{LONG}: AP', f'{LONG}: minus control'),
-    *("the control's images: AP", 'the control, its own: AP', "the control, the row's: AP", 'signs of masking'),
+    *("the control's images: AP", 'the control, its own: AP', "the control, the row's: AP"),
+    *(f'the control, {LONG}: AP', 'signs of masking'),
 )
 
 
@@ -84,7 +85,7 @@ def _withstands(row: dict, rows: dict[str, dict]) -> list[str]:
         versus = difference(against(under(row, kind), under(control, kind), 'AP')) if control else ''
         cells += [points(values(row, kind, 'AP')), versus, _percent(values(row, kind, 'drop'))]
     cells += [_percent(values(row, kind, 'agreement')) for kind in UNDER]
-    return [*cells, counted([sign for one in runs for sign in one['masking']]) or 'none']
+    return [*cells, _signs(runs)]
 
 
 def _looked_at(row: dict) -> list[str]:
@@ -95,11 +96,14 @@ def _looked_at(row: dict) -> list[str]:
 
     images = ', '.join(map(str, dict.fromkeys(one['images'] for one in found)))
     cells = [row['name'], str(len(found)), images, *(cell(attack, 'own') for attack in (NOISE, SHORT, LONG))]
-    cells += [
-        difference(under_more_steps(row)),
-        *(cell(SHORT, what) for what in ('from_control', 'control', 'on_control')),
-    ]
-    return [*cells, counted([sign for one in found for sign in one['masking']]) or 'none']
+    cells.append(difference(under_more_steps(row)))
+    cells += [cell(SHORT, what) for what in ('from_control', 'control', 'on_control')]
+    return [*cells, cell(LONG, 'control'), _signs(found)]
+
+
+def _signs(found: list[dict]) -> str:
+    """Signs of gradient masking, without their numbers, and in how many runs."""
+    return counted([sign.partition(' (')[0] for one in found for sign in one['masking']]) or 'none'
 
 
 def _percent(shares: list[float]) -> str:

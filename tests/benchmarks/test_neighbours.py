@@ -232,7 +232,7 @@ def test_a_closer_look_by_hand():
     found = {
         'rows': ['a', 'b'],
         'images': 7,
-        'masking': {'a': ['a sign'], 'b': []},
+        'masking': {'a': ['a sign (AP 40.0 and 35.0)'], 'b': []},
         'clean': {'a': {'ap': {'AP': 0.8}}, 'b': {'ap': {'AP': 0.7}}},
         'attacks': [
             *(entry('noise', name, name, precision) for name, precision in (('a', 0.79), ('b', 0.69))),
@@ -246,7 +246,7 @@ def test_a_closer_look_by_hand():
     looked = closer_summary(found)
     assert looked == {
         'images': 7,
-        'masking': ['a sign'],
+        'masking': ['a sign (AP 40.0 and 35.0)'],
         'clean': {'own': 0.8, 'control': 0.7},
         'noise': {'own': 0.79, 'control': 0.69},
         'pgd-10': {'own': 0.4, 'on_control': 0.5, 'from_control': 0.6, 'control': 0.3},
@@ -255,7 +255,7 @@ def test_a_closer_look_by_hand():
     control, mixture = row(BASELINE, BASE), row(MIXTURE, BASE)
     mixture['seeds'][1]['closer'] = looked
     cells = table_cells(page(record_of(control, mixture)), f'{MIXTURE} ')[-1]
-    assert cells[1:] == ['1', '7', '79.0', '40.0', '35.0', '+15.0', '60.0', '30.0', '50.0', 'a sign (1)']
+    assert cells[1:] == ['1', '7', '79.0', '40.0', '35.0', '+15.0', '60.0', '30.0', '50.0', '20.0', 'a sign (1)']
     text = said(control, mixture)
     assert f'"{MIXTURE}": after pgd-20 it keeps 35.0 AP, +15.0 over the control (one seed), not shown to' in text
     assert 'made for the control leave it 60.0, those made for itself 40.0.' in text

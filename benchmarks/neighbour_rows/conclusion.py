@@ -145,13 +145,15 @@ def _closer(row: dict) -> str:
     if more is None:
         return ''
     found = looks(row)
-    own, foreign, long = (
-        100 * fmean(one[attack][what] for one in found)
-        for attack, what in ((SHORT, 'own'), (SHORT, 'from_control'), (LONG, 'own'))
-    )
-    text = f'A closer look at "{row["name"]}": after {LONG} it keeps {long:.1f} AP, {more.mean:+.1f} over the control '
-    text += f'({sure(more)}){", above it by two standard errors" if more.above else ", not shown to be above it"}; '
-    return f'{text}images that {SHORT} made for the control leave it {foreign:.1f}, those made for itself {own:.1f}.'
+
+    def kept(attack: str, what: str) -> str:
+        return f'{100 * fmean(one[attack][what] for one in found):.1f}'
+
+    above = 'above it by two standard errors' if more.above else 'not shown to be above it'
+    text = f'A closer look at "{row["name"]}": after {LONG} it keeps {kept(LONG, "own")} AP, {more.mean:+.1f} over the '
+    text += f'control ({sure(more)}), {above}; images that {SHORT} made for the control leave it '
+    text += f'{kept(SHORT, "from_control")}, those made for itself {kept(SHORT, "own")}; the control keeps '
+    return f'{text}{kept(SHORT, "control")} on its own and {kept(SHORT, "on_control")} on those of the row.'
 
 
 def _consistent(rows: dict[str, dict]) -> str:

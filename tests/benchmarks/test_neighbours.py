@@ -258,7 +258,7 @@ def test_a_closer_look_by_hand():
     assert cells[1:] == ['1', '7', '79.0', '40.0', '35.0', '+15.0', '60.0', '30.0', '50.0', '20.0', 'a sign (1)']
     text = said(control, mixture)
     assert f'"{MIXTURE}": after pgd-20 it keeps 35.0 AP, +15.0 over the control (one seed), not shown to' in text
-    assert 'made for the control leave it 60.0, those made for itself 40.0.' in text
+    assert 'control leave it 60.0, those made for itself 40.0; the control keeps 30.0 on its own and 50.0 on' in text
 
 
 def test_a_closer_look_attacks_the_row_beside_its_control(tmp_path, monkeypatch):

@@ -9,8 +9,10 @@ from common.page import MEASURES, defined, difference, seeds_in_words, sure
 from pay.conclusion import MOST_COST, SWAP, TARGET, layers_of, swap_losses
 from pay.settings import BASELINE
 
+from moe_det.attacks.plan import PGD, PGD_LONG
+
 from .settings import CONSISTENT, KERNELS, MUTUAL, SHARDS
-from .withstand import CLEAN, CORRUPTED, EPS, LONG, SHORT, UNDER
+from .withstand import CLEAN, CORRUPTED, EPS, UNDER
 
 
 def conclusion(rows: dict[str, dict]) -> list[str]:
@@ -44,7 +46,7 @@ def looks(row: dict) -> list[dict]:
 
 def under_more_steps(row: dict) -> Difference | None:
     """AP that a row keeps under twenty steps, over its control, in points."""
-    ends = [one[LONG] for one in looks(row)]
+    ends = [one[PGD_LONG] for one in looks(row)]
     return paired([100 * end['own'] for end in ends], [100 * end['control'] for end in ends])
 
 
@@ -150,10 +152,12 @@ def _closer(row: dict) -> str:
         return f'{100 * fmean(one[attack][what] for one in found):.1f}'
 
     above = 'above it by two standard errors' if more.above else 'not shown to be above it'
-    text = f'A closer look at "{row["name"]}": after {LONG} it keeps {kept(LONG, "own")} AP, {more.mean:+.1f} over the '
-    text += f'control ({sure(more)}), {above}; images that {SHORT} made for the control leave it '
-    text += f'{kept(SHORT, "from_control")}, those made for itself {kept(SHORT, "own")}; the control keeps '
-    return f'{text}{kept(SHORT, "control")} on its own and {kept(SHORT, "on_control")} on those of the row.'
+    text = f'A closer look at "{row["name"]}": after {PGD_LONG} it keeps {kept(PGD_LONG, "own")} AP, '
+    text += (
+        f'{more.mean:+.1f} over the control ({sure(more)}), {above}; images that {PGD} made for the control leave it '
+    )
+    text += f'{kept(PGD, "from_control")}, those made for itself {kept(PGD, "own")}; the control keeps '
+    return f'{text}{kept(PGD, "control")} on its own and {kept(PGD, "on_control")} on those of the row.'
 
 
 def _consistent(rows: dict[str, dict]) -> str:

@@ -10,9 +10,11 @@ from pay.conclusion import MOST_COST, layers_of
 from pay.page import PRECISION, SWAPPED, not_run, precision_row, rows_in_words, swap_row
 from pay.settings import BASELINE, BATCH
 
+from moe_det.attacks.plan import NOISE, PGD, PGD_LONG
+
 from .conclusion import alone, conclusion, looks, under, under_more_steps, values
 from .settings import MUTUAL, TABLE, TEACHER
-from .withstand import ATTACKS, CLEAN, CORRUPTED, EPS, LONG, NOISE, SEVERITY, SHORT, UNDER
+from .withstand import ATTACKS, CLEAN, CORRUPTED, EPS, SEVERITY, UNDER
 
 WITHSTAND = (
     *('row', 'seeds', 'images', 'AP'),
@@ -22,9 +24,9 @@ WITHSTAND = (
 )
 
 CLOSER = (
-    *('row', 'seeds', 'images', 'random signs: AP', f'{SHORT}: AP', f'{LONG}: AP', f'{LONG}: minus control'),
+    *('row', 'seeds', 'images', 'random signs: AP', f'{PGD}: AP', f'{PGD_LONG}: AP', f'{PGD_LONG}: minus control'),
     *("the control's images: AP", 'the control, its own: AP', "the control, the row's: AP"),
-    *(f'the control, {LONG}: AP', 'signs of masking'),
+    *(f'the control, {PGD_LONG}: AP', 'signs of masking'),
 )
 
 
@@ -95,10 +97,10 @@ def _looked_at(row: dict) -> list[str]:
         return points(one[attack][what] for one in found)
 
     images = ', '.join(map(str, dict.fromkeys(one['images'] for one in found)))
-    cells = [row['name'], str(len(found)), images, *(cell(attack, 'own') for attack in (NOISE, SHORT, LONG))]
+    cells = [row['name'], str(len(found)), images, *(cell(attack, 'own') for attack in (NOISE, PGD, PGD_LONG))]
     cells.append(difference(under_more_steps(row)))
-    cells += [cell(SHORT, what) for what in ('from_control', 'control', 'on_control')]
-    return [*cells, cell(LONG, 'control'), _signs(found)]
+    cells += [cell(PGD, what) for what in ('from_control', 'control', 'on_control')]
+    return [*cells, cell(PGD_LONG, 'control'), _signs(found)]
 
 
 def _signs(found: list[dict]) -> str:
@@ -150,8 +152,9 @@ _WITHSTAND = [
     'if a row keeps its set of experts (the most probable one where all are mixed).',
 ]
 _CLOSER = [
-    f'Some rows once more, with {LONG}, and beside their control: `moe-det attack ... --also` shows each of the two',
-    f'the images that {SHORT} made for the other. Images made for another detector need no gradient of the one that is',
+    f'Some rows once more, with {PGD_LONG}, and beside their control: `moe-det attack ... --also` shows each of the'
+    ' two',
+    f'the images that {PGD} made for the other. Images made for another detector need no gradient of the one that is',
     'shown them: where they do more than its own, its gradients hide something. Random signs of the same size are what',
     'the gradient has to do better than.',
 ]

@@ -11,13 +11,15 @@ from common import runs
 from pay.runs import changes_of, checkpoint_of
 from pay.settings import Table
 
+from moe_det.attacks.plan import FGSM, NOISE, PGD, PGD_LONG
+
 EPS = 4  # of 255
 SEVERITY = 3
-ATTACKS = ('fgsm', 'pgd-10')
+ATTACKS = (FGSM, PGD)
 CORRUPTED = 'corruptions'
 UNDER = (*ATTACKS, CORRUPTED)
 CLEAN = 'clean'
-CLOSER = NOISE, SHORT, LONG = ('noise', 'pgd-10', 'pgd-20')
+CLOSER = (NOISE, PGD, PGD_LONG)
 
 
 def withstood(table: Table, name: str, seed: int, checkpoint: Path, args: Namespace) -> dict[str, dict]:

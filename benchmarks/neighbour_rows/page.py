@@ -152,9 +152,8 @@ _WITHSTAND = [
     'if a row keeps its set of experts (the most probable one where all are mixed).',
 ]
 _CLOSER = [
-    f'Some rows once more, with {PGD_LONG}, and beside their control: `moe-det attack ... --also` shows each of the'
-    ' two',
-    f'the images that {PGD} made for the other. Images made for another detector need no gradient of the one that is',
-    'shown them: where they do more than its own, its gradients hide something. Random signs of the same size are what',
-    'the gradient has to do better than.',
+    f'Some rows once more, with {PGD_LONG}, and beside their control: `moe-det attack ... --also` shows each of the',
+    f'two the images that {PGD} made for the other. Images made for another detector need no gradient of the one that',
+    'is shown them: where they do more than its own, its gradients hide something. Random signs of the same size are',
+    'what the gradient has to do better than.',
 ]
